@@ -19,6 +19,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NoReturn
 
 NOT_EXECUTABLE = 126
@@ -57,8 +58,15 @@ def block_signals() -> tuple[Mask, bool]:
     return mask, ignored
 
 
-def start(argv: Sequence[str], mask: Mask, sigchld_ignored: bool) -> int:
+def start(
+    argv: Sequence[str], mask: Mask, sigchld_ignored: bool, descriptors: Mapping[int, int] = MappingProxyType({})
+) -> int:
     """Start the command in this process's group; return its pid once it runs.
+
+    Args:
+      argv: the command and its arguments.
+      mask, sigchld_ignored: those of `block_signals`.
+      descriptors: open descriptors that the command gets in the place of its own.
 
     Raises:
       CannotStartError: there is no such program, or it cannot be executed.
@@ -71,6 +79,8 @@ def start(argv: Sequence[str], mask: Mask, sigchld_ignored: bool) -> int:
                 signal.signal(ignored, signal.SIG_DFL)
             if sigchld_ignored:
                 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            for number, descriptor in descriptors.items():
+                os.dup2(descriptor, number)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             number = _execute([os.fsencode(word) for word in argv], own_environment())
         except BaseException:  # noqa: BLE001  # nothing may be unwound in a forked child
@@ -149,16 +159,23 @@ class Supervisor:
       command: its pid.
       watcher: reports the signals that the command has already received.
       timeout_s: time limit, s; None for none. At the limit the command gets SIGTERM, and SIGKILL ten seconds later.
-      on_child: called with the pid of any other child that ended.
+      on_child: called with the pid and the wait status of any other child that ended.
+      on_resize: called when the size of a terminal has changed.
     """
 
     def __init__(
-        self, command: int, watcher: SignalWatcher | None, timeout_s: float | None, on_child: Callable[[int], None]
+        self,
+        command: int,
+        watcher: SignalWatcher | None,
+        timeout_s: float | None,
+        on_child: Callable[[int, int], None],
+        on_resize: Callable[[], None],
     ) -> None:
         self._command = command
         self._watcher = watcher
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._on_child = on_child
+        self._on_resize = on_resize
         self._is_cancelled = False  # a signal that ends jobs has arrived
         self._is_timed_out = False  # the command got SIGTERM at its time limit
         self._is_stopped = False  # the command is stopped
@@ -185,16 +202,17 @@ class Supervisor:
 
     def _reap(self) -> Ending | None:
         """Handle children that have changed. Return the end of the command, once it has ended."""
+        ending = None
         for pid, status in reap_children(os.WUNTRACED | os.WCONTINUED):
             is_over = os.WIFEXITED(status) or os.WIFSIGNALED(status)
             if pid == self._command and is_over:
-                return Ending(status, self._is_cancelled, self._is_timed_out)
-            if pid == self._command:
+                ending = Ending(status, self._is_cancelled, self._is_timed_out)
+            elif pid == self._command:
                 self._is_stopped = os.WIFSTOPPED(status)
                 self._note_group_signals()
             elif is_over:
-                self._on_child(pid)
-        return None
+                self._on_child(pid, status)
+        return ending
 
     def _stop_with_group(self) -> None:
         """Stop this process as its group was stopped, until it is continued."""
@@ -226,6 +244,8 @@ class Supervisor:
         self._note_group_signals()
         if number == signal.SIGCONT:
             self._group_stops.clear()
+        if number == signal.SIGWINCH:
+            self._on_resize()
         if number in self._to_group:
             self._to_group.discard(number)
         else:

@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from ciml.errors import CimlError
@@ -25,6 +25,7 @@ from ciml.recorder.command import (
     close_descriptors,
     reap_children,
 )
+from ciml.recorder.output import Output
 from ciml.recorder.producer import Sender
 from ciml.recorder.sampler import Recorder, find_dool
 from ciml.recorder.spool.delivery import Delivery
@@ -40,6 +41,7 @@ _NO_LOG = (
 _INTERVAL_S = 1.0
 _MAX_RESTARTS = 3
 _STABLE_S = 60.0  # a worker that ran for this time resets the count of restarts
+_OUTPUT_PAUSE_S = 0.005
 _GRACE_S = 2.0  # after the flush time, until a worker that hangs is killed
 
 
@@ -56,7 +58,14 @@ class _Worker(NamedTuple):
     pipe: int
 
 
-def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float | None = None) -> NoReturn:
+def record(
+    argv: Sequence[str],
+    plan: Plan,
+    settings: Settings,
+    timeout_s: float | None = None,
+    *,
+    with_output: bool = False,
+) -> NoReturn:
     """Run a command with a recorder beside it, and exit as the command did.
 
     Args:
@@ -64,13 +73,14 @@ def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float
       plan: the facts of the run, and its destination.
       settings: settings of the recorder.
       timeout_s: time limit of the command, s; None for none.
+      with_output: whether to record what the command prints.
     """
     if plan.kafka and not plan.log_dir:
         report(_NO_LOG)
     mask, sigchld_ignored = command.block_signals()
-    sidecar = _Sidecar(plan, settings)
+    sidecar = _Sidecar(plan, settings, with_output=with_output)
     try:
-        pid = command.start(argv, mask, sigchld_ignored)
+        pid = command.start(argv, mask, sigchld_ignored, sidecar.descriptors)
     except command.CannotStartError as error:
         sidecar.start()
         report(f"{argv[0]}: {error}")
@@ -80,7 +90,7 @@ def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float
     watcher = None
     with contextlib.suppress(OSError):  # cannot fork: then the command receives signals to the group twice
         watcher = SignalWatcher(pid)
-    ending = Supervisor(pid, watcher, timeout_s, sidecar.handle_child_end).wait()
+    ending = Supervisor(pid, watcher, timeout_s, sidecar.handle_child_end, sidecar.resize).wait()
     if watcher is not None:
         watcher.end()
     sidecar.finish(ending)
@@ -90,21 +100,43 @@ def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float
 class _Sidecar:
     """The recorder, as seen by the process that runs the command. No method raises."""
 
-    def __init__(self, plan: Plan, settings: Settings) -> None:
+    def __init__(self, plan: Plan, settings: Settings, *, with_output: bool) -> None:
         self._settings = settings
         self._recording: Recording | None = None
         self._worker: _Worker | None = None  # None without a recording, and after its end
         self._restarts = 0  # without those before a worker that ran for `_STABLE_S`
         self._started_s = 0.0  # when the last worker was started
+        self._output: Output | None = None
         try:
             self._recording = Recording.create(settings.spool, plan)
         except CimlError as error:
             report(f"not recording: {error}")
         except Exception as error:  # noqa: BLE001  # after any failure the command must still run
             report(f"not recording: {settings.spool}: {getattr(error, 'strerror', None) or error}")
+        if with_output and self._recording is not None:
+            try:
+                self._output = Output(self._recording.create_output())
+            except Exception as error:  # noqa: BLE001  # see above
+                report(f"not recording the output: {getattr(error, 'strerror', None) or error}")
+                self._recording.remove_output()
+
+    @property
+    def descriptors(self) -> Mapping[int, int]:
+        """The descriptors that the command gets in the place of its own."""
+        return self._output.descriptors if self._output else {}
+
+    def resize(self) -> None:
+        """Handle a change of a terminal's size."""
+        if self._output is not None:
+            self._output.resize()
 
     def start(self) -> None:
-        """Start the worker."""
+        """Start the copiers of the output, and the worker."""
+        if self._output is not None:
+            self._output.start()
+        self._start_worker()
+
+    def _start_worker(self) -> None:
         if self._recording is None:
             return
         self._started_s = time.monotonic()
@@ -113,8 +145,10 @@ class _Sidecar:
         except OSError as error:
             report(f"not recording: {error.strerror}")
 
-    def handle_child_end(self, pid: int) -> None:
-        """Handle the end of a child: restart the worker if it ended."""
+    def handle_child_end(self, pid: int, status: int) -> None:
+        """Handle the end of a child: restart the worker if it ended, and a copier of the output if it was killed."""
+        if self._output is not None:
+            self._output.handle_child_end(pid, status)
         if self._worker is None or pid != self._worker.pid:
             return
         os.close(self._worker.pipe)
@@ -124,7 +158,7 @@ class _Sidecar:
         if self._restarts < _MAX_RESTARTS:
             self._restarts += 1
             report("the recorder exited; restarting it")
-            self.start()
+            self._start_worker()
         else:
             report("the recorder exited too often; the command continues without it")
 
@@ -132,6 +166,7 @@ class _Sidecar:
         """Write down the command's end, and give the worker its flush time; a signal that ends jobs shortens it."""
         if self._recording is None:
             return
+        self._finish_output()
         try:
             self._recording.write_end(_end_of(ending))
         except OSError as error:
@@ -149,6 +184,19 @@ class _Sidecar:
                 os.waitpid(self._worker.pid, 0)
                 report(f"not everything was sent: {_keep(self._recording, self._settings)}")
                 return
+
+    def _finish_output(self) -> None:
+        """Wait until all that the command printed is passed on, as it would have; a signal that ends jobs ends this."""
+        if self._output is None:
+            return
+        self._output.mark_end()
+        while not self._output.is_passed_on():
+            info = signal.sigtimedwait(EVERY_SIGNAL, _OUTPUT_PAUSE_S)
+            if info is not None and info.si_signo in CANCEL:
+                break
+            for pid, status in reap_children():
+                self.handle_child_end(pid, status)
+        self._output.close()
 
 
 def _end_of(ending: Ending) -> End:

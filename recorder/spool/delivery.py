@@ -1,7 +1,8 @@
 """Delivery of a recording: events and samples to Kafka, the log to its folder. The queue is on disk, not in memory.
 
 With a broker, the messages are a start event, the samples, an end for each start of the recorder, and a finished event.
-Without a broker, only the log is stored, with a line of a listing for ``ciml backfill``.
+Without a broker, only the log is stored, with a line of a listing for ``ciml backfill``. The output of the command is
+stored next to the log, if it was recorded.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
@@ -24,12 +25,13 @@ from ciml.events.run_facts import log_address
 from ciml.events.run_id import path_safe
 from ciml.limits import MAX_LABELS
 from ciml.recorder.producer import Headers, Sender
-from ciml.recorder.spool.recording import LOG, End, Recording
+from ciml.recorder.spool.recording import LOG, OUTPUT, End, Recording
 from ciml.recorder.tail import Mark, Piece, Tail
 
 _MAX_IN_FLIGHT = 32  # messages of samples; the others are read from the log later
 _RETRY_S = 5.0
 _READ_BYTES = 1 << 20
+_FAST = 1  # the level of gzip for outputs: the command's end waits for it
 
 
 class _Content(NamedTuple):
@@ -74,7 +76,8 @@ class Delivery:
         self._tail = Tail(recording.read_log, recording.starts())
         self._samples: deque[_Message] = deque()  # without those at the beginning that have arrived
         self._events: dict[str, _Message] = {} if announce else {"started": _Message("arrived")}
-        self._log_address: str | None = None  # None until the log is stored
+        self._log_path: str | None = None  # None until the log is stored
+        self._output_path = ""
         self._not_before_s = 0.0
 
     @property
@@ -118,7 +121,7 @@ class Delivery:
 
         self._store_log()
         folder = _folder(self._plan.mention)
-        line = _listing_line(self._finished_facts(end), f"{folder}/{LOG}.gz")
+        line = _listing_line(self._finished_facts(end), self._log_path or "", self._output_path)
         open_store(self._plan.log_dir).replace(f"{folder}/run.json", line)
         return True
 
@@ -206,25 +209,39 @@ class Delivery:
             phase="finished",
             result=end.result,
             end_us=max(end.end_us, facts.start_us or 0),
-            log_url=self._log_address or "",
+            log_url=self._log_address(),
             labels=dict(islice(labels.items(), MAX_LABELS)),
         )
 
     def _store_log(self) -> None:
-        """Store the compressed log in its folder, once. Without a folder, the samples are only in the topic."""
-        if self._log_address is not None or not self._plan.log_dir:
+        """Store the compressed log in its folder, once, and the output next to it.
+
+        Without a folder, the samples are only in the topic.
+        """
+        if self._log_path is not None or not self._plan.log_dir:
             return
         from ciml.storage import open_store
 
         store = open_store(self._plan.log_dir)
-        data = _compressed(self.recording)
+        data = _compressed(_log_pieces(self.recording))
         folder = _folder(self._plan.mention)
-        path = f"{folder}/{LOG}.gz"
-        if not store.create(path, data) and store.read(path) != data:
+        prefix = f"{folder}/"
+        if not store.create(f"{prefix}{LOG}.gz", data) and store.read(f"{prefix}{LOG}.gz") != data:
             # Another recording has the same run id. Ingest reports this one, and keeps the first committed run.
-            path = f"{folder}/{hashlib.sha256(data).hexdigest()[:16]}-{LOG}.gz"
-            store.create(path, data)
-        self._log_address = log_address(self._plan.log_url or self._plan.log_dir, path)
+            prefix = f"{folder}/{hashlib.sha256(data).hexdigest()[:16]}-"
+            store.create(f"{prefix}{LOG}.gz", data)
+        if (output := self.recording.output_pieces()) is not None:
+            store.create(f"{prefix}{OUTPUT}.gz", _compressed(output, _FAST))
+            self._output_path = f"{prefix}{OUTPUT}.gz"
+        self._log_path = f"{prefix}{LOG}.gz"
+
+    def _log_address(self) -> str:
+        """Return the address of the log; of its folder if the output is there, too, so that ingest finds both."""
+        if self._log_path is None:
+            return ""
+        folder = f"{_folder(self._plan.mention)}/"
+        is_pair = self._output_path == f"{folder}{OUTPUT}.gz"
+        return log_address(self._plan.log_url or self._plan.log_dir, folder if is_pair else self._log_path)
 
 
 def encode_piece(run_id: str, piece: Piece, first_us: int) -> bytes:
@@ -239,22 +256,29 @@ def _folder(facts: RunFacts) -> str:
     return f"{path_safe(facts.build_name)}/{facts.run_id}"
 
 
-def _compressed(recording: Recording) -> bytes:
-    """Compress the log with gzip, reproducibly."""
+def _log_pieces(recording: Recording) -> Iterator[bytes]:
+    offset = 0
+    while piece := recording.read_log(offset, _READ_BYTES):
+        yield piece
+        offset += len(piece)
+
+
+def _compressed(pieces: Iterable[bytes], level: int = 9) -> bytes:
+    """Compress with gzip, reproducibly."""
     out = io.BytesIO()
-    with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as file:
-        offset = 0
-        while piece := recording.read_log(offset, _READ_BYTES):
+    with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=level, mtime=0) as file:
+        for piece in pieces:
             file.write(piece)
-            offset += len(piece)
     return out.getvalue()
 
 
-def _listing_line(facts: RunFacts, log_path: str) -> bytes:
+def _listing_line(facts: RunFacts, log_path: str, output_path: str) -> bytes:
     from ciml.events.run_facts import run_from_facts
 
     run = run_from_facts(facts)
     for name in ("log_url", "id", "job", "event"):
         run.pop(name, None)
     line = {"build_uuid": facts.build_uuid, "build_name": facts.build_name, "labels": {}, **run, "log_path": log_path}
+    if output_path:
+        line["output_path"] = output_path
     return json.dumps(line).encode() + b"\n"

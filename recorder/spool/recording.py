@@ -1,7 +1,8 @@
 """The spool: one folder for each recording, so that no data is lost with a process or a network.
 
 A recording's folder holds ``run.json`` (the facts of the run, and its destination), the log, ``starts`` (a line for
-each start of the recorder) and, once the command has ended, ``end.json``. Progress of sending is not stored: a later
+each start of the recorder), perhaps the output of the command (`ciml.recorder.output`) and, once the command has
+ended, ``end.json``. Progress of sending is not stored: a later
 sender sends all of it, and repeats are recognised by the identity of each sample and event. A folder is locked while a
 process records into it or sends it, and removed when everything has arrived. A leftover recording is untrusted input:
 an earlier job of this user may have created or changed it (`ciml.recorder.spool.seals`).
@@ -16,6 +17,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from ciml.events.records import RunFacts
 from ciml.events.run_facts import check_labels, facts_from_run, run_from_facts
 from ciml.events.run_id import RunId
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES, MAX_RECORDING_STARTS, MAX_SPOOL_ENTRIES
+from ciml.recorder.output import MAX_FILE_BYTES, kept_pieces
 from ciml.recorder.spool.folder import Folder, open_private
 from ciml.recorder.tail import Micros, Start
 from ciml.storage.json_files import seal, seal_of, without_seal
@@ -37,11 +40,25 @@ LOG = "dstat-csv_log.txt"
 RUN = "run.json"
 END = "end.json"
 STARTS = "starts"
+OUTPUT = "job-output.txt"
 SEAL = "seal.json"
 _LOCK = "lock"
 #: All files that a recording may contain: also those that were not renamed yet, and their former names. Removed in this
 #: order: without its first file a folder is no recording, so none with a part of its log is sent again.
-_FILES = (RUN, LOG, END, STARTS, SEAL, _LOCK, *(f"{name}.new" for name in (RUN, END, SEAL)), "run.new", "end.new")
+_FILES = (
+    RUN,
+    LOG,
+    OUTPUT,
+    END,
+    STARTS,
+    SEAL,
+    _LOCK,
+    *(f"{name}.new" for name in (RUN, END, SEAL)),
+    "run.new",
+    "end.new",
+)
+#: Bytes of a file that is read again; of each other file `MAX_RECORDING_FILE_BYTES`.
+_MAX_BYTES = {LOG: MAX_RECORDING_LOG_BYTES, OUTPUT: MAX_FILE_BYTES}
 _NAME = re.compile(r"[0-9]{1,20}-[0-9]{1,10}")
 _RESULTS = frozenset({"SUCCESS", "FAILURE", "TIMED_OUT", "ABORTED"})
 _LOCK_TRIES = 50
@@ -215,6 +232,27 @@ class Recording:
         except FileNotFoundError:
             return b""
 
+    def create_output(self) -> int:
+        """Create the file of the output; return its descriptor. Raises `OSError`."""
+        return self.folder.open(OUTPUT, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+    def remove_output(self) -> None:
+        """Remove the file of the output, if it can be."""
+        with contextlib.suppress(OSError):
+            os.unlink(OUTPUT, dir_fd=self.folder.descriptor)
+
+    def output_pieces(self) -> Iterator[bytes] | None:
+        """Return what was recorded of the output, piece by piece; None without one. Raises `OSError`, `CimlError`."""
+        status = self.folder.stat(OUTPUT)
+        if status is None:
+            return None
+
+        def read(offset: int, count: int) -> bytes:
+            with os.fdopen(self.folder.open(OUTPUT), "rb") as file:
+                return os.pread(file.fileno(), count, offset)
+
+        return kept_pieces(read, min(status.st_size, MAX_FILE_BYTES))
+
     @property
     def has_seal(self) -> bool:
         """Whether it has a seal, valid or not, so its recorder had credentials. Raises `OSError`, `CimlError`."""
@@ -237,6 +275,11 @@ class Recording:
         os.close(self.lock)
 
 
+def max_bytes_of(name: str) -> int:
+    """Return the most bytes of a file of a recording that is read again."""
+    return _MAX_BYTES.get(name, MAX_RECORDING_FILE_BYTES)
+
+
 def list_spool(spool: Folder) -> tuple[list[str], bool]:
     """List a spool. Raises `OSError`.
 
@@ -254,7 +297,7 @@ def size_of(folder: Folder) -> int:
     total = 0
     for name in set(folder.names(len(_FILES))) & set(_FILES):
         status = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
-        total += status.st_size if status.st_size <= MAX_RECORDING_LOG_BYTES else 0
+        total += status.st_size if status.st_size <= max_bytes_of(name) else 0
     return total
 
 
@@ -285,7 +328,7 @@ def _read_plan(folder: Folder, is_young: bool) -> Plan | None:
         raise CimlError(f"{folder.path}: not a recording: no {RUN}")
     for name in names:  # also files that are not read here: a folder of that name could not be removed
         status = folder.stat(name)
-        max_bytes = MAX_RECORDING_LOG_BYTES if name == LOG else MAX_RECORDING_FILE_BYTES
+        max_bytes = max_bytes_of(name)
         if status is not None and status.st_size > max_bytes:
             raise CimlError(f"{folder.path / name} is larger than {max_bytes} bytes")
     plan = msgspec.convert(_read(folder, RUN), Plan)

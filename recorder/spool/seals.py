@@ -19,9 +19,20 @@ from dataclasses import asdict, replace
 
 from ciml.errors import CimlError
 from ciml.kafka import KafkaOptions
-from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES
+from ciml.limits import MAX_RECORDING_FILE_BYTES
 from ciml.recorder import Settings
-from ciml.recorder.spool.recording import END, LOG, RUN, SEAL, STARTS, Destination, Plan, Recording
+from ciml.recorder.spool.recording import (
+    END,
+    LOG,
+    OUTPUT,
+    RUN,
+    SEAL,
+    STARTS,
+    Destination,
+    Plan,
+    Recording,
+    max_bytes_of,
+)
 
 #: Facts that a trust policy may match, except the source, which is part of the run's id. `ciml.trust.FACTS` is the
 #: same list, in a module that the recorder's oldest Python cannot import.
@@ -35,6 +46,7 @@ _S3_SECRET_FILES = (
     "AWS_SHARED_CREDENTIALS_FILE AWS_WEB_IDENTITY_TOKEN_FILE AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE".split()
 )
 _PIECE = 1 << 20
+_NO_FILE = "-"
 
 
 def plan_for_recorder(recording: Recording, own: Plan, settings: Settings) -> Plan | None:
@@ -196,22 +208,25 @@ def _mac(recording: Recording, secrets: bytes, salt: bytes) -> str:
     # scrypt: the next job can read the file, and a password may be short.
     key = hashlib.scrypt(secrets, salt=salt, n=1 << 14, r=8, p=1, dklen=32)
     mac = hmac.new(key, digestmod="sha256")
-    for name in _SEALED_FILES:
-        mac.update(f"{name} {_digest(recording, name)}\n".encode())
+    digests = {name: _digest(recording, name) for name in (*_SEALED_FILES, OUTPUT)}
+    if digests[OUTPUT] == _NO_FILE:  # as in the seals of recorders that knew no output
+        del digests[OUTPUT]
+    for name, digest in digests.items():
+        mac.update(f"{name} {digest}\n".encode())
     return mac.hexdigest()
 
 
 def _digest(recording: Recording, name: str) -> str:
-    """Return the hex sha256 of a file; "-" if it does not exist."""
+    """Return the hex sha256 of a file; `_NO_FILE` if it does not exist."""
     digest = hashlib.sha256()
     try:
         with os.fdopen(recording.folder.open(name), "rb") as file:
             while piece := file.read(_PIECE):
                 digest.update(piece)
-                if file.tell() > MAX_RECORDING_LOG_BYTES:
-                    raise CimlError(f"{recording.folder.path / name} is larger than {MAX_RECORDING_LOG_BYTES} bytes")
+                if file.tell() > max_bytes_of(name):
+                    raise CimlError(f"{recording.folder.path / name} is larger than {max_bytes_of(name)} bytes")
     except FileNotFoundError:
-        return "-"
+        return _NO_FILE
     return digest.hexdigest()
 
 

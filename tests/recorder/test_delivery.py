@@ -18,6 +18,7 @@ from ciml.events.samples import End, Samples, decode, to_table
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.kafka.broker import list_topic
 from ciml.storage import open_store
+from ciml.transforms.fetch.outputs import fetch_outputs, output_addresses
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.faults.broker import Broker
@@ -99,13 +100,30 @@ def test_a_run_arrives_whole(kafka: str, topic: Callable[..., str], tmp_path: Pa
     assert fetched == [gzip.decompress(log.read_bytes())]
 
 
+def test_ingest_finds_the_log_and_the_output_of_a_run(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
+    ci_events, logs = topic(name="events"), tmp_path / "logs"
+    done = record(
+        tmp_path / "spool", "--kafka", kafka, "--samples-topic", "", "--topic", ci_events, "--log-dir", str(logs),
+        "--job", "unit", "--run-id", "b/1", "--source", "zuul", "--output", command=["echo", "printed"],
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "printed\n")
+    (facts,) = events(kafka, ci_events)[-1].run_facts
+    (output,) = logs.glob("*/*/job-output.txt.gz")
+    policy = FetchPolicy().allowing(roots=(str(logs),))
+    fetched, _ = run_fetch(policy, facts.log_url)
+    assert fetched == [gzip.decompress((output.parent / "dstat-csv_log.txt.gz").read_bytes())]
+    read = fetch_outputs([output_addresses(policy, facts)], policy, lambda _, chunks: b"".join(chunks), 30.0)
+    assert [gzip.decompress(data) for data in read if isinstance(data, bytes)] == [b"printed\n"]
+
+
 def test_the_log_of_a_run_is_stored_on_s3(s3: Any, tmp_path: Path) -> None:
     prefix = f"{s3.bucket()}/ci"
-    recorded = ["--log-dir", prefix, "--job", "unit", "--run-id", "1"]
+    recorded = ["--log-dir", prefix, "--job", "unit", "--run-id", "1", "--output"]
     done = record(tmp_path / "spool", *recorded, "--flush", "20s", command=["true"])
     assert (done.returncode, list((tmp_path / "spool").iterdir())) == (0, []), done.stderr
     store = open_store(prefix)
-    assert sorted(store.list()) == ["unit/record~1~1/dstat-csv_log.txt.gz", "unit/record~1~1/run.json"]
+    names = ("dstat-csv_log.txt.gz", "job-output.txt.gz", "run.json")
+    assert sorted(store.list()) == [f"unit/record~1~1/{name}" for name in names]
     (table,) = parse_logs([Log(store.read("unit/record~1~1/dstat-csv_log.txt.gz"))])
     assert isinstance(table, pa.Table)
     assert table.num_rows >= 1

@@ -147,11 +147,11 @@ def test_a_worker_is_restarted_three_times_in_a_minute(
     monkeypatch.setattr(record_module, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
     monkeypatch.setattr(record_module, "_fork_worker", fork)
     plan = taken(plant(tmp_path / "planted", kafka="k:9")).plan
-    sidecar = record_module._Sidecar(plan, Settings(tmp_path / "spool"))
+    sidecar = record_module._Sidecar(plan, Settings(tmp_path / "spool"), with_output=False)
     sidecar.start()
     for lifetime_s in lifetimes_s:
         clock.now_s += lifetime_s
-        sidecar.handle_child_end(pids[-1])
+        sidecar.handle_child_end(pids[-1], 0)
     assert len(pids) == len(lifetimes_s) + is_alive
 
 
@@ -161,6 +161,8 @@ def test_what_is_kept_is_sealed_with_the_credentials_of_its_destinations(tmp_pat
     note = record_module._keep(recording, Settings(tmp_path / "spool", kafka))
     assert is_sealed(recording, secrets_of(kafka, ""))
     assert "not sealed" not in note
+    (recording.folder.path / "job-output.txt").write_text("planted\n")
+    assert not is_sealed(recording, secrets_of(kafka, ""))
     assert "pa55" not in note
 
 

@@ -139,9 +139,10 @@ def test_a_recording_whose_removal_dies_before_any_step_is_whole_or_none(tmp_pat
         assert left is None or (left.read_log(0, 1 << 20), left.end()) == (TELEMETRY, end)
 
 
-@pytest.mark.parametrize("file", ["run.json", "starts", "end.json", "dstat-csv_log.txt"])
+@pytest.mark.parametrize("file", ["run.json", "starts", "end.json", "dstat-csv_log.txt", "job-output.txt"])
 def test_a_seal_covers_each_file(tmp_path: Path, file: str) -> None:
     folder = plant(tmp_path / "spool")
+    (folder / "job-output.txt").write_text("printed\n")
     recording = taken(folder)
     seal_recording(recording, SECRETS)
     assert is_sealed(recording, SECRETS)

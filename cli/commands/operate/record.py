@@ -24,6 +24,7 @@ class RecordOptions(BrokerOptions):
     Attributes:
       log_dir: Folder or s3:// prefix of the log, stored as JOB/RUN-ID/dstat-csv_log.txt.gz.
       log_url: URL of --log-dir for ingest. [default: --log-dir]
+      output: Record what the command prints, too, and store it next to the log as job-output.txt.gz.
       job: Job of the run. [default: $CIML_JOB or the CI system's]
       run_id: Native id of the run. [default: $CIML_RUN_ID, the CI system's or random]
       source: CI system of the run. [default: $CIML_SOURCE or the detected one]
@@ -41,6 +42,7 @@ class RecordOptions(BrokerOptions):
     argv: tuple[str, ...] = argument("COMMAND…", click.UNPROCESSED, many=True, required=False)
     log_dir: str | None = option(kind="place", metavar="FOLDER|s3://PREFIX", envvar="CIML_LOG_DIR")
     log_url: str = option("", metavar="URL", envvar="CIML_LOG_URL")
+    output: bool = flag()
     job: str | None = option(metavar="NAME")
     run_id: str | None = option(metavar="ID")
     source: str | None = option(metavar="NAME")
@@ -66,7 +68,7 @@ def command(options: RecordOptions) -> None:
     Example:
       ciml record -- make test
       ciml record --kafka kafka:9092 --log-dir s3://logs/ci --label provider=rax -- tox -e py311
-      ciml record --log-dir logs --job unit -- pytest -x
+      ciml record --log-dir logs --output --job unit -- pytest -x
       ciml record --send
     """
     from ciml.extras import require
@@ -81,6 +83,8 @@ def command(options: RecordOptions) -> None:
         )
     if options.log_url and not options.log_dir:
         raise click.UsageError("--log-url needs --log-dir")
+    if options.output and (options.send or not options.log_dir):
+        raise click.UsageError("--output needs a command and --log-dir, where the output is stored next to the log")
     if options.log_dir and options.log_dir.startswith("s3://"):
         require("boto3", "data")
     settings = _settings(options)
@@ -97,7 +101,8 @@ def command(options: RecordOptions) -> None:
     facts = run_facts(options)
     if options.kafka and not options.run_id and (line := missing_id(os.environ)):
         report(line)
-    record(argv, Plan(facts, options.kafka or "", **asdict(destination)), settings, options.timeout)
+    plan = Plan(facts, options.kafka or "", **asdict(destination))
+    record(argv, plan, settings, options.timeout, with_output=options.output)
 
 
 def _settings(options: RecordOptions) -> Settings:

@@ -1,0 +1,248 @@
+"""The recorded output of a command: the command runs as without it, and its output is next to its log."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gzip
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ciml.data_root import DataRoot
+from ciml.recorder import output as module
+from ciml.recorder.output import Output, kept_pieces
+from ciml.runs.latest_runs import latest_runs
+from ciml.runs.outputs import KeptOutput, read_output
+from ciml.runs.state import open_raw
+from tests.recorder.recorded import environment, record, recorder, wait_for
+from tests.recorder.test_transparent import CODES, DEATHS, ECHO, NO_NUL, TELLS_SIGNALS, ended
+from tests.tier import tries
+
+
+def recording(tmp_path: Path, *options: str) -> list[str | bytes]:
+    """The command line of a recorder that records the output, up to the command."""
+    return recorder(tmp_path / "spool", "-q", "--log-dir", str(tmp_path / "logs"), "--job", "job", "--output", *options)
+
+
+def start(tmp_path: Path, *command: str, **more: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([*recording(tmp_path), *command], env=environment(), **more)  # type: ignore[call-overload,no-any-return]
+
+
+def recorded(tmp_path: Path) -> bytes:
+    """The recorded output of the only run."""
+    (path,) = (tmp_path / "logs").glob("job/*/job-output.txt.gz")
+    return gzip.decompress(path.read_bytes())
+
+
+def copiers(recorder: int) -> list[psutil.Process]:
+    """The processes that pass the output on: they alone have its file open."""
+    found = []
+    for child in psutil.Process(recorder).children():
+        with contextlib.suppress(psutil.Error):
+            if any(file.path.endswith("/job-output.txt") for file in child.open_files()):
+                found.append(child)
+    return found
+
+
+@settings(max_examples=tries(10), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(ending=CODES | DEATHS, stdin=st.binary(max_size=200_000), arguments=st.lists(NO_NUL, max_size=4))
+def test_a_command_whose_output_is_recorded_is_the_bare_one(
+    tmp_path: Path, ending: str, stdin: bytes, arguments: list[bytes]
+) -> None:
+    command = ["sh", "-c", ECHO, "sh", *arguments]
+    env = {b"PATH": os.environb[b"PATH"], b"PYTHONPATH": os.fsencode(environment()["PYTHONPATH"])}
+    env[b"ENDING"] = ending.encode()
+    bare = ended(command, tmp_path, input=stdin, env=env)
+    assert ended([*recording(tmp_path), *command], tmp_path, input=stdin, env=env) == bare
+
+
+def test_both_streams_are_recorded_in_their_order_if_they_are_one(tmp_path: Path) -> None:
+    script = "for n in $(seq 500); do echo out $n; echo err $n >&2; done; printf 'no line feed'"
+    done = subprocess.run(
+        [*recording(tmp_path), "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=environment(), check=True, timeout=60,
+    )  # fmt: skip
+    lines = [f"{stream} {number}\n" for number in range(1, 501) for stream in ("out", "err")]
+    assert done.stdout == recorded(tmp_path) == "".join([*lines, "no line feed"]).encode()
+
+
+def test_what_a_command_prints_comes_at_once(tmp_path: Path) -> None:
+    process = start(tmp_path, "sh", "-c", "printf prompt:; read x; echo $x", stdin=-1, stdout=-1)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.read(7) == b"prompt:"
+    process.stdin.write(b"answer\n")
+    assert process.communicate(timeout=30)[0] == b"answer\n"
+    assert recorded(tmp_path) == b"prompt:answer\n"
+
+
+PRINTS = "import sys, time\nfor n in range(300):\n    print(n, 'x' * 300, flush=True)\n    time.sleep(0.01)"
+
+
+def test_a_copier_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    process = start(tmp_path, sys.executable, "-c", PRINTS, stdout=-1, stderr=-1)
+    assert process.stdout is not None
+    read = process.stdout.read1(100)  # type: ignore[attr-defined]
+    killed = set()
+    for _ in range(10):
+        (copier, *_) = wait_for(lambda: [each for each in copiers(process.pid) if each.pid not in killed])
+        killed.add(copier.pid)
+        copier.kill()
+        time.sleep(0.1)
+    rest, reported = process.communicate(timeout=60)
+    wanted = "".join(f"{number} {'x' * 300}\n" for number in range(300)).encode()
+    assert (process.returncode, reported) == (0, b"")
+    assert read + rest == wanted == recorded(tmp_path)
+
+
+def test_a_command_whose_reader_ends_gets_sigpipe(tmp_path: Path) -> None:
+    """As the bare command does, also if only one of its streams has no reader."""
+    for streams in ({"stdout": -1, "stderr": -1}, {"stdout": -1, "stderr": subprocess.STDOUT}):
+        process = start(tmp_path, "yes", **streams)
+        assert process.stdout is not None
+        assert process.stdout.read(2) == b"y\n"
+        process.stdout.close()
+        assert process.wait(30) == -signal.SIGPIPE
+
+
+def test_a_reader_that_waits_stops_the_command(tmp_path: Path) -> None:
+    """Nothing is buffered in its place: what is not read is not recorded, either."""
+    process = start(tmp_path, "head", "-c", "20000000", "/dev/zero", stdout=-1)
+    (file,) = wait_for(lambda: list((tmp_path / "spool").glob("*/job-output.txt")))
+    time.sleep(1.5)
+    assert file.stat().st_size <= 64 << 10
+    assert process.poll() is None
+    assert process.communicate(timeout=30)[0] == bytes(20_000_000) == recorded(tmp_path)
+
+
+def test_a_signal_ends_a_recorder_whose_reader_waits(tmp_path: Path) -> None:
+    process = start(tmp_path, "sh", "-c", "head -c 100000 /dev/zero; echo end >&2", stdout=-1, stderr=-1)
+    assert process.stderr is not None
+    assert process.stderr.readline() == b"end\n"
+    time.sleep(0.5)
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+def test_children_that_outlive_the_command_keep_their_streams(tmp_path: Path) -> None:
+    process = start(tmp_path, "sh", "-c", "echo early; (sleep 3; echo late) & exit 3", stdout=-1)
+    assert process.wait(2.9) == 3
+    assert process.communicate(timeout=30)[0] == b"early\nlate\n"
+    assert recorded(tmp_path) == b"early\n"
+
+
+def test_a_terminal_stays_one_of_its_size(tmp_path: Path) -> None:
+    terminal, side = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, b"\x21\x00\x5b\x00\x00\x00\x00\x00")
+    script = "test -t 1 && test -t 2 && stty size <&1; trap 'stty size <&1; exit 4' WINCH; while :; do sleep 0.1; done"
+    process = start(tmp_path, "sh", "-c", script, stdout=side, stderr=side)
+    os.close(side)
+    assert os.read(terminal, 100) == b"33 91\r\n"
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, b"\x05\x00\x06\x00\x00\x00\x00\x00")
+    process.send_signal(signal.SIGWINCH)  # of a terminal that is not its own
+    assert os.read(terminal, 100) == b"5 6\r\n"
+    assert process.wait(30) == 4
+    assert recorded(tmp_path) == b"33 91\n5 6\n"
+
+
+def test_each_signal_comes_once(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*recording(tmp_path), sys.executable, "-c", TELLS_SIGNALS],
+        stdin=-1, stdout=-1, text=True, env=environment(), start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    for number in (signal.SIGTERM, signal.SIGWINCH, signal.SIGPIPE, signal.SIGTSTP):
+        for send in (os.kill, os.killpg):
+            send(process.pid, number)
+            assert int(process.stdout.readline()) == number
+    assert process.communicate("end\n", timeout=30)[0] == ""
+
+
+def test_a_killed_recorder_leaves_the_output(tmp_path: Path) -> None:
+    """Of processes that all are killed, the next recorder stores what the spool has."""
+    process = start(tmp_path, "sh", "-c", "echo printed; exec sleep 60", stdout=-1)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"printed\n"
+    (file,) = (tmp_path / "spool").glob("*/job-output.txt")
+    wait_for(lambda: file.read_bytes() == b"printed\n")
+    children = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGSTOP)
+    for child in children:
+        child.kill()
+    process.kill()
+    process.communicate(timeout=30)
+    done = record(tmp_path / "spool", "--send", command=[])
+    assert done.returncode == 0, done.stderr
+    assert recorded(tmp_path) == b"printed\n"
+
+
+def test_an_output_needs_a_place(tmp_path: Path) -> None:
+    done = record(tmp_path / "spool", "--output", command=["echo", "x"])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--output needs a command and --log-dir" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["backfill {line} --logs {logs}", "load {logs} --results {line}"])
+def test_a_recorded_output_is_found_by_its_listing(tmp_path: Path, command: str) -> None:
+    assert subprocess.run(
+        [*recording(tmp_path), "sh", "-c", "echo token=hunter2hunter2; echo failed; sleep 1.2; exit 1"],
+        env=environment(), stdout=-1, check=False,
+    ).returncode == 1  # fmt: skip
+    (line,) = (tmp_path / "logs").glob("*/*/run.json")
+    assert json.loads(line.read_bytes())["output_path"].endswith("/job-output.txt.gz")
+    listing = line.rename(tmp_path / "builds.jsonl")
+    words = command.format(line=listing, logs=tmp_path / "logs").split()
+    done = subprocess.run(
+        [sys.executable, "-m", "ciml", *words, "--data-path", str(tmp_path / "data")],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    raw = DataRoot.open(tmp_path / "data").raw
+    (run,) = latest_runs(*open_raw(raw))
+    assert read_output(raw, run.output) == KeptOutput(b"token=REDACTED\nfailed\n", 3)
+
+
+@settings(max_examples=tries(200), deadline=None)
+@given(st.lists(st.binary(min_size=1, max_size=60), max_size=12), st.integers(2, 60))
+def test_the_file_has_the_head_and_the_latest_bytes(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], limit: int
+) -> None:
+    path = tmp_path_factory.mktemp("kept") / "file"
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    kept = Output(file, limit)._streams[0]._kept
+    for piece in pieces:
+        kept.add(memoryview(piece))
+    data = path.read_bytes()
+    os.close(file)
+    read = b"".join(kept_pieces(lambda offset, count: data[offset : offset + count], len(data), limit))
+    printed = b"".join(pieces)
+    assert len(data) <= limit + 8
+    if len(printed) <= limit:
+        assert read == printed
+        return
+    half = limit // 2
+    gap = f"\n[ciml record: {len(printed) - limit:,} bytes are left out]\n".encode()
+    assert read == printed[:half] + gap + printed[len(printed) - (limit - half) :]
+
+
+def test_a_file_that_cannot_be_written_ends_the_recording_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    file = os.open(tmp_path / "file", os.O_RDONLY)
+    output = Output(file)
+    output._streams[0]._kept.add(memoryview(b"x"))
+    assert output._numbers[module._IS_FAILED]
+    output.close()
+    os.close(file)
