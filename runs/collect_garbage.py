@@ -17,7 +17,7 @@ from itertools import islice
 from ciml.errors import IntegrityError
 from ciml.manifest.log import ManifestLog
 from ciml.progress import Progress
-from ciml.runs.outputs import TEXTS, day_of, split_output, templates_path
+from ciml.runs.outputs import TEXTS, day_of, split_output, templates_path, unnamed_outputs
 from ciml.runs.pack_index import PACKS, RUNS, SWEPT, PackState, named_runs, pack_state, run_of, split_pack, split_path
 from ciml.runs.packs import prove_pack
 from ciml.runs.reader import default_threads, load_packs
@@ -212,13 +212,18 @@ class GarbageCollector:
     def collect_outputs(self, before: str, forgotten_s: float, *, everything: bool = False) -> None:
         """Remove the texts of outputs of earlier days, and outputs of runs that are not stored.
 
-        The second needs the packs of a folder, so it is done once for each: when its texts expire.
+        The second needs the packs of a folder, so it is done once for each: when its texts expire. With ``everything``
+        all rows are read instead, so that what is left of other outputs of a stored run is removed, too.
 
         Args:
           before: texts of earlier days are removed, as YYYY-MM-DD; "" keeps all.
           forgotten_s: outputs of unknown runs are removed if they were written before this time, epoch seconds.
-          everything: look for outputs of unknown runs in all folders.
+          everything: look for outputs that no row names in all folders.
         """
+        if everything:
+            unnamed = [entry for entry in unnamed_outputs(self._raw) if entry.modified_s <= forgotten_s]
+            self._each(self._raw.delete, unnamed)
+            self.collected.outputs += sum(entry.path.startswith(f"{TEXTS}/") for entry in unnamed)
         for chunk in self._listed(TEXTS):
             by_folder: dict[str, list[tuple[Entry, str]]] = {}
             for entry in chunk:
@@ -226,8 +231,7 @@ class GarbageCollector:
                 if parts is not None and entry.modified_s <= self._before_s:
                     by_folder.setdefault(parts[0], []).append((entry, parts[1]))
             for folder, outputs in by_folder.items():
-                is_expired = day_of(folder) < before
-                if not is_expired and not everything:
+                if day_of(folder) >= before:
                     continue
                 stored_runs = self._stored_runs(folder)
                 unknown = [
@@ -236,9 +240,8 @@ class GarbageCollector:
                     if stored_runs is not None and run_id not in stored_runs and entry.modified_s <= forgotten_s
                 ]
                 self._each(lambda path: self._raw.delete(templates_path(path)), unknown)
-                removable = [entry for entry, _ in outputs] if is_expired else unknown
-                self._each(self._raw.delete, removable)
-                self.collected.outputs += len(removable)
+                self._each(self._raw.delete, [entry for entry, _ in outputs])
+                self.collected.outputs += len(outputs)
 
     def _stored_runs(self, folder: str) -> set[str] | None:
         """Return the ids of the runs of a folder; None where they are not known for certain."""

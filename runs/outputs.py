@@ -12,19 +12,23 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from datetime import date
 from itertools import islice
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.events.records import OutputFile, RawFile
+from ciml.manifest.log import ManifestLog
 from ciml.runs.pack_index import RUNS, run_of, split_path
-from ciml.storage import Store
+from ciml.runs.run_log import RunDelta, StoredRunLog
+from ciml.storage import Entry, Store
 from ciml.storage.json_files import read_object, seal
 
 OUTPUTS = "outputs"
@@ -191,6 +195,46 @@ def verify_output(raw: Store, output: OutputFile | None) -> str:
     except IntegrityError as error:
         return str(error)
     return ""
+
+
+class _Names:
+    """The texts of outputs that rows name, 8 bytes each."""
+
+    def __init__(self, deltas: Iterable[RunDelta]) -> None:
+        paths = (row.output.path for delta in deltas for row in delta.rows if row.output is not None)
+        self._hashes = np.unique(np.array(array("Q", map(path_hash, paths)), np.uint64))
+
+    def __contains__(self, path: str) -> bool:
+        target = path_hash(path)
+        index = int(np.searchsorted(self._hashes, np.uint64(target)))
+        return index < len(self._hashes) and int(self._hashes[index]) == target
+
+
+def path_hash(text: str) -> int:
+    """Return a hash of a path, of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def unnamed_outputs(raw: Store) -> list[Entry]:
+    """Return the texts and templates of outputs that no row names: those of killed workers, and of late commits.
+
+    Raises:
+      EngineError: the store does not answer.
+    """
+    manifest = ManifestLog(raw)
+    version = manifest.end()
+    log = StoredRunLog(manifest)
+    names = _Names(delta for _, delta in log.since(0))
+    entries = [
+        entry for prefix in (TEXTS, TEMPLATES) for entry in raw.entries(prefix) if _text_of(entry.path) not in names
+    ]
+    later_names = _Names(delta for _, delta in log.since(version))  # committed while the objects were listed
+    return [entry for entry in entries if _text_of(entry.path) not in later_names]
+
+
+def _text_of(path: str) -> str:
+    """Return the path of a text, given its own or that of its templates."""
+    return TEXTS + path.removeprefix(TEMPLATES) if path.startswith(TEMPLATES) else path
 
 
 def compress(data: bytes) -> bytes:

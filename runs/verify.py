@@ -7,7 +7,6 @@ is the path of a raw object in the manifest. The run is in that object or in a p
 
 from __future__ import annotations
 
-import hashlib
 import random
 import time
 from array import array
@@ -28,7 +27,8 @@ from ciml.manifest.id_index import fingerprint
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.verify import Findings, verify_log
 from ciml.progress import Progress, no_progress
-from ciml.runs.outputs import verify_output
+from ciml.runs.compact import ASIDE_S
+from ciml.runs.outputs import path_hash, unnamed_outputs, verify_output
 from ciml.runs.pack_index import PACKS, RUNS, SWEPT, NamedRun, PackFile, named_runs, pack_state, run_of, split_path
 from ciml.runs.packs import OpenPack, open_pack, prove_pack
 from ciml.runs.reader import decode_object, verify_run
@@ -128,6 +128,7 @@ def verify_raw(
         objects.verify_packs()
         objects.verify_singles()
         objects.verify_missing()
+        objects.verify_named_outputs()
     for number, run in enumerate(sorted(chosen, key=lambda run: run.path), 1):
         if problem := verify_run(raw, run.run_id, run.file):
             result.add_fault("run", problem)
@@ -245,8 +246,8 @@ class _Names:
         self._added_rows = array("I")
 
     def add(self, run: NamedRun) -> None:
-        self._added_paths.append(_hash(run.path))
-        self._added_digests.append(_hash(run.digest))
+        self._added_paths.append(path_hash(run.path))
+        self._added_digests.append(path_hash(run.digest))
         self._added_rows.append(run.rows)
 
     def sort(self) -> None:
@@ -261,13 +262,9 @@ class _Names:
 
     def find(self, path: str) -> int | None:
         """Return the index of a path; None for one that is not named."""
-        target = np.uint64(_hash(path))
+        target = np.uint64(path_hash(path))
         index = int(np.searchsorted(self.paths, target))
         return index if index < len(self.paths) and self.paths[index] == target else None
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class _Objects:
@@ -356,8 +353,8 @@ class _Objects:
         hashes = set(self._names.paths[unchecked].tolist())
         deltas = takewhile(lambda item: item[0] <= self._result.version, ManifestLog(self._raw).since(0))
         for run in chain.from_iterable(named_runs(delta) for _, delta in deltas):
-            if _hash(run.path) in hashes:
-                hashes.discard(_hash(run.path))
+            if path_hash(run.path) in hashes:
+                hashes.discard(path_hash(run.path))
                 if fault := verify_run(self._raw, run.run_id, run.file):
                     self._result.add_fault("run", fault)
 
@@ -378,7 +375,7 @@ class _Objects:
             self._result.add_fault(
                 what, f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[index]}"
             )
-        elif _hash(digest) != self._names.digests[index]:
+        elif path_hash(digest) != self._names.digests[index]:
             self._result.add_fault(what, f"{where}: {path} has the digest {digest}, the manifest has another")
         self._progress("runs", int(self._result.read), len(self._names))
 
@@ -387,6 +384,11 @@ class _Objects:
             self._result.add_fault(what, f"{self._raw.url(path)} is not named by any manifest")
         else:
             self._young += 1
+
+    def verify_named_outputs(self) -> None:
+        """Report outputs that no row names; a later commit may name one that is younger than a month."""
+        for entry in unnamed_outputs(self._raw):
+            self._unnamed(entry.path, entry.modified_s + ASIDE_S, "output")
 
     def note_unreferenced(self) -> None:
         """Note how many unreferenced objects are no findings: set aside by a compaction, or too young."""

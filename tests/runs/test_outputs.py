@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import time
 from datetime import date
 
 import pytest
@@ -137,6 +138,25 @@ def test_young_outputs_of_unknown_runs_stay(raw: RawStore) -> None:
     raw.store.create(stray, b"")
     assert squeeze(raw.store, everything=True, aside_s=FAR()).swept.outputs == 0
     assert raw.store.exists(stray)
+
+
+def test_an_output_that_no_row_names_is_reported_after_a_month_and_can_be_removed(raw: RawStore) -> None:
+    """As a worker leaves one that read another text than the one that committed."""
+    row = add(raw)
+    stray = output_path(row.file, "0" * 64)
+    lost = output_path(row.file, "1" * 64)
+    raw.store.create(stray, b"")
+    raw.store.create(templates_path(lost), b"")  # whose text has expired
+    now_s = time.time()
+    young = verify_raw(raw.store, grace_s=0, clock=lambda: now_s + 29 * DAY)
+    assert (young.findings, young.notes) == ([], ["2 young objects are not named by any manifest yet"])
+    assert verify_raw(raw.store, sample=1, grace_s=0, clock=FAR).findings == []
+    found = verify_raw(raw.store, grace_s=0, clock=lambda: now_s + 31 * DAY).findings
+    assert found == [f"{raw.store.url(path)} is not named by any manifest" for path in (stray, templates_path(lost))]
+    assert squeeze(raw.store, everything=True, keep_outputs_s=None).swept.outputs == 1
+    assert verify_raw(raw.store, grace_s=0, clock=FAR).findings == []
+    assert isinstance(read_output(raw.store, row.output), KeptOutput)
+    assert isinstance(read_templates(raw.store, row.output), OutputTemplates)
 
 
 def test_damaged_templates_are_an_error_of_one_line(raw: RawStore) -> None:
