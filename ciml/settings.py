@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Kind = TypeVar("Kind", bound="Settings")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+#: Units of times, s.
+UNITS_S = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(rf"(\d+(?:\.\d+)?)({'|'.join(UNITS_S)})?")
 #: A message of msgspec, which ends with the place of the error: ``$.hidden_layers[1]``.
 _MESSAGE = re.compile(r"(?P<message>.*) - at `(?:key` in `)?\$(?P<path>[^`]*)`", re.DOTALL)
 
@@ -199,6 +202,14 @@ def check_range(key: str, value: float, least: float, most: float) -> None:
     """Raise `ValueError` if a number is not within its limits; NaN, which TOML has, never is."""
     if not least <= value <= most:
         raise ValueError(f"{key}: {value} is not between {least} and {most}")
+
+
+def seconds_of(text: str) -> float:
+    """Return a time such as ``500ms``, ``10s``, ``5min`` or ``2h`` in seconds. Raises `ValueError` for another text."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"invalid time {text!r:.80}; give a number with ms, s, min, h or d, such as 10s")
+    return float(match[1]) * UNITS_S[match[2] or "s"]
 
 
 @contextmanager

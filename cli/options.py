@@ -23,6 +23,7 @@ from ciml.engines import state
 from ciml.engines.environment import use_local_s3
 from ciml.errors import CimlError
 from ciml.options import Options, flag, option
+from ciml.settings import UNITS_S, seconds_of
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot
@@ -33,7 +34,6 @@ FLINK = "flink"
 MICRO_BATCHES = "micro-batches"
 MINUTE = 60.0
 DAY = 86_400.0
-_UNITS_S = {"ms": 0.001, "s": 1.0, "min": MINUTE, "m": MINUTE, "h": 3600.0, "d": DAY}
 
 
 class Duration(click.ParamType):
@@ -44,16 +44,16 @@ class Duration(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, (int, float)):
             return float(value)
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d)?", value)
-        if match is None:
-            self.fail(f"invalid time {value!r}; give a number with ms, s, min, h or d, such as 10s", param, ctx)
-        return float(match[1]) * _UNITS_S[match[2] or "s"]
+        try:
+            return seconds_of(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
     @staticmethod
     def text(seconds: float) -> str:
         """Return the shortest text of a time."""
-        unit = next((unit for unit in ("d", "h", "min") if seconds and seconds % _UNITS_S[unit] == 0), "s")
-        return f"{seconds / _UNITS_S[unit]:g}{unit}"
+        unit = next((unit for unit in ("d", "h", "min") if seconds and seconds % UNITS_S[unit] == 0), "s")
+        return f"{seconds / UNITS_S[unit]:g}{unit}"
 
 
 class Instant(click.ParamType):

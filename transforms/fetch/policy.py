@@ -33,7 +33,7 @@ from ciml.limits import (
     MAX_WIRE_BYTES,
     MIN_OUTPUT_BYTES,
 )
-from ciml.settings import Settings, as_value_error
+from ciml.settings import Settings, as_value_error, seconds_of
 
 #: Paths of logs in the folder of a run. devstack writes ``dstat-csv.log``; Zuul's log roles rename and may compress
 #: it, and keep each host's files in a folder of its own. `ciml record` writes ``dstat-csv_log.txt.gz``.
@@ -183,6 +183,27 @@ def check_host(address: Address, rules: tuple[HostRule, ...]) -> None:
         raise RejectedInput("address_not_allowed", f"{address.origin} is not an allowed host")
 
 
+class LogSettings(Settings, frozen=True):
+    """The table ``[logs]``: what is kept of the outputs of jobs.
+
+    Attributes:
+      keep: time for which the text of an output is kept after the end of its day (UTC), such as ``30d``; its templates
+        stay. `ciml.runs.compact` removes texts.
+    """
+
+    title = "fetch policy, logs"
+
+    keep: str = "30d"
+
+    def __post_init__(self) -> None:
+        _ = self.keep_s  # parsed here, so that an invalid one is reported
+
+    @cached_property
+    def keep_s(self) -> float:
+        """The same in seconds."""
+        return seconds_of(self.keep)
+
+
 class FetchPolicy(Settings, frozen=True):
     """The options of `ciml.transforms.fetch.fetch.fetch`. By default no address is allowed.
 
@@ -206,6 +227,7 @@ class FetchPolicy(Settings, frozen=True):
       without_output: globs of sources, or of ``source/project``, whose jobs' output is neither fetched nor stored;
         ``*`` for all.
       max_output_bytes: limit of the text of an output that is stored, bytes: of a longer one, the head and the tail.
+      logs: the table ``[logs]``.
       credentials: of log hosts; `ciml.transforms.fetch.policy.Credential` documents the keys.
       ca_file: certificates (PEM) of a private authority, trusted beside the usual ones.
       threads: number of concurrent fetches. Threads mostly wait, so there are more than cores.
@@ -234,6 +256,7 @@ class FetchPolicy(Settings, frozen=True):
     output_paths: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_LOG_PATHS)] = OUTPUT_PATHS
     without_output: tuple[str, ...] = ()
     max_output_bytes: Annotated[int, msgspec.Meta(ge=MIN_OUTPUT_BYTES, le=MAX_OUTPUT_BYTES)] = MAX_OUTPUT_BYTES
+    logs: LogSettings = LogSettings()
     credentials: tuple[Credential, ...] = ()
     ca_file: str = ""
     threads: Annotated[int, _POSITIVE] = 16

@@ -238,7 +238,9 @@ class CompactOptions(Json, Data):
       grace: Time for which unneeded objects are kept.
       min_runs: Minimum runs of a job and day to pack.
       pack_size: Approximate maximum size of a pack, in MiB.
-      keep_outputs: Age after a day's end (UTC) up to which the text of outputs is kept; their templates stay.
+      keep_outputs: Age after a day's end (UTC) up to which the text of outputs is kept; their templates stay. [default:
+        keep of [logs] in --fetch-policy, else 30d]
+      fetch_policy: TOML file of the fetch policy, of which [logs] counts.
       everything: Collect garbage in all folders, and renew packs of older versions.
     """
 
@@ -246,7 +248,8 @@ class CompactOptions(Json, Data):
     grace: float = option(DAY, "time")
     min_runs: int = option(2, "count")
     pack_size: int = option(32, click.IntRange(1, 1024), metavar="MIB")
-    keep_outputs: float = option(30 * DAY, "time")
+    keep_outputs: float | None = option(kind="time")
+    fetch_policy: str | None = option(kind="file")
     everything: bool = flag()
 
 
@@ -265,8 +268,12 @@ def compact(options: CompactOptions) -> int:
     from ciml.cli.output import bars
     from ciml.runs.compact import compact as run
     from ciml.runs.tables import update_tables
+    from ciml.transforms.fetch.policy import FetchPolicy
 
     data = options.root
+    keep_s = options.keep_outputs
+    if keep_s is None:
+        keep_s = FetchPolicy.load(options.fetch_policy).logs.keep_s
     with bars() as progress:
         result = run(
             data.raw,
@@ -274,7 +281,7 @@ def compact(options: CompactOptions) -> int:
             grace_s=options.grace,
             min_runs=options.min_runs,
             pack_bytes=options.pack_size << 20,
-            keep_outputs_s=options.keep_outputs,
+            keep_outputs_s=keep_s,
             everything=options.everything,
             progress=progress,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,22 @@ def test_findings_are_reported_and_exit_with_4(tmp_path: Path, stored: RawStore)
         assert compacted.return_value == 4
         assert "does not exist" in compacted.output
     assert ciml(tmp_path, "show", "zuul~10~1").return_value == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "removed"),
+    [((), 1), (("--fetch-policy", "FILE"), 0), (("--fetch-policy", "FILE", "--keep-outputs", "1d"), 1)],
+    ids=["30 days", "a file", "an option"],
+)
+def test_texts_of_outputs_are_kept_as_the_fetch_policy_says(
+    tmp_path: Path, options: tuple[str, ...], removed: int
+) -> None:
+    raw = RawStore(DataRoot.open(tmp_path))
+    facts, telemetry = run(1)
+    raw.add([(facts, telemetry)], outputs={facts.run_id: b"printed"})
+    for path in raw.store.list("outputs"):
+        os.utime(tmp_path / "raw" / path, (0, 0))
+    policy = tmp_path / "fetch.toml"
+    policy.write_text('hosts = ["logs.example.org"]\n[logs]\nkeep = "40000d"\n')  # until 2079
+    words = [str(policy) if option == "FILE" else option for option in options]
+    assert json.loads(ciml(tmp_path, "compact", "--json", *words).output)["swept"]["outputs"] == removed

@@ -22,6 +22,8 @@ def test_policy_files(tmp_path: Path) -> None:
     assert policy == FetchPolicy(hosts=("logs.example.org",), max_bytes=1000, delays_s=(1, 2.5), threads=3)
     assert policy.allowing(hosts=("http://127.0.0.1:1",)).hosts == ("logs.example.org", "http://127.0.0.1:1")
     assert FetchPolicy.load() == FetchPolicy()
+    path.write_text('[logs]\nkeep = "90d"\n')
+    assert (FetchPolicy().logs.keep_s, FetchPolicy.load(path).logs.keep_s) == (30 * 86_400, 90 * 86_400)
 
 
 PATH = "must be a relative path"
@@ -42,6 +44,9 @@ MISTAKES = [
     ("delays_s = [-1]", "delays_s.0: expected float >= 0"),
     ("ca_file = 3", "ca_file: expected str, got int"),
     ("hosts = [", "Invalid value"),
+    ("[logs]\nkeep = 'forever'", "logs: invalid time 'forever'; give a number with ms, s, min, h or d, such as 10s"),
+    ("[logs]\nkeep = 30", "logs.keep: expected str, got int"),
+    ("[logs]\nwithout = '*'", "logs.without: unknown key"),
     ("log_paths = []", "log_paths: expected array of length >= 1"),
     (f"log_paths = {list('abcdefghijklmnopq')}", "log_paths: expected array of length <= 16"),
     *((f"log_paths = [{path!r}]", PATH) for path in ("", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a" * 201)),
