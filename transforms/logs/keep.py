@@ -11,23 +11,16 @@ from ciml.runs.outputs import KeptOutput
 from ciml.transforms.fetch.decompress import unpack
 
 
-def keep_output(chunks: Iterable[bytes], limit: int = MAX_OUTPUT_BYTES) -> KeptOutput:
-    """Read an output, plain or gzip, in memory of about the limit.
+def keep_readable(chunks: Iterable[bytes], limit: int = MAX_OUTPUT_BYTES) -> KeptOutput:
+    """Read an output, plain or gzip, in memory of about the limit. Of a broken gzip file, return what was read before.
 
     Args:
       chunks: its bytes, in their order.
       limit: most bytes to keep: a half at the beginning, a half at the end.
 
     Raises:
-      RejectedInput: ``log_too_large`` if it unpacks to more than `MAX_OUTPUT_UNPACKED_BYTES`; ``corrupt_gzip``.
+      RejectedInput: ``corrupt_gzip`` if nothing can be read.
     """
-    parts = _HeadAndTail(limit // 2)
-    unpack(chunks, MAX_OUTPUT_UNPACKED_BYTES, parts.add)
-    return parts.kept()
-
-
-def keep_readable(chunks: Iterable[bytes], limit: int = MAX_OUTPUT_BYTES) -> KeptOutput:
-    """Do as `keep_output`, but of a gzip file that is cut short or too large, return what was read before."""
     parts = _HeadAndTail(limit // 2)
     try:
         unpack(chunks, MAX_OUTPUT_UNPACKED_BYTES, parts.add)

@@ -142,7 +142,7 @@ def run_build(options: BuildOptions, keys: DefinitionKeys, running: BatchRunning
         update = build_dataset(
             listed_runs or stored, target, definition, runner=runner, job_endpoint=job_endpoint, progress=progress
         )
-    print_lines([*_update_lines(update, dataset.store.url()), *_listing_lines(listed_runs)])
+    print_lines([*_update_lines(update, dataset.store.url()), *_listing_lines(listed_runs, definition)])
     if not keys.has_default_of_talk:
         warn_of_padding(update.state)
     if update.sealed:
@@ -272,8 +272,10 @@ def _update_lines(update: Update, where: str) -> Iterator[str]:
         yield f"  pinned    {definition.slicer} of the runs by version {definition.raw_version} of the raw store"
 
 
-def _listing_lines(listed_runs: ListedRuns | None) -> Iterator[str]:
-    """Yield the number of lines of a listing that are no runs, if there are any."""
+def _listing_lines(listed_runs: ListedRuns | None, definition: DatasetDefinition) -> Iterator[str]:
+    """Yield the number of lines of a listing that are no runs, if there are any, and what is not read of the others."""
+    if listed_runs is not None and "log" in (definition.context or ()):
+        yield "  outputs   not read: the outputs of a listing's jobs are read by ciml backfill; build from its runs"
     if listed_runs is not None and (left_out := listed_runs.log.left_out):
         reasons = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
         yield f"  no runs   {left_out.total():,} lines of the listing: {reasons}"
