@@ -53,6 +53,8 @@ MOST_SOURCES = 50
 OTHER_SOURCES = "_other"
 NO_SOURCE = "_unknown"
 
+#: What became of an output that is stored; otherwise the reason why it is missing.
+STORED = "stored"
 #: The entry of a snapshot whose ids are all by standing (`ciml.runs.run_log`).
 BY_STANDING = "by_standing"
 
@@ -107,6 +109,9 @@ class RawState(TopicState):
       counts: number of records by (kind, reason), without those of closed deferred runs and dead letters.
       trust: number of raw rows by (trusted, rule), as decided at ingestion; each row of a reclaimed run counts.
       trust_changes: number of changes of trust by updates, by (trusted, rule) of the new decision.
+      outputs: number of raw rows by what became of the output of their job: `STORED`, or why it is missing; rows for
+        which none was looked for do not count.
+      output_bytes: bytes of stored texts, and bytes that were dropped from them.
       recorded: number of records by (source, kind), with those of closed dead letters, and without deferred ones.
       closed: number of closed dead letters by reason.
       records: see `ciml.manifest.checkpoints.Restorable`; each update and each change of trust counts as one more.
@@ -122,6 +127,8 @@ class RawState(TopicState):
         self.counts: Counter[tuple[str, str]] = Counter()
         self.trust: Counter[tuple[bool, str]] = Counter()
         self.trust_changes: Counter[tuple[bool, str]] = Counter()
+        self.outputs: Counter[str] = Counter()
+        self.output_bytes = (0, 0)
         self.recorded: Counter[tuple[str, str]] = Counter()
         self.closed: Counter[str] = Counter()
         self._sources: set[str] = set()
@@ -226,6 +233,14 @@ class RawState(TopicState):
         if record.kind == "reclaim" or is_marked(record.facts):  # the row before a reclaim may have been marked
             self.index.subjects.add_run(RunFacts.from_json(record.facts), trusted=record.trusted)
         self.trust[record.trusted, record.trust.get("rule", "")] += 1
+        self._count_output(record.value.get("output"))
+
+    def _count_output(self, output: Mapping[str, Any] | None) -> None:
+        if output is None:
+            return
+        self.outputs[output.get("missing") or STORED] += 1
+        stored, dropped = self.output_bytes
+        self.output_bytes = (stored + output.get("size", 0), dropped + output.get("dropped_bytes", 0))
 
     def _apply_correction(self, version: int, record: _Decoded) -> None:
         run = self.index.run(record.run_id)
@@ -282,6 +297,11 @@ class RawState(TopicState):
             "runs": self.index.run_count(),
             **({BY_STANDING: True} if self._by_standing else {}),
             **({"trust_changes": counts_json(self.trust_changes)} if self.trust_changes else {}),
+            **(
+                {"outputs": dict(sorted(self.outputs.items())), "output_bytes": [*self.output_bytes]}
+                if self.outputs
+                else {}
+            ),
         }
 
     @classmethod
@@ -305,6 +325,9 @@ class RawState(TopicState):
         state._by_standing = not version or bool(value.get(BY_STANDING))
         state.restore_coverage(version, value)
         state.trust_changes = counts_of(value.get("trust_changes", ()))
+        state.outputs = Counter(value.get("outputs", {}))
+        stored, dropped = value.get("output_bytes", (0, 0))
+        state.output_bytes = (stored, dropped)
         state._sources = {source for source, _ in state.recorded} - {OTHER_SOURCES, NO_SOURCE}
         for record in value.get("deferred", ()):
             outcome = Outcome.from_json(record)

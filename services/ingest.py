@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 EVENTS = metric("ciml_events_total")
 RUNS = metric("ciml_runs_total")
+OUTPUTS = metric("ciml_outputs_total")
+OUTPUT_BYTES = metric("ciml_output_bytes_total")
+OUTPUT_DROPPED_BYTES = metric("ciml_output_dropped_bytes_total")
 TRUST_CHANGES = metric("ciml_trust_changes_total")
 IGNORED = metric("ciml_ignored_total")
 DEAD_LETTERS = metric("ciml_dead_letter_total")
@@ -97,6 +100,9 @@ def raw_families(state: RawState) -> Iterator[Family]:
     yield EVENTS.of(state.recorded)
     for family, counts in ((RUNS, state.trust), (TRUST_CHANGES, state.trust_changes)):
         yield family.of({(str(trusted).lower(), rule): number for (trusted, rule), number in counts.items()})
+    yield OUTPUTS.of({(outcome,): number for outcome, number in state.outputs.items()})
+    for family, size in zip((OUTPUT_BYTES, OUTPUT_DROPPED_BYTES), state.output_bytes, strict=True):
+        yield family.single(size)
     yield IGNORED.of(by_kind["ignored"])
     yield DEAD_LETTERS.of(closed + by_kind["dead_letter"])
     yield OPEN_DEAD_LETTERS.of({**dict.fromkeys(closed, 0), **by_kind["dead_letter"]})

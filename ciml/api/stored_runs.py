@@ -119,8 +119,10 @@ class StoredRuns:
         Returns:
           A table with the run facts (``run_id``, ``build_name``, ``provider``, ``start_time``, ``labels``, …) and the
           current ``outcome``, including corrections. ``trusted`` and ``rule`` are the decision of the trust policy at
-          ingestion; ``rows`` and ``digest`` describe the telemetry. Each label of a selected run also has a column
-          ``label.NAME`` of text, null for runs without it; of more than 100 labels, the most frequent ones.
+          ingestion; ``rows`` and ``digest`` describe the telemetry. ``output_bytes`` and ``output_lines`` describe the
+          stored output of the job, and are null without one; ``output_missing`` is then the reason, ``no_output`` if
+          none was looked for. Each label of a selected run also has a column ``label.NAME`` of text, null for runs
+          without it; of more than 100 labels, the most frequent ones.
 
         Raises:
           CimlError: an unknown outcome, or an invalid time.

@@ -28,6 +28,7 @@ from ciml.runs.arrow import flags, numbers, text_maps, texts, times
 from ciml.runs.dead_letters import DeadLetter, closed_keys, dead_letters_of, described, latest_dead_letters
 from ciml.runs.known_ids import DeadLetterKey
 from ciml.runs.latest_runs import StoredRun, changed_runs, latest_rows
+from ciml.runs.outputs import NO_OUTPUT
 from ciml.runs.state import RawState
 from ciml.runs.tables.delta_log import (
     CURSOR,
@@ -216,10 +217,12 @@ def run_table(runs: Sequence[StoredRun]) -> pa.Table:
       ``run_id``, ``build_uuid``, ``build_name``; ``outcome`` with corrections, and ``result``, the producer's own word
       unless the outcome was corrected; the other facts; ``start_time`` and ``end_time`` (timestamp[us, UTC], null if
       unknown), ``labels`` (map); ``trusted`` and ``rule`` of the decision at ingestion; of the telemetry ``rows``,
-      ``digest`` and ``path``.
+      ``digest`` and ``path``; of the job's output ``output_bytes`` and ``output_lines`` (null without one), and
+      ``output_missing``: why there is none, ``no_output`` if none was looked for, or "".
     """
     facts = [run.facts for run in runs]
     results = [run.facts.result if run.outcome == (run.facts.outcome or "") else "" for run in runs]
+    stored = [run.output if run.output and run.output.path else None for run in runs]
     columns = {
         **{name: texts(list(map(attrgetter(name), facts))) for name in _RUN_KEYS},
         "outcome": texts([run.outcome for run in runs]),
@@ -233,6 +236,9 @@ def run_table(runs: Sequence[StoredRun]) -> pa.Table:
         "rows": numbers(np.array([run.file.rows for run in runs], np.int64)),
         "digest": texts([run.file.digest for run in runs]),
         "path": texts([run.file.path for run in runs]),
+        "output_bytes": times([output.size if output else None for output in stored], pa.int64()),
+        "output_lines": times([output.lines if output else None for output in stored], pa.int64()),
+        "output_missing": texts([NO_OUTPUT if run.output is None else run.output.missing for run in runs]),
     }
     return pa.Table.from_arrays(list(columns.values()), names=list(columns))
 

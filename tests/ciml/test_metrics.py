@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
-from ciml.events.records import UNJUDGED, Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
+from ciml.events.records import UNJUDGED, Batch, OffsetRange, Origin, Outcome, OutputFile, RawFile, RunFacts, Trust
 from ciml.manifest.id_index import IdTable, PartFiles
 from ciml.metrics import Board, Family, metric, registry_of, serve_metrics
 from ciml.runs.accounting import reconcile
@@ -57,11 +57,13 @@ def shown(state: RawState) -> Samples:
     return collected(board)
 
 
-def mixed() -> RawState:
+def mixed(*, with_outputs: bool = False) -> RawState:
+    output = OutputFile("p", "d", size=100, lines=9, dropped_bytes=40) if with_outputs else None
     late = outcome(3, "b", "deferred", "log_not_found", not_before_us=90_000_000)
     return state_of(
         messages(
-            outcome(0, "a", "run"), outcome(1, "a", "run"), outcome(2, "b", "ignored", "cancelled"), late,
+            outcome(0, "a", "run", output=output), outcome(1, "a", "run"),
+            outcome(2, "b", "ignored", "cancelled"), late,
             outcome(4, "a", "dead_letter", "corrupt_gzip", payload={}), outcome(5, "", "dead_letter", "tombstone"),
             outcome(6, "b", "dead_letter", "corrupt_gzip", payload={}),
         )
@@ -104,6 +106,16 @@ def test_closed_records_stay_counted() -> None:
     assert sum(found["ciml_events_total"].values()) == state.counts.total() + 1
 
 
+def test_outputs_are_counted_by_what_became_of_them() -> None:
+    stored = OutputFile("p", "d", size=100, lines=9, head_lines=2, dropped_lines=3, dropped_bytes=40)
+    outputs = [stored, stored, OutputFile(missing="log_not_found"), None]
+    rows = [outcome(number, "a", "run", output=output) for number, output in enumerate(outputs)]
+    found = shown(state_of(messages(*rows[:2]), messages(*rows[2:])))
+    assert found["ciml_outputs_total"] == {("stored",): 2, ("log_not_found",): 1}
+    assert found["ciml_output_bytes_total"] == {(): 200}
+    assert found["ciml_output_dropped_bytes_total"] == {(): 80}
+
+
 def test_any_number_of_sources_makes_few_series() -> None:
     events = [outcome(number, f"s{number}", "ignored", "cancelled") for number in range(3 * MOST_SOURCES)]
     state = state_of(*(messages(*events[at : at + 7]) for at in range(0, len(events), 7)))
@@ -115,7 +127,7 @@ def test_any_number_of_sources_makes_few_series() -> None:
 
 
 def test_a_checkpoint_keeps_the_totals(tmp_path: Path) -> None:
-    state, files = mixed(), PartFiles(LocalStore(tmp_path), "index")
+    state, files = mixed(with_outputs=True), PartFiles(LocalStore(tmp_path), "index")
     tables = {name: IdTable(kind, (), files) for name, kind in TABLES.items()}
     value = json.loads(canonical_json(state.snapshot()))
     before, after = shown(state), shown(RawState.restored_from(1, value, tables))

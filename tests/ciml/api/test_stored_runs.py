@@ -98,6 +98,17 @@ def test_runs_are_selected_before_and_after_they_are_packed(
     assert data.runs(**criteria).equals(selected)
 
 
+def test_runs_say_what_is_stored_of_their_output(raw: RawStore, tmp_path: Path) -> None:
+    facts, samples = RUNS[0]
+    runs = [(facts.replace(run_id=f"zuul~{name}~1"), samples) for name in "ab"]
+    raw.add(runs, outputs={"zuul~a~1": b"one\ntwo"}, missing="log_forbidden")
+    rows = {row["run_id"]: row for row in ciml.open(tmp_path).runs().to_pylist()}
+    columns = ("output_bytes", "output_lines", "output_missing")
+    assert [rows["zuul~a~1"][name] for name in columns] == [7, 2, ""]
+    assert [rows["zuul~b~1"][name] for name in columns] == [None, None, "log_forbidden"]
+    assert [rows[RUNS[0][0].run_id][name] for name in columns] == [None, None, "no_output"]
+
+
 def test_the_most_frequent_labels_have_columns() -> None:
     values: list[Mapping[str, str]] = [{"b": "1", "c": "2"}, {}, {"c": "3", "a": "4"}, {"c": "5", "b": "6", "z": "7"}]
     runs = with_label_columns(pa.table({"labels": text_maps(values)}), most=3)
