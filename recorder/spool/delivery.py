@@ -76,7 +76,7 @@ class Delivery:
         self._tail = Tail(recording.read_log, recording.starts())
         self._samples: deque[_Message] = deque()  # without those at the beginning that have arrived
         self._events: dict[str, _Message] = {} if announce else {"started": _Message("arrived")}
-        self._log_path: str | None = None  # None until the log is stored
+        self._log_path = ""  # until the log is stored
         self._output_path = ""
         self._not_before_s = 0.0
 
@@ -121,7 +121,7 @@ class Delivery:
 
         self._store_log()
         folder = _folder(self._plan.mention)
-        line = _listing_line(self._finished_facts(end), self._log_path or "", self._output_path)
+        line = _listing_line(self._finished_facts(end), self._log_path, self._output_path)
         open_store(self._plan.log_dir).replace(f"{folder}/run.json", line)
         return True
 
@@ -209,7 +209,8 @@ class Delivery:
             phase="finished",
             result=end.result,
             end_us=max(end.end_us, facts.start_us or 0),
-            log_url=self._log_address(),
+            log_url=self._address(self._log_path),
+            output_url=self._address(self._output_path),
             labels=dict(islice(labels.items(), MAX_LABELS)),
         )
 
@@ -218,7 +219,7 @@ class Delivery:
 
         Without a folder, the samples are only in the topic.
         """
-        if self._log_path is not None or not self._plan.log_dir:
+        if self._log_path or not self._plan.log_dir:
             return
         from ciml.storage import open_store
 
@@ -235,13 +236,9 @@ class Delivery:
             self._output_path = f"{prefix}{OUTPUT}.gz"
         self._log_path = f"{prefix}{LOG}.gz"
 
-    def _log_address(self) -> str:
-        """Return the address of the log; of its folder if the output is there, too, so that ingest finds both."""
-        if self._log_path is None:
-            return ""
-        folder = f"{_folder(self._plan.mention)}/"
-        is_pair = self._output_path == f"{folder}{OUTPUT}.gz"
-        return log_address(self._plan.log_url or self._plan.log_dir, folder if is_pair else self._log_path)
+    def _address(self, path: str) -> str:
+        """Return the public address of a path in the folder of logs; "" for none."""
+        return log_address(self._plan.log_url or self._plan.log_dir, path) if path else ""
 
 
 def encode_piece(run_id: str, piece: Piece, first_us: int) -> bytes:
@@ -276,7 +273,7 @@ def _listing_line(facts: RunFacts, log_path: str, output_path: str) -> bytes:
     from ciml.events.run_facts import run_from_facts
 
     run = run_from_facts(facts)
-    for name in ("log_url", "id", "job", "event"):
+    for name in ("log_url", "output_url", "id", "job", "event"):
         run.pop(name, None)
     line = {"build_uuid": facts.build_uuid, "build_name": facts.build_name, "labels": {}, **run, "log_path": log_path}
     if output_path:

@@ -221,7 +221,10 @@ def test_an_extra_on_an_interpreter(
 
 def run_recorder_tests(python: Path) -> None:
     """Run the recorder's tests that need no engine, with a recorder of another Python."""
-    files = [f"tests/recorder/test_{name}.py" for name in ("ci_environment", "transparent", "lost_processes", "send")]
+    files = [
+        f"tests/recorder/test_{name}.py"
+        for name in ("ci_environment", "transparent", "output", "lost_processes", "send")
+    ]
     words = [sys.executable, "-m", "pytest", "-q", *files, "-m", "not engines and not bench and not interop"]
     env = {**os.environ, "CIML_RECORDER_PYTHON": str(python), "CIML_TESTS": "quick"}
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=env)
