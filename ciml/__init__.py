@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Model,
         Prediction,
         RefreshResult,
+        RunVerdict,
         TrainingResult,
         open,
         parse_log,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from ciml.progress import Progress
     from ciml.serving.registry import CandidateNotice
     from ciml.verdict_rules import Verdict
+    from ciml.verdicts.evidence import Evidence
+    from ciml.verdicts.evidence.output import OutputEvidence
     from ciml.verdicts.signatures.failures import FailedRuns
 
 #: The modules of the names that are imported on their first use.
@@ -58,13 +61,16 @@ _MODULES = {
     **dict.fromkeys(("CrossValidation", "Figure", "RefreshResult", "TrainingResult"), "ciml.api.types"),
     "CandidateNotice": "ciml.serving.registry",
     "Client": "ciml.api.client",
+    "Evidence": "ciml.verdicts.evidence",
     "FailedRuns": "ciml.verdicts.signatures.failures",
     "Model": "ciml.api.model",
     "Prediction": "ciml.api.predictions",
     "Dataset": "ciml.api.dataset",
     "DatasetDefinition": "ciml.datasets.definition",
     "LoadReport": "ciml.pipelines.backfill.load_report",
+    "OutputEvidence": "ciml.verdicts.evidence.output",
     "Progress": "ciml.progress",
+    "RunVerdict": "ciml.api.verdicts",
     "Verdict": "ciml.verdict_rules",
     "parse_log": "ciml.api.telemetry",
 }
@@ -79,6 +85,7 @@ __all__ = [
     "DatasetDefinition",
     "DatasetKeys",
     "EngineError",
+    "Evidence",
     "ExperimentKeys",
     "FailedRuns",
     "Figure",
@@ -90,9 +97,11 @@ __all__ = [
     "NoDataError",
     "NoTrainingDataError",
     "NotFoundError",
+    "OutputEvidence",
     "Prediction",
     "Progress",
     "RefreshResult",
+    "RunVerdict",
     "TrainingResult",
     "UnknownDatasetError",
     "UnknownEstimatorError",

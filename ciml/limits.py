@@ -66,6 +66,9 @@ MAX_SIGNATURE_CHANGES = 50  # of one signature, the latest
 MAX_SIGNATURE_PLACES = 20  # jobs, nodes and providers of one, with their runs
 MAX_SIGNATURE_RUNS = 20  # of one, the latest
 MAX_SIGNATURE_JOBS = 2_000  # whose latest passing runs are remembered
+MAX_RECENT_TESTS = 10_000  # whose failures on other changes are remembered
+MAX_TEST_CHANGES = 20  # of one of them, the latest
+MAX_RUN_RECENT_TESTS = 50  # of one run, the first
 MAX_SIGNED_RUNS = 20_000  # the latest failed runs whose signature is known
 
 # == Logs: bytes, columns, rows, restarts, time ==

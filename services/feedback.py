@@ -128,7 +128,7 @@ class FeedbackService(TopicService[FeedbackState]):
                 system.name,
                 self.committing,
                 policy,
-                partial(find_evidence, config.data, base_url=policy.base_url),
+                partial(find_evidence, config.data, policy=policy),
                 client,
                 gap_s=system.gap_s,
                 show=self._show,
@@ -295,7 +295,7 @@ def _entry_of(item: Item) -> Entry:
 
 def _render(data: DataRoot, feedback: Feedback, committing: LogReplica[FeedbackState], entry: Entry) -> Trial:
     system = next(system for system in feedback.systems if system.name == entry.system)
-    evidence = partial(find_evidence, data, base_url=feedback.policy.base_url)
+    evidence = partial(find_evidence, data, policy=feedback.policy)
     outbox = Outbox(system.name, committing, feedback.policy, evidence, client=None, markup=_markup_of(system))
     run_ids = tuple(item.run_id for item in entry.items.values())
     change = entry.change.change or entry.change.head

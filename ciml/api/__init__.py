@@ -10,6 +10,7 @@ from ciml.api.model import Model
 from ciml.api.predictions import Prediction
 from ciml.api.telemetry import parse_log
 from ciml.api.types import CrossValidation, DatasetKeys, ExperimentKeys, Figure, RefreshResult, TrainingResult
+from ciml.api.verdicts import RunVerdict
 
 __all__ = [
     "Client",
@@ -22,6 +23,7 @@ __all__ = [
     "Model",
     "Prediction",
     "RefreshResult",
+    "RunVerdict",
     "TrainingResult",
     "open",
     "parse_log",

@@ -31,6 +31,7 @@ from ciml.tensorflow import keep_settings
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from ciml.api.verdicts import RunVerdict
     from ciml.training.experiments.trials import Trial
 
 
@@ -412,6 +413,34 @@ class Data(StoredRuns):
         model = Model(self._root, name, version, label, candidate=candidate, allow_modules=allow_modules)
         self._models.add(model)
         return model
+
+    def verdict(
+        self, run_id: str, *, model: str | None = None, candidate: bool = False, allow_modules: Collection[str] = ()
+    ) -> RunVerdict:
+        """Return the verdict on a failed run, and its evidence, as ``ciml verdict`` does.
+
+        It is that of the last prediction of a served model. Without one, a model of causes is asked about the stored
+        run now.
+
+        Args:
+          run_id: of a stored run.
+          model: the model whose verdict to return; by default the last that gave one, or the only one that can.
+          candidate: ask the last candidate of the model, even if the gate rejected it.
+          allow_modules: modules that a candidate's estimator may import.
+
+        Raises:
+          UnknownRunError: no stored run has this id.
+          CimlError: the run did not fail or cannot be predicted, or no model gives verdicts.
+
+        Example:
+          >>> data.verdict("zuul~5f0c~1")
+          Traceback (most recent call last):
+          ...
+          ciml.errors.UnknownRunError: no run 'zuul~5f0c~1' in data; list runs by ciml runs list
+        """
+        from ciml.api.verdicts import find_verdict
+
+        return find_verdict(self._root, run_id, model, candidate, allow_modules, self.model)
 
     def __repr__(self) -> str:
         return f"Data({self.path!r})"

@@ -195,6 +195,7 @@ class OutputFile(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=
       dropped_lines: lines in the gap.
       dropped_bytes: bytes in the gap, and those that were cut from long lines.
       missing: why no output is stored, a reason of `ciml.transforms.fetch.fetch`; "" if one is.
+      name: of the file that it was read from, without ".gz"; "" where it was no file, or is not known.
     """
 
     path: str = ""
@@ -205,6 +206,7 @@ class OutputFile(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=
     dropped_lines: int = 0
     dropped_bytes: int = 0
     missing: str = ""
+    name: str = ""
 
 
 class Outcome(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):

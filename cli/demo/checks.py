@@ -34,7 +34,7 @@ TOLERANCE = 1e-6
 #: Largest difference of a probability that counts as equal.
 PROBABILITY_TOLERANCE = 1e-5
 #: The sentence of a message that quotes the output of the job.
-_QUOTATION = re.compile(r"is new in this job \(line [0-9,]+ of its output\)")
+_QUOTATION = re.compile(r"is new in this job \((?:[^(),]+, )?line [0-9,]+")
 _FUNCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": statistics.fmean,
     "min": min,

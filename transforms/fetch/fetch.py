@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from ciml.errors import CimlError, RejectedInput, drop_frames
@@ -237,13 +238,13 @@ class Fetcher:
             return first_found(addresses, lambda file_address: self._read_stored(file_address, grow, end))
         return self._read_stored(address, grow)
 
-    def consume(self, addresses: Sequence[Address], limit: int, consume: Callable[[Iterable[bytes]], T]) -> T:
+    def consume(self, addresses: Sequence[Address], limit: int, consume: Callable[[Address, Iterable[bytes]], T]) -> T:
         """Pass the bytes at the first address that has any to a function, as they arrive, and return its result.
 
         Args:
           addresses: of one host, in the order in which they are tried.
           limit: of the transferred bytes.
-          consume: reads all chunks. It is called again for a retry.
+          consume: takes the address, and reads all chunks. It is called again for a retry.
 
         Raises:
           RejectedInput: with one of `REJECTED`; those of ``consume``.
@@ -252,7 +253,9 @@ class Fetcher:
         if addresses[0].scheme in ("http", "https"):
             return self._over_http().consume(addresses, limit, consume)
         end = time.monotonic() + self.policy.total_s
-        return first_found(addresses, lambda address: self._consume_stored(address, limit, consume, end))
+        return first_found(
+            addresses, lambda address: self._consume_stored(address, limit, partial(consume, address), end)
+        )
 
     def _consume_stored(self, address: Address, limit: int, consume: Callable[[Iterable[bytes]], T], end: float) -> T:
         if address.scheme == "file":

@@ -102,19 +102,19 @@ class HttpLogs:
                 return self._fetch_archive(address, grow)
             return self._fetch_file(address, grow)
 
-    def consume(self, addresses: Sequence[Address], limit: int, consume: Callable[[Iterable[bytes]], T]) -> T:
+    def consume(self, addresses: Sequence[Address], limit: int, consume: Callable[[Address, Iterable[bytes]], T]) -> T:
         """Pass the bytes at the first address that has any to a function, and return its result; see `fetch`.
 
         Args:
           addresses: in the order in which they are tried.
           limit: of the transferred bytes.
-          consume: reads all chunks. It is called again for a retry.
+          consume: takes the address, and reads all chunks. It is called again for a retry.
         """
         with self._limits.within(self._policy.total_s):
             return first_found(
                 addresses,
                 lambda address: self._get(
-                    address, lambda response: consume(self._body(response, "gzip", limit)), encoding=b"gzip"
+                    address, lambda response: consume(address, self._body(response, "gzip", limit)), encoding=b"gzip"
                 ),
             )
 

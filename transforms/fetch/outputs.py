@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from ciml.errors import RejectedInput, drop_frames
@@ -27,6 +28,9 @@ T = TypeVar("T")
 _GITHUB = re.compile(r"((?:/[^?]*)?/repos/[^/?]+/[^/?]+/actions)/runs/[0-9]+/artifacts")
 _GITLAB = re.compile(r"((?:/[^?]*)?/api/v4/projects/[^/?]+/jobs/[0-9]+)/artifacts(?:/.*)?")
 _JENKINS = re.compile(r"((?:/[^?]*)?/job/[^/?]+/[0-9]+)/artifact/")
+#: A name that a message can show as it is, and the last parts of addresses of GitHub's and GitLab's API.
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_OF_API = frozenset({"logs", "trace"})
 _NO_FACTS = JobFacts("", "", 1, None, None)
 
 
@@ -82,6 +86,13 @@ def _of_system(log: Address, facts: RunFacts) -> Address | None:
     return None
 
 
+def file_name(address: Address) -> str:
+    """Return the name of the file at an address, without ".gz"; "" for an address of an API, or an unusual name."""
+    path = address.path.partition("?")[0] if address.scheme in PORTS else address.path
+    name = path.rpartition("/")[2].removesuffix(".gz")
+    return name if _FILE_NAME.fullmatch(name) and name not in _OF_API else ""
+
+
 def takes_output(policy: FetchPolicy, facts: RunFacts) -> bool:
     """Return whether the outputs of a run's source and project are fetched."""
     if not policy.without_output:
@@ -94,7 +105,7 @@ def takes_output(policy: FetchPolicy, facts: RunFacts) -> bool:
 def fetch_outputs(
     requests: Sequence[Sequence[Address]],
     policy: FetchPolicy,
-    consume: Callable[[int, Iterable[bytes]], T],
+    consume: Callable[[int, Address, Iterable[bytes]], T],
     batch_s: float,
 ) -> list[T | Failure]:
     """Fetch outputs, `FetchPolicy.threads` at a time.
@@ -102,8 +113,8 @@ def fetch_outputs(
     Args:
       requests: the addresses of each output, at least one.
       policy: the allowed addresses, and the limits.
-      consume: called with the index of a request and the bytes of its output, in chunks; it may be called again for a
-        retry. Memory is its concern.
+      consume: called with the index of a request, the address at which its output is, and its bytes, in chunks; it may
+        be called again for a retry. Memory is its concern.
       batch_s: time after which no further output is started, s.
 
     Returns:
@@ -119,7 +130,7 @@ def fetch_outputs(
 
     def fetch(index: int) -> T | Failure:
         try:
-            return fetcher.consume(requests[index], MAX_OUTPUT_WIRE_BYTES, lambda chunks: consume(index, chunks))
+            return fetcher.consume(requests[index], MAX_OUTPUT_WIRE_BYTES, partial(consume, index))
         except LogUnavailableError as failure:
             return failure
 

@@ -16,7 +16,7 @@ from ciml.limits import LARGE_OUTPUT_BYTES, SMALL_OUTPUT_BYTES
 from ciml.runs.outputs import PreparedOutput, store_output
 from ciml.storage import Store
 from ciml.transforms.fetch.decompress import gunzip
-from ciml.transforms.fetch.outputs import fetch_outputs, output_addresses
+from ciml.transforms.fetch.outputs import fetch_outputs, file_name, output_addresses
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import attempt, bisect
 from ciml.transforms.logs.prepare import prepare_output, prepare_small
@@ -61,7 +61,10 @@ def with_outputs(
             requests.setdefault((outcome.file.path, tuple(addresses)), []).append(index)
     files = [RawFile(path, "", 0, 0) for path, _ in requests]
 
-    def read(index: int, chunks: Iterable[bytes]) -> OutputFile | bytes:
+    names: dict[int, str] = {}
+
+    def read(index: int, address: Address, chunks: Iterable[bytes]) -> OutputFile | bytes:
+        names[index] = file_name(address)
         return _read(chunks, policy, raw, files[index])
 
     fetched = fetch_outputs([addresses for _, addresses in requests], policy, read, batch_s) if requests else []
@@ -69,7 +72,9 @@ def with_outputs(
     stored = _store_small(small, raw, files)
     for index, (indices, result) in enumerate(zip(requests.values(), fetched, strict=True)):
         output = stored[index] if isinstance(result, bytes) else result
-        if not isinstance(output, OutputFile):
+        if isinstance(output, OutputFile):
+            output = output.replace(name=names[index])
+        else:
             output = OutputFile(missing=output.reason)
         outputs |= dict.fromkeys(indices, output)
     return [

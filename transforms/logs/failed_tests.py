@@ -1,16 +1,26 @@
-"""Recognise which tests of a job failed, by the lines that test runners of many languages print."""
+"""Recognise which tests of a job failed, by the lines that test runners of many languages print.
+
+`RecentTests` remembers on which changes a test failed recently: one that fails on several is hardly broken by each.
+"""
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from ciml.globs import linear_pattern
-from ciml.limits import MAX_OUTPUT_FAILED_TESTS
+from ciml.limits import MAX_OUTPUT_FAILED_TESTS, MAX_RECENT_TESTS, MAX_RUN_RECENT_TESTS, MAX_TEST_CHANGES
 from ciml.transforms.logs.ranking import ScannedOutput
 from ciml.transforms.logs.signals import KINDS
+
+#: Age up to which the failure of a test on another change is recent, microseconds.
+RECENT_US = 7 * 86_400_000_000
+_NAME_CHARACTERS = 200
 
 
 class FailedTest(NamedTuple):
@@ -74,3 +84,60 @@ def failed_tests(output: ScannedOutput) -> tuple[FailedTest, ...]:
                 failed.setdefault(name, FailedTest(runner, name, index + 1))
                 break
     return tuple(failed.values())[:MAX_OUTPUT_FAILED_TESTS]
+
+
+class OtherChanges(NamedTuple):
+    """Other changes on which a test failed.
+
+    Attributes:
+      changes: their number.
+      since_us: the earliest of their last failures, epoch microseconds; 0 without one.
+    """
+
+    changes: int
+    since_us: int
+
+
+class RecentTests:
+    """The changes on which tests of a project failed of late.
+
+    Example:
+      >>> recent = RecentTests()
+      >>> for change in ("12", "13"):
+      ...     recent.add("project", ("test_a",), change, 1_000)
+      >>> recent.others("project", "test_a", "13", 2_000)
+      OtherChanges(changes=1, since_us=1000)
+    """
+
+    def __init__(self) -> None:
+        self._changes: OrderedDict[str, dict[str, int]] = OrderedDict()  # by project and test: time by change
+
+    def add(self, project: str, names: Iterable[str], change: str, time_us: int) -> None:
+        """Add the tests that failed in a run of a change, in order of their lines; the first `MAX_RUN_RECENT_TESTS`."""
+        for _, name in zip(range(MAX_RUN_RECENT_TESTS), names, strict=False):
+            key = _key(project, name)
+            changes = self._changes.setdefault(key, {})
+            self._changes.move_to_end(key)
+            changes[change] = max(changes.pop(change, 0), time_us)
+            if len(changes) > MAX_TEST_CHANGES:
+                del changes[next(iter(changes))]
+            if len(self._changes) > MAX_RECENT_TESTS:
+                self._changes.popitem(last=False)
+
+    def others(self, project: str, name: str, change: str, time_us: int) -> OtherChanges:
+        """Return the other changes on which a test failed, at most `RECENT_US` before a time."""
+        changes = self._changes.get(_key(project, name), {})
+        times = [last_us for other, last_us in changes.items() if other != change and last_us >= time_us - RECENT_US]
+        return OtherChanges(len(times), min(times, default=0))
+
+    def encode(self) -> bytes:
+        """Return the state, for `restore`."""
+        return msgspec.msgpack.encode(list(self._changes.items()))
+
+    def restore(self, state: bytes) -> None:
+        """Continue after the runs that were added before `encode`. Raises `msgspec.DecodeError` for other bytes."""
+        self._changes = OrderedDict(msgspec.msgpack.decode(state, type=list[tuple[str, dict[str, int]]]))
+
+
+def _key(project: str, name: str) -> str:
+    return f"{project}\0{name[:_NAME_CHARACTERS]}"

@@ -22,6 +22,8 @@ _BLOCK_BYTES = 4 << 20
 _CONTROLS = r"\^\[\[[0-9;?]*[A-Za-z]|\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]"
 #: All but what the last carriage return leaves. A line that a carriage return ends has lost it before.
 _OVERWRITTEN = r"^(?s:.*)\r"
+#: GitLab's beginning and end of a section of the output. A terminal overwrites them; they name the step of later lines.
+_SECTION = r"section_(start|end):\d{1,12}:([\w.-]{1,128})(?:\[[^\]\r]{0,200}\])?\r"
 _DATE = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?"
 #: GitHub's ``DATE text``, Zuul's ``DATE | node | text``, GitLab's ``DATE 00O text`` and Jenkins' ``[DATE] text``.
 _AFTER_DATE = r" \d\d[OE][ +]?| \| [\w.-]{1,64} \| ?| \| ?| "
@@ -93,6 +95,8 @@ def _clean(lines: pa.StringArray, block: bytes) -> pa.StringArray:
 def _without_controls(lines: pa.StringArray, block: bytes) -> pa.StringArray:
     if b"\x1b" in block or b"^[[" in block:
         lines = replace_where(lines, r"\x1b|\^\[\[", _CONTROLS, "")
+    if b"section_" in block:
+        lines = replace_where(lines, "section_", _SECTION, r"section_\1:\2 ")
     lines = pc.utf8_rtrim_whitespace(lines)
     if b"\r" in block:
         lines = replace_where(lines, r"\r", _OVERWRITTEN, "")

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ciml.globs import linear_pattern
 from ciml.limits import MAX_OUTPUT_TEMPLATES
 from ciml.transforms.logs.lines import blocks_of, lines_of_block
 from ciml.transforms.logs.signals import Signals, signals_of
@@ -45,6 +46,12 @@ _NEIGHBOURS = {-3: 0.2, -2: 0.3, -1: 0.5, 1: 0.5, 2: 0.4, 3: 0.3, 4: 0.2}
 #: Longest line of an excerpt, and the most lines that are considered for one.
 _LINE_CHARACTERS = 600
 _CONSIDERED = 5000
+#: The name in the line that begins a step, and the lines that are searched for one.
+_STEP = linear_pattern(
+    r"##\[group\](Run .++)$|(?:TASK|PLAY) \[(.+)\](?: \*++)?$|(?:section_end:\S++ )?section_start:(\S++)"
+    r"|\[Pipeline\] \{ \((.+)\)$"
+)
+_STEP_LINES = 1000
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,27 @@ class Line(NamedTuple):
     text: str
     score: float
     is_new: bool
+
+
+def step_of(output: ScannedOutput, index: int) -> str:
+    """Return the step of the CI system that printed a line; "" where the output names none.
+
+    It knows GitHub's groups of commands, the tasks and plays of Zuul, the sections of GitLab and the stages of Jenkins.
+
+    Args:
+      output: of a run.
+      index: of the line, counted from 0.
+
+    Example:
+      >>> step_of(scan(b"##[group]Run pytest\\n##[endgroup]\\nImportError: attrs\\n"), 2)
+      'Run pytest'
+    """
+    begins = output.marked("step")
+    for text in reversed(output.text_of(begins[begins <= index][-_STEP_LINES:])):
+        match = _STEP.match(text)
+        if match is not None:
+            return str(match[match.lastindex or 0]).strip()
+    return ""
 
 
 def scan(data: bytes) -> ScannedOutput:

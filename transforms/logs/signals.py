@@ -117,7 +117,7 @@ _BENIGN_KEEPS = 0.3
 
 #: Marks of steps: where one begins, where its command has been printed, where it failed, and where the job cleans up.
 MARKS = {
-    "step": r"^##\[group\]|^TASK \[|^PLAY \[|^section_start:|^\[Pipeline\] \{|^\$ ",
+    "step": r"^##\[group\]|^TASK \[|^PLAY \[|^(?:section_end:\S+ )?section_start:|^\[Pipeline\] \{",
     "echo": r"^##\[group\]Run ",
     "echoed": r"^##\[endgroup\]",
     "failed": r"^##\[error\]|^ERROR: Job failed|^fatal: \[",

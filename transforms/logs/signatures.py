@@ -142,9 +142,12 @@ class Signature(msgspec.Struct):
         self.by_change[failure.change] = change
         if len(self.by_change) > MAX_SIGNATURE_CHANGES:
             del self.by_change[next(iter(self.by_change))]
-        near = [one for one in self.by_change.values() if abs(one.last_us - failure.time_us) < WITHIN_US]
-        if any(one.trusted for one in near):
-            self.spread = max(self.spread, len(near))
+        self.spread = max(self.spread, self.near(failure.time_us))
+
+    def near(self, time_us: int) -> int:
+        """Return the number of changes within `WITHIN_US` of a time; 0 if there is no trusted run among them."""
+        near = [one for one in self.by_change.values() if abs(one.last_us - time_us) < WITHIN_US]
+        return len(near) if any(one.trusted for one in near) else 0
 
 
 def _count(counts: dict[str, int], name: str) -> None:

@@ -2,15 +2,16 @@
 
 Uses `ciml.transforms.profiles`. `evidence_of` reads the run of a prediction again, observes it
 (`ciml.verdicts.evidence.observe`) and draws it (`ciml.verdicts.evidence.picture`). Every number of a sentence is
-computed a second time from the run before it is sent (`ciml.verdicts.evidence.check`). The first sentence quotes the
-line of the job's output that no passing run printed, where there is one (`ciml.verdicts.evidence.line`).
+computed a second time from the run before it is sent (`ciml.verdicts.evidence.check`). The first sentences are about
+the job's output, where there is one: a new line, failed tests, other runs that failed alike
+(`ciml.verdicts.evidence.output`). Then those about the telemetry are fewer.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -33,13 +34,13 @@ from ciml.telemetry import BOOT, TIME
 from ciml.transforms.profiles import SERIES, Profile, Profiles, length_s
 from ciml.verdict_rules import PROFILES
 from ciml.verdicts.evidence.check import follows
-from ciml.verdicts.evidence.line import new_line_of
-from ciml.verdicts.evidence.observe import Subject, observations
+from ciml.verdicts.evidence.observe import AS_USUAL, Observation, Subject, observations
+from ciml.verdicts.evidence.output import OutputEvidence, output_evidence
 from ciml.verdicts.evidence.picture import draw
 
 _log = logging.getLogger(__name__)
 
-#: Sentences of a message: more would not be read.
+#: Sentences about the telemetry: more would not be read. Next to those about the output, fewer.
 MAX_OBSERVATIONS = 3
 _ID = re.compile(r"[0-9a-f]{32}")
 _NO_PROFILES = Profiles({}, Profile("", 0, (0.0, 0.0, 0.0), {}))
@@ -50,15 +51,16 @@ class Evidence:
     """The comparison of a run with passing runs.
 
     Attributes:
-      observations: at most three sentences, the most telling first. Each number follows from the run's telemetry, its
-        facts, or the passing profile. The one that quotes a line of the output is hostile text of at most 200
-        characters, all of them visible; the others hold no name from outside.
+      observations: sentences, the most telling first: at most four about the output, and at most three about the
+        telemetry. Each number follows from the run's telemetry, its facts, the passing profile, or the runs of the data
+        root. Those about the output quote hostile text, all of it visible; the others hold no name from outside.
       picture: path of an SVG below `DataRoot.predictions`; "" where there is nothing to draw.
       job: the job whose passing runs it was compared with; "" for the passing runs of all jobs.
       runs: number of these passing runs.
       dropped: sentences that did not follow when they were computed a second time: an error of ciml.
       length_s: from the run's first sample to its last.
       same_place: number of these passing runs on the run's kind of machine; None where the profile does not say it.
+      output: what the stored output shows; None without one.
     """
 
     observations: tuple[str, ...]
@@ -68,6 +70,7 @@ class Evidence:
     dropped: tuple[str, ...] = ()
     length_s: float = 0.0
     same_place: int | None = None
+    output: OutputEvidence | None = None
 
 
 def evidence_of(data: DataRoot, prediction: Mapping[str, Any], profiles: Profiles | None = None) -> Evidence:
@@ -99,8 +102,7 @@ def evidence_of(data: DataRoot, prediction: Mapping[str, Any], profiles: Profile
     of_model = profiles_of_version(data, model, version) if profiles is None else profiles
     profile = of_model.of(facts.build_name)
     subject = Subject.of(facts, table, profile, _claimed(data, facts))
-    evidence, picture = evidence_of_subject(subject)
-    evidence = _with_line(evidence, data, facts)
+    evidence, picture = evidence_of_subject(subject, _output_of(data, facts))
     if not picture or profiles is not None:
         return evidence
     name = prediction.get("id", "")
@@ -110,37 +112,52 @@ def evidence_of(data: DataRoot, prediction: Mapping[str, Any], profiles: Profile
     return replace(evidence, picture=f"evidence/{name[:2]}/{name}.svg")
 
 
-def evidence_of_subject(subject: Subject) -> tuple[Evidence, str]:
-    """Return the evidence of a run, whose picture is not stored, and the picture as SVG ("" for none)."""
+def evidence_of_subject(subject: Subject, output: OutputEvidence | None = None) -> tuple[Evidence, str]:
+    """Return the evidence of a run, whose picture is not stored, and the picture as SVG ("" for none).
+
+    Args:
+      subject: the run.
+      output: what its output shows; None without one.
+    """
     candidates = observations(subject)
     confirmed = [observation for observation in candidates if follows(observation.text, subject)]
     dropped = tuple(observation.text for observation in candidates if observation not in confirmed)
     if dropped:
         _log.warning("evidence that does not follow from its run was dropped: %s", "; ".join(dropped))
     chosen = confirmed[:MAX_OBSERVATIONS]
+    said = () if output is None else output.sentences
+    if output is not None and (output.line is not None or output.tests):
+        chosen = _beside_output(chosen, subject)[: max(MAX_OBSERVATIONS - len(said), 1)]
     picture = draw(subject, [observation.column for observation in chosen if observation.column])
     profile = subject.profile
     evidence = Evidence(
-        tuple(observation.text for observation in chosen),
+        (*said, *(observation.text for observation in chosen)),
         job=profile.job,
         runs=profile.runs,
         dropped=dropped,
         length_s=length_s(subject.table),
         same_place=None if profile.places is None else profile.places.get(subject.place, 0),
+        output=output,
     )
     return evidence, picture
 
 
-def _with_line(evidence: Evidence, data: DataRoot, facts: RunFacts) -> Evidence:
-    """Put the new line of the output before the other sentences. A damaged output costs this sentence alone."""
+def _beside_output(chosen: Sequence[Observation], subject: Subject) -> list[Observation]:
+    """Return the observations on telemetry that add something to those on an output, or that all was as usual."""
+    telling = [observation for observation in chosen if observation.tells]
+    usual = Observation(AS_USUAL)
+    if len(telling) < len(chosen) and follows(AS_USUAL, subject):
+        telling.append(usual)
+    return telling
+
+
+def _output_of(data: DataRoot, facts: RunFacts) -> OutputEvidence | None:
+    """Return what the output of a run shows. A damaged output costs these sentences alone."""
     try:
-        line = new_line_of(data, facts.run_id, facts.build_name)
+        return output_evidence(data, facts.run_id)
     except IntegrityError as error:
-        _log.warning("run %.200s: no line of its output: %s", facts.run_id, error)
-        return evidence
-    if not line:
-        return evidence
-    return replace(evidence, observations=(line, *evidence.observations)[:MAX_OBSERVATIONS])
+        _log.warning("run %.200s: no evidence of its output: %s", facts.run_id, error)
+        return None
 
 
 def _claimed(data: DataRoot, facts: RunFacts) -> RunFacts | None:

@@ -241,6 +241,22 @@ def _check_as_usual(sentence: _Sentence, subject: Subject) -> bool:
     return True
 
 
+@_checks(r"The machine behaved as usual\.")
+def _check_all_usual(_: _Sentence, subject: Subject) -> bool:
+    """Check that CPU and memory are compared, and that the mean of each compared series is in its passing range."""
+    usual = {word: _usual(subject, column) for word, column in _COMPARED.items()}
+    if subject.profile.runs < MIN_RUNS or _length(subject) < 10 or not (usual["cpu"] and usual["memory"]):
+        return False
+    return all(
+        range_of is None or ((mean := _mean(subject, _COMPARED[word], 0.0)) is not None and _is_inside(mean, range_of))
+        for word, range_of in usual.items()
+    )
+
+
+def _is_inside(value: float, usual: tuple[float, float]) -> bool:
+    return usual[0] <= value <= usual[1]
+
+
 @_checks(rf"Its telemetry of (?P<length>{_VALUE}) is too short to compare with that of passing runs\.")
 def _check_short(sentence: _Sentence, subject: Subject) -> bool:
     return _quantity(sentence["length"]).fits(_length(subject)) and _length(subject) < 10

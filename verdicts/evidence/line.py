@@ -7,76 +7,100 @@ the quoted line is looked up again in the text, by its number.
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
-from ciml.data_root import DataRoot
-from ciml.events.records import OutputFile
-from ciml.manifest.log import ManifestLog
-from ciml.runs.latest_runs import entries_of, row_of
-from ciml.runs.outputs import KeptOutput, read_output
-from ciml.runs.state import open_raw
+from ciml.runs.outputs import KeptOutput
+from ciml.transforms.logs.failure_keys import without_margin
 from ciml.transforms.logs.profile import OutputProfile
-from ciml.transforms.logs.ranking import STRONG, is_known_template, rank, scan
-from ciml.transforms.logs.stored import stored_profile
+from ciml.transforms.logs.ranking import STRONG, ScannedOutput, is_known_template, rank, step_of
 
-#: Longest quotation.
+#: Longest quotations of a line, and of a name.
 MAX_CHARACTERS = 200
-_SENTENCE = re.compile(r"“(?P<line>.*)” is new in this job \(line (?P<number>[0-9,]+) of its output\)\.")
+MAX_NAME_CHARACTERS = 80
+_SENTENCE = re.compile(
+    r"“(?P<line>.*)” is new in this job \((?:(?P<file>[A-Za-z0-9_.-]+), line )?(?:line )?(?P<number>[0-9,]+)"
+    r"(?: of its output)?(?:, step “(?P<step>.*)”)?\)\."
+)
 
 
-def new_line_of(data: DataRoot, run_id: str, job: str) -> str:
-    """Return a sentence that quotes the best new line of a stored run's output; "" where there is none to quote.
+class QuotedLine(NamedTuple):
+    """A line of the output of a run that no passing run of its job printed.
 
-    Raises:
-      IntegrityError: an output is damaged.
-      EngineError: the store does not answer.
-
-    Example:
-      >>> new_line_of(data, "zuul~5f0c~1", "tox-py311")  # doctest: +SKIP
-      "“E ModuleNotFoundError: No module named 'attrs'” is new in this job (line 812 of its output)."
+    Attributes:
+      text: visible characters in one row, at most `MAX_CHARACTERS`.
+      number: in the whole output, counted from 1.
+      file: name of the output's file; "" where it is not known.
+      step: of the CI system, at most `MAX_NAME_CHARACTERS`; "" where the output names none.
+      template: the line without numbers, paths and ids.
     """
-    log = ManifestLog(data.raw)
-    row = row_of(entries_of(log, log.end(), run_id))
-    output = row.record.get("output") if row is not None else None
-    if not output:
-        return ""
-    kept = read_output(data.raw, msgspec.convert(output, OutputFile))
-    if isinstance(kept, str):
-        return ""
-    log, state = open_raw(data.raw)
-    sentence = quote(kept, stored_profile(data.raw, log, state, job))
-    return sentence if is_quoted(sentence, kept) else ""
+
+    text: str
+    number: int
+    file: str = ""
+    step: str = ""
+    template: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """The line as a sentence of evidence."""
+        place = f"{self.file}, line {self.number:,}" if self.file else f"line {self.number:,} of its output"
+        step = f", step “{self.step}”" if self.step else ""
+        return f"“{self.text}” is new in this job ({place}{step})."
 
 
-def quote(kept: KeptOutput, profile: OutputProfile) -> str:
-    """Return the sentence on the best line that no passing run printed; "" without passing runs or such a line."""
+def quote(kept: KeptOutput, output: ScannedOutput, profile: OutputProfile, file: str = "") -> QuotedLine | None:
+    """Return the best line that no passing run printed; None without passing runs or such a line.
+
+    Args:
+      kept: the output.
+      output: the same, scanned.
+      profile: of passing runs of the job.
+      file: name of the output's file; "" where it is not known.
+    """
     if not profile.runs:
-        return ""
-    output = scan(kept.data)
+        return None
     worth = rank(output, profile)
     worth[is_known_template(output, profile)[output.codes]] = 0
     if worth.max(initial=0) < STRONG:
-        return ""
+        return None
     index = int(np.argmax(worth))
     (text,) = output.text_of(np.array([index]))
-    return f"“{_shortened(text)}” is new in this job (line {kept.number(index + 1):,} of its output)."
+    step = shortened(step_of(output, index), MAX_NAME_CHARACTERS)
+    line = QuotedLine(
+        shortened(text),
+        kept.number(index + 1),
+        file,
+        step if _is_in(step, kept) else "",
+        without_margin(output.templates[int(output.codes[index])].as_py()),
+    )
+    return line if is_quoted(line.sentence, kept) else None
 
 
 def is_quoted(sentence: str, kept: KeptOutput) -> bool:
-    """Return whether a sentence quotes a line of an output that has the number which it says."""
+    """Return whether a sentence quotes a line that has its number in an output, and a step that the output names."""
     match = _SENTENCE.fullmatch(sentence)
     if match is None:
         return False
-    line = kept.line(int(match["number"].replace(",", "")))
-    return line is not None and match["line"].removesuffix("…") in _visible(line.decode("utf-8", "replace"))
+    number = int(match["number"].replace(",", ""))
+    return is_in_line(match["line"], number, kept) and _is_in(match["step"] or "", kept)
 
 
-def _shortened(text: str) -> str:
-    """Return a line in one row of visible characters, at most `MAX_CHARACTERS`."""
+def is_in_line(quotation: str, number: int, kept: KeptOutput) -> bool:
+    """Return whether a line of an output has a quotation, which may be shortened."""
+    line = kept.line(number)
+    return line is not None and quotation.removesuffix("…") in _visible(line.decode("utf-8", "replace"))
+
+
+def shortened(text: str, most: int = MAX_CHARACTERS) -> str:
+    """Return a text in one row of visible characters, at most ``most``."""
     visible = _visible(text).strip()
-    return visible if len(visible) <= MAX_CHARACTERS else f"{visible[: MAX_CHARACTERS - 1].rstrip()}…"
+    return visible if len(visible) <= most else f"{visible[: most - 1].rstrip()}…"
+
+
+def _is_in(quotation: str, kept: KeptOutput) -> bool:
+    return quotation.removesuffix("…").encode() in kept.data
 
 
 def _visible(text: str) -> str:

@@ -115,11 +115,22 @@ class Subject:
         return cls(table, profile, facts.outcome or "", status, facts.end_us, is_claimed, place_of(facts))
 
 
+#: The sentence next to those on an output, where all series are as usual.
+AS_USUAL = "The machine behaved as usual."
+
+
 class Observation(NamedTuple):
-    """A sentence, and the column that a picture of it shows ("" where it is about none)."""
+    """A sentence on the telemetry of a run.
+
+    Attributes:
+      text: the sentence.
+      column: the one that a picture of it shows; "" where it is about none.
+      tells: whether it says how the run differs from passing runs.
+    """
 
     text: str
     column: str = ""
+    tells: bool = True
 
 
 def observations(subject: Subject) -> list[Observation]:
@@ -277,7 +288,7 @@ def _as_usual(subject: Subject, deviations: Iterable[Departure], length: float) 
         enumeration = _enumerated(words)
         be = "were" if words[1:] else "was"
         text = f"{enumeration[0].upper()}{enumeration[1:]} {be} as in {subject.profile.runs} passing runs {whose}."
-        yield Observation(text)
+        yield Observation(text, tells=False)
 
 
 def _is_usual(table: pa.Table, column: str, usual: Range) -> bool:
@@ -289,10 +300,11 @@ def _is_usual(table: pa.Table, column: str, usual: Range) -> bool:
 
 def _nothing(subject: Subject, length: float) -> Observation:
     if not _comparable(subject):
-        return Observation("Too few passing runs are known to compare it with.")
+        return Observation("Too few passing runs are known to compare it with.", tells=False)
     if length < MIN_COMPARED_S:
-        return Observation(f"Its telemetry of {span(length)} is too short to compare with that of passing runs.")
-    return Observation("Its telemetry says nothing.")
+        text = f"Its telemetry of {span(length)} is too short to compare with that of passing runs."
+        return Observation(text, tells=False)
+    return Observation("Its telemetry says nothing.", tells=False)
 
 
 def _enumerated(words: list[str]) -> str:

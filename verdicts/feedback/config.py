@@ -50,12 +50,14 @@ class Policy(Settings, frozen=True, kw_only=True):
       max_jobs: number of jobs with a line of their own in a message.
       max_bytes: greatest size of a message.
       base_url: public address of the data root's folder of predictions, for links to pictures; "" for no links.
+      link_hosts: globs of the hosts to which messages link, for the output of a run whose event was proved.
       reviewers: accounts, ``SYSTEM:ACCOUNT``, whose reactions correct labels. Reactions of others are only counted.
     """
 
     title: ClassVar[str] = "feedback"
     lists: ClassVar[tuple[str, ...]] = tuple(
-        "models causes projects muted_projects branches pipelines jobs reviewers active_models shadow_models".split()
+        "models causes projects muted_projects branches pipelines jobs reviewers active_models shadow_models "
+        "link_hosts".split()
     )
     dry_run: bool = True
     models: tuple[str, ...] = ("*",)
@@ -83,6 +85,7 @@ class Policy(Settings, frozen=True, kw_only=True):
     max_jobs: int = 5
     max_bytes: int = 4000
     base_url: str = ""
+    link_hosts: tuple[str, ...] = ()
     reviewers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -120,13 +123,19 @@ class Policy(Settings, frozen=True, kw_only=True):
 
 
 def _check_base_url(url: str) -> None:
-    parts = urlsplit(url)
-    is_web = parts.scheme in ("https", "http") and bool(parts.hostname)
-    has_more = any((parts.query, parts.fragment, parts.username, parts.password))
-    # Such an address cannot end a link of any markup.
-    is_plain = url.isascii() and url.isprintable() and not set(url) & set(" <>()[]\"'`\\|*")
-    if has_more or not (is_web and is_plain):
+    if not plain_host(url) or urlsplit(url).fragment:
         raise ValueError(f"base_url: {shown(url)} is not an address such as https://ci.example.org/p")
+
+
+def plain_host(url: str) -> str:
+    """Return the host of an address that cannot end a link of any markup; "" for another one, or one with a query."""
+    try:
+        parts = urlsplit(url)
+        has_more = any((parts.query, parts.username, parts.password))
+    except ValueError:
+        return ""
+    is_plain = url.isascii() and url.isprintable() and not set(url) & set(" <>()[]\"'`\\|*")
+    return parts.hostname or "" if parts.scheme in ("https", "http") and is_plain and not has_more else ""
 
 
 @dataclass(frozen=True)

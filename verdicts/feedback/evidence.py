@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError
-from ciml.verdicts.feedback.config import Policy
+from ciml.globs import matches_any
+from ciml.verdicts.feedback.config import Policy, plain_host
 from ciml.verdicts.feedback.judgement import Item, Silence
 from ciml.verdicts.feedback.text import Finding
 
@@ -89,13 +90,13 @@ def compare_profile(evidence: Evidence, policy: Policy) -> Silence | None:
     return None
 
 
-def find_evidence(data: DataRoot, item: Item, base_url: str) -> Finding:
+def find_evidence(data: DataRoot, item: Item, policy: Policy) -> Finding:
     """Return a verdict with its evidence. Evidence that cannot be computed is left out.
 
     Args:
       data: of the run and its prediction.
       item: the verdict.
-      base_url: public address of the data root's folder of predictions; "" for no link.
+      policy: has the hosts of links.
 
     Raises:
       EngineError: the store does not answer; the message is written later.
@@ -105,5 +106,20 @@ def find_evidence(data: DataRoot, item: Item, base_url: str) -> Finding:
     evidence = _read(item.prediction, lambda: evidence_of(data, item.prediction))
     if evidence is None:
         return Finding(item)
-    picture = f"{base_url.rstrip('/')}/{quote(evidence.picture)}" if base_url and evidence.picture else ""
-    return Finding(item, evidence.observations, picture)
+    base_url = policy.base_url.rstrip("/")
+    picture = f"{base_url}/{quote(evidence.picture)}" if base_url and evidence.picture else ""
+    output = evidence.output
+    if output is None:
+        return Finding(item, evidence.observations, picture)
+    return Finding(item, evidence.observations, picture, output_link(output.url, item, policy), output.note)
+
+
+def output_link(url: str, item: Item, policy: Policy) -> str:
+    """Return the address of an output if a message may link to it; "" otherwise.
+
+    Its host must be one of the policy's, and a receiver must have proved who sent the event that names it: anybody may
+    claim runs of a change, and a link of ciml's would lead to a page of theirs.
+    """
+    host = plain_host(url)
+    is_allowed = bool(host) and bool(item.prediction["run"].get("auth")) and matches_any(policy.link_hosts, host)
+    return url if is_allowed else ""

@@ -22,7 +22,7 @@ from ciml.manifest.replica import LogReplica
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.judgement import Item, is_muted
 from ciml.verdicts.feedback.state import Action, Entry, FeedbackState, Intent
-from ciml.verdicts.feedback.text import Finding, Style, causes_of, marker_of, patchset_key, render, stamped
+from ciml.verdicts.feedback.text import Finding, Style, causes_in, marker_of, patchset_key, render, stamped
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -189,12 +189,12 @@ class Outbox:
         message = self.message(entry, client)
         previous = self._find(client, entry.change, message.marker)
         if previous is not None and message.stamp in previous.body:
-            self._close(entry, "unchanged", posted=previous)
+            self._close(entry, "unchanged", posted=previous, causes=causes_in(message))
             return
-        causes = causes_of(entry.items.values())
+        causes = causes_in(message)
         if previous is not None and not client.can_edit:
             if stamped(previous.body, message.marker) == (patchset_key(entry.change), causes):
-                self._close(entry, "said", posted=previous)
+                self._close(entry, "said", posted=previous, causes=causes)
                 return
             previous = None
         self._call(client, entry, message, previous)
@@ -210,7 +210,7 @@ class Outbox:
             marker=message.marker,
             change=entry.change.change,
             changes=entry.changes,
-            causes=causes_of(entry.items.values()),
+            causes=causes_in(message),
         )
         record = {"entry": entry.key, **asdict(intent)}
         del record["time_us"]  # the time of the delta
@@ -257,7 +257,9 @@ class Outbox:
         marker = marker_of(self.name, entry.change.project, entry.change.change)
         return render([self.evidence(item) for item in entry.items.values()], marker, entry.change, style)
 
-    def _close(self, entry: Entry, outcome: str, detail: str = "", posted: Posted | None = None) -> None:
+    def _close(
+        self, entry: Entry, outcome: str, detail: str = "", posted: Posted | None = None, causes: str = ""
+    ) -> None:
         """Store an outcome, unless another process has stored one meanwhile."""
         intent = entry.intent
         record: dict[str, Any] = {
@@ -270,7 +272,7 @@ class Outbox:
             record["detail"] = detail[:_DETAIL_CHARACTERS]
         if posted is not None:
             record["posted"] = asdict(replace(posted, body=""))
-            record["causes"] = intent.causes if intent else causes_of(entry.items.values())
+            record["causes"] = intent.causes if intent else causes
         self._commit({"outcomes": [record]}, lambda state: _has_intent(state, entry.key, intent))
 
     def _move(self, entry: Entry, change: ChangeRef) -> None:

@@ -12,14 +12,17 @@ from ciml.integrations.markup import cut, inert, name
 from ciml.integrations.review import ChangeRef, Format, Rendered
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.judgement import Item
+from ciml.verdicts.signatures.notes import Note
 
 _NAME_BYTES = 120
-_SENTENCE_BYTES = 400
+_SENTENCE_BYTES = 1000
 _TITLE_BYTES = 200
-#: Most observations of the only run of a message, and of each of several runs.
-_MOST_OBSERVATIONS = 3
+#: Most observations of the only run of a message, and of each of several runs, besides an operator's note.
+_MOST_OBSERVATIONS = 4
 _MOST_OBSERVATIONS_EACH = 1
 _CAUSE_WORDS = {"code": "this change", "machine": "the machine"}
+#: The cause that an operator named: that of all runs which failed alike, not of this change alone.
+_NAMED_CAUSES = {"code": "the code", "machine": "the machine"}
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _NUMBER = re.compile(r"[0-9]{1,6}")
 _STAMP = re.compile(r"ciml:[0-9a-f]{16}:(?P<patchset>[0-9a-f]{8}):(?P<causes>[a-z+]{1,20}):[0-9a-f]{12}")
@@ -31,13 +34,32 @@ class Finding:
 
     Attributes:
       item: the verdict.
-      observations: checked sentences, the strongest first; they may hold hostile names.
+      observations: checked sentences, the strongest first; they may hold hostile names. The note's comes first.
       picture: address of the picture below our own base URL; "" for none.
+      output: address of the output at a host of the policy; "" for none.
+      note: what an operator says about the failure; its texts are hostile. Its cause counts more than the verdict's.
     """
 
     item: Item
     observations: tuple[str, ...] = ()
     picture: str = ""
+    output: str = ""
+    note: Note | None = None
+
+    @property
+    def named_cause(self) -> str:
+        """The cause that an operator named; "" without one."""
+        return "" if self.note is None else self.note.cause
+
+    @property
+    def cause(self) -> str:
+        """The cause that the message states."""
+        return self.named_cause or self.item.cause
+
+    def sentences(self, most: int) -> list[str]:
+        """Return the operator's note and at most ``most`` other observations, as text; none for 0."""
+        shown = most + (self.note is not None) if most else 0
+        return [inert(text, _SENTENCE_BYTES) for text in self.observations[:shown]]
 
 
 @dataclass(frozen=True)
@@ -68,9 +90,14 @@ def patchset_key(change: ChangeRef) -> str:
     return sha256_json(change.head or change.patchset)[:8]
 
 
-def causes_of(items: Iterable[Item]) -> str:
-    """Return the causes in a message's verdicts as one word: ``code``, ``machine`` or ``code+machine``."""
-    return "+".join(sorted({item.cause for item in items}))
+def causes_of(findings: Iterable[Finding]) -> str:
+    """Return the causes that a message states as one word: ``code``, ``machine`` or ``code+machine``."""
+    return "+".join(sorted({finding.cause for finding in findings}))
+
+
+def causes_in(message: Rendered) -> str:
+    """Return the causes that a message states, by its stamp."""
+    return message.stamp.split(":")[3]
 
 
 def stamped(body: str, marker: str) -> tuple[str, str] | None:
@@ -95,7 +122,7 @@ def render(findings: Sequence[Finding], marker: str, change: ChangeRef, style: S
     """
     ordered = sorted(findings, key=_order)
     title = _title(ordered)
-    prefix = f"{marker}:{patchset_key(change)}:{causes_of(finding.item for finding in ordered)}:"
+    prefix = f"{marker}:{patchset_key(change)}:{causes_of(ordered)}:"
     jobs = min(len(ordered), style.policy.max_jobs)
     observations = _MOST_OBSERVATIONS if len(ordered) == 1 else _MOST_OBSERVATIONS_EACH
     while True:
@@ -123,23 +150,37 @@ def _order(finding: Finding) -> tuple[str, float, str, str]:
 def _title(ordered: Sequence[Finding]) -> str:
     """Return the first line, without its full stop."""
     if len(ordered) == 1:
-        item = ordered[0].item
-        return f"{name(item.job, _NAME_BYTES)} failed, probably because of {_CAUSE_WORDS[item.cause]}"
+        finding = ordered[0]
+        job = name(finding.item.job, _NAME_BYTES)
+        if finding.named_cause:
+            return f"{job} failed; {_named(finding)}"
+        return f"{job} failed, probably because of {_CAUSE_WORDS[finding.cause]}"
     parts = []
     for cause, words in _CAUSE_WORDS.items():
-        count = sum(finding.item.cause == cause for finding in ordered)
+        count = sum(finding.cause == cause and not finding.named_cause for finding in ordered)
         if count:
             parts.append(f"{count} probably because of {words}")
+    if named := sum(bool(finding.named_cause) for finding in ordered):
+        parts.append(f"{named} for a cause that was named by hand")
     return f"{len(ordered)} jobs failed: {', '.join(parts)}"
+
+
+def _named(finding: Finding) -> str:
+    """Return the cause that an operator named, and who it was."""
+    author = "" if finding.note is None else finding.note.author
+    return f"{name(author, _NAME_BYTES)} named the cause: {_NAMED_CAUSES[finding.named_cause]}"
 
 
 def _blocks_of_run(finding: Finding, observations: int, style: Style) -> list[str]:
     """Return the blocks of the only run: the support of its verdict, then a list of evidence."""
     item = finding.item
-    lines = [f"- {inert(text, _SENTENCE_BYTES)}" for text in finding.observations[:observations]]
+    lines = [f"- {text}" for text in finding.sentences(observations)]
+    if finding.output and observations:
+        lines.append(f"- {_link('Its output', finding.output, style.format)}")
     if finding.picture and observations:
         lines.append(f"- {_link('Picture of its telemetry', finding.picture, style.format)}")
-    support = f"The model's probability is {_probability_text(item)}. {_track_record(item)}"
+    whose = f"The model's own verdict is {_CAUSE_WORDS[item.cause]}. Its" if finding.named_cause else "The model's"
+    support = f"{whose} probability is {_probability_text(item)}. {_track_record(item)}"
     return [support, "\n".join(lines)] if lines else [support]
 
 
@@ -149,9 +190,13 @@ def _blocks_of_runs(ordered: Sequence[Finding], jobs: int, observations: int, st
     for finding in ordered[:jobs]:
         item = finding.item
         job = name(item.job, _NAME_BYTES)
-        sentences = [inert(text, _SENTENCE_BYTES) for text in finding.observations[:observations]]
-        verdict = f"- {job}: {_CAUSE_WORDS[item.cause]} ({_probability_text(item)})."
-        lines.append(" ".join([verdict, _track_record(item), *sentences]))
+        verdict = f"{_CAUSE_WORDS[item.cause]} ({_probability_text(item)})"
+        if finding.named_cause:
+            verdict = f"{_named(finding)}; the model's own verdict is {verdict}"
+        sentences = finding.sentences(observations)
+        lines.append(" ".join([f"- {job}: {verdict}.", _track_record(item), *sentences]))
+        if finding.output and observations:
+            lines.append(f"- {_link('Output', finding.output, style.format)} of {job}")
         if finding.picture and observations:
             lines.append(f"- {_link('Picture', finding.picture, style.format)} of {job}")
     if len(ordered) > jobs:
@@ -196,7 +241,7 @@ def _rerun_lines(ordered: Sequence[Finding], style: Style) -> list[str]:
 def _footer(change: ChangeRef, style: Style) -> str:
     objection = "react with 👎, or reply “not helpful”" if style.can_react else "reply “not helpful”"
     return (
-        f"ciml estimated this from the telemetry of the runs of {_patchset(change)}. Wrong: {objection}. "
+        f"ciml estimated this from the runs of {_patchset(change)}. Wrong: {objection}. "
         f"No messages on this change: put {name(style.policy.mute_word)} into its title."
     )
 

@@ -85,7 +85,7 @@ def failures(data: DataRoot, *, since_us: int | None = None, jobs: Sequence[str]
     signatures = read_signatures(data)
     notes = read_notes(data.failures)
     return [
-        _failed_runs(signature, notes)
+        failed_runs(signature, notes)
         for signature in signatures.all()
         if (since_us is None or signature.last_us >= since_us)
         and (not jobs or any(matches_any(tuple(jobs), job) for job in signature.jobs))
@@ -98,7 +98,7 @@ def find_failure(data: DataRoot, name: str) -> FailedRuns:
     Raises:
       NotFoundError: there is none, or several ids begin so.
     """
-    return _failed_runs(_find(read_signatures(data), name), read_notes(data.failures))
+    return failed_runs(_find(read_signatures(data), name), read_notes(data.failures))
 
 
 def _find(signatures: Signatures, name: str) -> Signature:
@@ -114,7 +114,8 @@ def _find(signatures: Signatures, name: str) -> Signature:
     raise NotFoundError(f"no failure signature {name!r:.80}, and no run with one; ciml failures lists them")
 
 
-def _failed_runs(signature: Signature, notes: NoteState) -> FailedRuns:
+def failed_runs(signature: Signature, notes: NoteState) -> FailedRuns:
+    """Return a signature with the note in force on it."""
     key = signature.key
     line = signature.line
     current = notes.current(signature.id)

@@ -1,18 +1,21 @@
-"""The failure signatures of a data root, derived from its raw manifest and the stored outputs of its runs.
+"""The failure signatures of a data root, and its recently failed tests, from its raw manifest and stored outputs.
 
 Rows are taken in the order of the manifest, with the outcomes and the trust that they were stored with. A failed run is
 compared with the latest trusted runs of its job that passed before. Templates outlive the text of an output, so the
 signatures do not depend on its retention; the text alone is quoted, and is replaced by the template once it expired.
 
-A bookmark holds the state, so the next process reads only what was stored since.
+A bookmark holds the state, so the next process reads only what was stored since. In a process, `SignatureLog` holds it.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections import OrderedDict
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache, partial
 
 import msgspec
 
@@ -20,7 +23,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.outcomes import FAILED
 from ciml.events.records import OutputFile, RunFacts
-from ciml.limits import MAX_SIGNATURE_JOBS
+from ciml.limits import MAX_RECENT_TESTS, MAX_RUN_RECENT_TESTS, MAX_SIGNATURE_JOBS, MAX_TEST_CHANGES
 from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.log import ManifestLog
 from ciml.runs.neighbours import NODE
@@ -28,12 +31,16 @@ from ciml.runs.outputs import read_output
 from ciml.runs.run_log import RunRecord, StoredRunLog
 from ciml.storage import Store
 from ciml.transforms.examples.changes import digest_of
+from ciml.transforms.logs.failed_tests import RecentTests, failed_tests
 from ciml.transforms.logs.failure_keys import Key, keys_of, without_margin
 from ciml.transforms.logs.lines import lines_of_block
 from ciml.transforms.logs.profile import OutputProfile, Printed
+from ciml.transforms.logs.ranking import scan
+from ciml.transforms.logs.signals import KINDS, signals_of
 from ciml.transforms.logs.signatures import SIGNATURES_KIND, Failure, Line, Signatures
 from ciml.transforms.logs.stored import PASSING_RUNS, stored_printed
 from ciml.transforms.logs.templates import templates_of
+from ciml.transforms.logs.text_arrays import strings
 
 _log = logging.getLogger(__name__)
 
@@ -42,10 +49,15 @@ BOOKMARK = "_signatures"
 #: Characters of a quoted line.
 LINE_CHARACTERS = 200
 #: Names all that the state depends on, but the masks of templates: signatures by earlier masks remain.
-_KIND = f"{SIGNATURES_KIND}; {PASSING_RUNS} passing runs of {MAX_SIGNATURE_JOBS} jobs"
+_KIND = (
+    f"{SIGNATURES_KIND}; {PASSING_RUNS} passing runs of {MAX_SIGNATURE_JOBS} jobs; {MAX_RECENT_TESTS} tests of "
+    f"{MAX_TEST_CHANGES} changes, {MAX_RUN_RECENT_TESTS} of a run"
+)
 #: Rows after which the bookmark is replaced, and failed runs: these take the time.
 _BOOKMARK_ROWS = 10_000
 _BOOKMARK_FAILED = 200
+#: Time after which a process that has more runs than the bookmark replaces it.
+_BOOKMARK_S = 60.0
 #: Profiles of jobs that are kept while a manifest is read.
 _PROFILES = 20
 
@@ -57,21 +69,65 @@ def read_signatures(data: DataRoot) -> Signatures:
       EngineError: the store does not answer.
       IntegrityError: the raw manifest is damaged. A damaged output is logged; its run has no signature.
     """
-    log = StoredRunLog(ManifestLog(data.raw))
-    bookmarks = Bookmarks(data.failures, BOOKMARK, _KIND, partial(digest_of, log))
-    reader, first = _resume(bookmarks, data.raw)
-    version = first
-    rows = failed = 0
-    for version, delta in log.since(first):
-        for record in delta.rows:
-            failed += reader.add(record)
-        rows += len(delta.rows)
-        if rows >= _BOOKMARK_ROWS or failed >= _BOOKMARK_FAILED:
-            bookmarks.save(version, reader.encode())
-            rows = failed = 0
-    if rows:
-        bookmarks.save(version, reader.encode())
-    return reader.signatures
+    with SignatureLog(data).read() as reader:
+        return reader.signatures
+
+
+@lru_cache(maxsize=8)
+def shared_signatures(data: DataRoot) -> SignatureLog:
+    """Return the process's reader of the signatures of a data root."""
+    return SignatureLog(data)
+
+
+class SignatureLog:
+    """Keeps the signatures of a data root up to date in a process. Thread-safe.
+
+    Args:
+      data: the data root. Its folder of failures has the bookmark.
+    """
+
+    def __init__(self, data: DataRoot) -> None:
+        self._raw = data.raw
+        self._log = StoredRunLog(ManifestLog(data.raw))
+        self._bookmarks = Bookmarks(data.failures, BOOKMARK, _KIND, partial(digest_of, self._log))
+        self._reader: SignatureReader | None = None
+        self._version = 0
+        self._rows = 0  # that the bookmark does not have
+        self._failed = 0
+        self._saved_s = float("-inf")
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def read(self, budget_s: float | None = None) -> Iterator[SignatureReader]:
+        """Yield the reader after the last delta; it is valid only within the ``with``.
+
+        Args:
+          budget_s: time after which no further delta is read; the next call continues. None reads all.
+
+        Raises:
+          EngineError: the store does not answer.
+          IntegrityError: the raw manifest is damaged.
+        """
+        end_s = float("inf") if budget_s is None else time.monotonic() + budget_s
+        with self._lock:
+            if self._reader is None:
+                self._reader, self._version = _resume(self._bookmarks, self._raw)
+            for version, delta in self._log.since(self._version):
+                self._failed += sum([self._reader.add(record) for record in delta.rows])
+                self._rows += len(delta.rows)
+                self._version = version
+                if self._rows >= _BOOKMARK_ROWS or self._failed >= _BOOKMARK_FAILED:
+                    self._save(self._reader)
+                if time.monotonic() > end_s:
+                    break
+            if self._rows and time.monotonic() - self._saved_s > _BOOKMARK_S:
+                self._save(self._reader)
+            yield self._reader
+
+    def _save(self, reader: SignatureReader) -> None:
+        self._bookmarks.save(self._version, reader.encode())
+        self._rows = self._failed = 0
+        self._saved_s = time.monotonic()
 
 
 def _resume(bookmarks: Bookmarks, raw: Store) -> tuple[SignatureReader, int]:
@@ -96,10 +152,12 @@ class SignatureReader:
 
     Attributes:
       signatures: of the rows that were added.
+      tests: that failed in these rows.
     """
 
     def __init__(self, raw: Store) -> None:
         self.signatures = Signatures()
+        self.tests = RecentTests()
         self._raw = raw
         self._passed: OrderedDict[str, list[OutputFile]] = OrderedDict()  # outputs of passing runs, by job
         self._profiles: OrderedDict[tuple[str, ...], OutputProfile] = OrderedDict()
@@ -133,13 +191,14 @@ class SignatureReader:
         printed = stored_printed(self._raw, record.output)
         if printed is None:
             return
-        keys = keys_of(printed, facts.build_name, self._profile(facts.build_name))
+        self.tests.add(facts.project, self._failed_tests(record, printed), change_of(facts), time_of(facts))
+        keys = keys_of(printed, facts.build_name, self.profile(facts.build_name))
         signature = self.signatures.add(
             Failure(
                 facts.run_id,
                 facts.build_name,
-                f"{facts.project} {facts.change}".strip() if facts.change else facts.run_id,
-                facts.end_us or facts.start_us or 0,
+                change_of(facts),
+                time_of(facts),
                 keys,
                 facts.labels.get(NODE, ""),
                 facts.provider,
@@ -149,7 +208,14 @@ class SignatureReader:
         if signature is not None and signature.line is None and signature.founder == facts.run_id:
             signature.line = self._line(record, signature.key, printed)
 
-    def _profile(self, job: str) -> OutputProfile:
+    def _failed_tests(self, record: RunRecord, printed: Mapping[str, Printed]) -> list[str]:
+        """Return the names of the tests that failed in a run; none if its text has expired."""
+        if not signals_of(strings(printed)).kinds[:, KINDS.index("test")].any():
+            return []
+        kept = read_output(self._raw, record.output)
+        return [] if isinstance(kept, str) else [test.name for test in failed_tests(scan(kept.data))]
+
+    def profile(self, job: str) -> OutputProfile:
         """Return the profile of the latest passing runs of a job. A run whose output is damaged does not count."""
         outputs = self._passed.get(job, [])
         paths = tuple(output.path for output in outputs)
@@ -188,13 +254,24 @@ class SignatureReader:
 
     def encode(self) -> bytes:
         """Return the state, for `restore`."""
-        return msgspec.msgpack.encode((self.signatures.encode(), list(self._passed.items())))
+        return msgspec.msgpack.encode((self.signatures.encode(), list(self._passed.items()), self.tests.encode()))
 
     def restore(self, state: bytes) -> None:
         """Continue after the rows that were added before `encode`. Raises `msgspec.DecodeError` for other bytes."""
-        signatures, passed = msgspec.msgpack.decode(state, type=_State)
+        signatures, passed, tests = msgspec.msgpack.decode(state, type=_State)
         self.signatures.restore(signatures)
         self._passed = OrderedDict(passed)
+        self.tests.restore(tests)
 
 
-_State = tuple[bytes, list[tuple[str, list[OutputFile]]]]
+_State = tuple[bytes, list[tuple[str, list[OutputFile]]], bytes]
+
+
+def change_of(facts: RunFacts) -> str:
+    """Return what stands for the change of a run; its id where no change is known."""
+    return f"{facts.project} {facts.change}".strip() if facts.change else facts.run_id
+
+
+def time_of(facts: RunFacts) -> int:
+    """Return the end of a run, or else its start, epoch microseconds; 0 where neither is known."""
+    return facts.end_us or facts.start_us or 0

@@ -15,10 +15,12 @@ from ciml.errors import CimlError, RejectedInput, UnknownRunError
 from ciml.options import argument, option, repeated
 
 if TYPE_CHECKING:
+    from ciml.data_root import DataRoot
+    from ciml.events.records import RunFacts
     from ciml.runs.outputs import KeptOutput
-    from ciml.transforms.logs.failed_tests import FailedTest
     from ciml.transforms.logs.profile import OutputProfile
     from ciml.transforms.logs.ranking import Line
+    from ciml.verdicts.evidence.output import RunTest
 
 _CHUNK_BYTES = 1 << 20
 #: Why a stored run has no output.
@@ -52,7 +54,7 @@ class _Explanation(NamedTuple):
       lines: in their order, without secrets; their numbers are those of the file.
       all_lines: the number of lines of the file.
       new_lines: of these, the lines that no passing run printed; None without a passing run.
-      failed_tests: in order of their lines.
+      failed_tests: those of a stored run that failed on most other changes first, then in order of their lines.
       missing: templates that nearly all of five passing runs or more print, and this one does not, in their order.
       unusual: templates with more or fewer lines than in any of them, with these numbers.
       dropped_bytes: of a file that is too large to be read whole.
@@ -61,13 +63,13 @@ class _Explanation(NamedTuple):
     lines: list[Line]
     all_lines: int
     new_lines: int | None
-    failed_tests: list[FailedTest]
+    failed_tests: list[RunTest]
     missing: list[str]
     unusual: list[tuple[str, int, int, int]]
     dropped_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        tests = [test._asdict() for test in self.failed_tests]
+        tests = [test.to_json() for test in self.failed_tests]
         return {**self._asdict(), "lines": [line._asdict() for line in self.lines], "failed_tests": tests}
 
 
@@ -98,21 +100,25 @@ def _explain(options: ExplainOptions) -> _Explanation:
     from ciml.transforms.logs.failed_tests import failed_tests
     from ciml.transforms.logs.profile import differences_of, printed_templates, profile_of
     from ciml.transforms.logs.ranking import excerpt, is_known_template, scan
+    from ciml.verdicts.evidence.output import RunTest, count_others
 
     profile = profile_of(printed_templates(scan(_read(path).data)) for path in options.passed)
+    stored = None
     if os.path.exists(options.output):
         kept = _read(options.output)
     elif options.data_path is None:
         raise CimlError(f"{options.output} does not exist; name a file, or a stored run and its --data-path")
     else:
-        kept = _read_stored(options.output, options.data_path, profile)
+        kept, stored = _read_stored(options.output, options.data_path, profile)
     known = profile if profile.runs else None
     output = scan(kept.data)
     lines = [
         line._replace(number=kept.number(line.number), text=redact_text(line.text))
         for line in excerpt(output, options.characters, known)
     ]
-    tests = [test._replace(line=kept.number(test.line), name=redact_text(test.name)) for test in failed_tests(output)]
+    failed = [test._replace(line=kept.number(test.line)) for test in failed_tests(output)]
+    counted = [RunTest(*test) for test in failed] if stored is None else count_others(*stored, failed)
+    tests = [test._replace(name=redact_text(test.name)) for test in counted]
     new = None if known is None else int(np.count_nonzero(~is_known_template(output, known)[output.codes]))
     differences = differences_of(printed_templates(output), profile)
     return _Explanation(
@@ -126,8 +132,11 @@ def _explain(options: ExplainOptions) -> _Explanation:
     )
 
 
-def _read_stored(run_id: str, data_path: str, profile: OutputProfile) -> KeptOutput:
+def _read_stored(run_id: str, data_path: str, profile: OutputProfile) -> tuple[KeptOutput, tuple[DataRoot, RunFacts]]:
     """Read the output of a stored run, and add the passing runs of its job to a profile.
+
+    Returns:
+      The output; the data root and the facts of the run.
 
     Raises:
       CimlError: there is no such run, or no output of it.
@@ -140,7 +149,8 @@ def _read_stored(run_id: str, data_path: str, profile: OutputProfile) -> KeptOut
     from ciml.transforms.logs.stored import stored_profile
 
     require_data(data_path)
-    raw = DataRoot.open(data_path).raw
+    data = DataRoot.open(data_path)
+    raw = data.raw
     log, state = open_raw(raw)
     row = find_rows(log, [run_id]).get(run_id)
     if row is None:
@@ -149,7 +159,7 @@ def _read_stored(run_id: str, data_path: str, profile: OutputProfile) -> KeptOut
     if isinstance(kept, str):
         raise CimlError(f"no output of {run_id}: {_WHY_NOT.get(kept, f'it could not be fetched ({kept})')}")
     profile.merge(stored_profile(raw, log, state, row.facts.build_name))
-    return kept
+    return kept, (data, row.facts)
 
 
 def _read(path: str) -> KeptOutput:
@@ -183,6 +193,8 @@ def _print(explanation: _Explanation) -> None:
         mark = "+" if line.is_new else " "
         click.echo(f"{line.number:>{width},} {mark}{printable(line.text)}")
         last = line.number
+    for test in explanation.failed_tests[:_SHOWN]:
+        click.echo(f"{test.line:>{width},} !{printable(test.name)}{test.also}")
     for template in explanation.missing[:_SHOWN]:
         click.echo(f"- not printed: {printable(template)}")
     for template, number, low, high in explanation.unusual[:_SHOWN]:

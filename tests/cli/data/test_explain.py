@@ -46,6 +46,7 @@ def test_the_cause_is_shown_with_its_number_and_without_secrets(outputs: tuple[P
         " 1 +fatal: no setup",
         "    …",
         "12 +FAILED tests/a.py::test_x - OSError: token=REDACTED",
+        "12 !tests/a.py::test_x",
         "2 of 13 lines; 3 are new (+); 1 failed test (pytest)",
     ]
 

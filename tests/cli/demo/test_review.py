@@ -126,7 +126,7 @@ def line(verdict: str, *messages: str, silent: str = "") -> AnswerLine:
 
 
 def test_a_verdict_that_the_policy_lets_pass_is_one_message_and_another_one_none() -> None:
-    quoted = "it is this change\n“E 1” is new in this job (line 1,812 of its output)."
+    quoted = "it is this change\n“E 1” is new in this job (job-output․txt, line 1,812)."
     right = [line("code", quoted), line("machine", silent="base_rate"), line("unknown", silent="unknown")]
     assert check_messages(right).passed
     assert check_messages(right).detail == "1 messages on 3 changes, 1 with a line of the output"

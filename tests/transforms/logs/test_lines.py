@@ -34,7 +34,11 @@ def cleaned(data: bytes) -> list[str]:
         ("14:39:48  + make", "+ make"),
         ("[gw3] PASSED tests/a.py::b", "PASSED tests/a.py::b"),
         ("web-1  | listening", "listening"),
-        ("section_start:1560896352:prepare\r\x1b[0KPreparing", "Preparing"),
+        ("section_start:1560896352:prepare\r\x1b[0KPreparing", "section_start:prepare Preparing"),
+        (
+            "section_end:1560896353:prepare\r\x1b[0Ksection_start:1560896353:get[collapsed=true]\r\x1b[0KFetching",
+            "section_end:prepare section_start:get Fetching",
+        ),
         ("   | a table", "   | a table"),
         ("at 2026-11-24T14:39:48Z it ended", "at 2026-11-24T14:39:48Z it ended"),
         ("trailing \t ", "trailing"),

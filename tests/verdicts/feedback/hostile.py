@@ -49,7 +49,15 @@ _COMMIT = re.compile(r"\bI?[0-9a-f]{7,64}\b")
 _EMOJI = re.compile(r":[\w+-]+:")
 _UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
 #: How a line of a message begins: with words of ours.
-_BEGINNINGS = ("“", "**“", "- ", "The model's probability ", "Runs that ciml put down ", "ciml estimated ")
+_BEGINNINGS = (
+    "“",
+    "**“",
+    "- ",
+    "The model's probability ",
+    "The model's own verdict ",
+    "Runs that ciml put down ",
+    "ciml estimated ",
+)
 _SEVERAL = re.compile(r"(\*\*)?[0-9]+ jobs failed: ")
 _STAMP = re.compile(r"ciml:[0-9a-f]{16}:[0-9a-f]{8}:[a-z+]+:[0-9a-f]{12}")
 _TAGS = {"p", "strong", "ul", "li"}
@@ -99,7 +107,8 @@ def faults(body: str, markup: Format, ours: tuple[str, ...] = ()) -> Iterator[st
         yield f"its last line is {stamp!r}"
     text = "\n".join(lines)
     for link in ours:
-        text = text.replace(f"[Picture of its telemetry]({link})", "Picture").replace(f"[Picture]({link})", "Picture")
+        for words in ("Picture of its telemetry", "Picture", "Its output", "Output"):
+            text = text.replace(f"[{words}]({link})", words)
         text = text.replace(link, "Picture")
     for line in text.split("\n"):
         if line and not line.startswith(_BEGINNINGS) and not _SEVERAL.match(line):

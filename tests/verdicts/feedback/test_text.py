@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +13,14 @@ from hypothesis import strategies as st
 from ciml.events.records import RunFacts
 from ciml.integrations.markup import cut, inert
 from ciml.integrations.review import ChangeRef, Format
+from ciml.transforms.logs.failed_tests import OtherChanges
+from ciml.verdicts.evidence.line import QuotedLine, shortened
+from ciml.verdicts.evidence.output import RunTest, failed_tests_sentence, note_sentence, spread_sentence
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.judgement import Item, decide_feedback
-from ciml.verdicts.feedback.text import Finding, Style, marker_of, render, stamped
+from ciml.verdicts.feedback.text import Finding, Style, causes_in, marker_of, render, stamped
+from ciml.verdicts.signatures.failures import FailedRuns
+from ciml.verdicts.signatures.notes import Note
 from tests.tier import part, tries
 from tests.verdicts.feedback.hostile import CORPUS, faults, rendered
 from tests.verdicts.feedback.reviews import NOW_S, feedback, prediction
@@ -21,6 +28,7 @@ from tests.verdicts.feedback.reviews import NOW_S, feedback, prediction
 FORMATS: tuple[Format, ...] = ("github", "gerrit", "gitlab")
 PICTURE = "https://ci.example.org/p/evidence/a%20b.svg"
 CHANGE = ChangeRef("org/project", "12", "3", "a1" * 20)
+OUTPUT = "https://logs.example.org/1/job-output.txt"
 SEEN = ("From minute 3 to 9 steal was 41 %; passing runs have 0 to 2 %.", "It was killed in minute 9.")
 
 
@@ -48,10 +56,10 @@ def test_one_verdict_is_said_in_one_line_with_evidence_and_advice() -> None:
         "\n"
         "Runs that ciml put down to the machine: 31 ran again unchanged, and 26 of these passed.\n"
         "\n"
-        "ciml estimated this from the telemetry of the runs of patch set 3. Wrong: react with 👎, or reply "
+        "ciml estimated this from the runs of patch set 3. Wrong: react with 👎, or reply "
         "“not helpful”. No messages on this change: put “ciml-quiet” into its title.\n"
         "\n"
-        "<!-- ciml:fb48c4c559d99fad:e20513f4:machine:cd28a39def27 -->"
+        "<!-- ciml:fb48c4c559d99fad:e20513f4:machine:c5df7699d05d -->"
     )  # fmt: skip
 
 
@@ -71,6 +79,52 @@ def test_several_verdicts_are_one_message_with_a_line_each() -> None:
         "Runs that ciml put down to the machine: 31 ran again unchanged, and 26 of these passed.",
         "",
     ]
+
+
+NAMED = Note("5d5efe4cbf26", "ada", "mirror down", "machine", "recheck after 14:00")
+SAID = "“ada” named the cause of this failure “mirror down”: the machine; “recheck after 14:00”."
+
+
+def test_a_cause_that_an_operator_named_is_stated_as_theirs_and_counts_more() -> None:
+    code = item(verdict={"cause": "code", "probability": 0.7, "retry": "no"})
+    finding = Finding(code, (SAID, *SEEN), note=NAMED)
+    body = message(finding, markup="gerrit").split("\n")
+    assert body[:6] == [
+        "“unit” failed; “ada” named the cause: the machine.",
+        "",
+        "The model's own verdict is this change. Its probability is 70 %; base rate 63 % of 214 failed runs of this "
+        "job. Checked by reruns or reviewers: 34 of the last 40 such verdicts were right.",
+        "",
+        f"- {SAID}",
+        f"- {SEEN[0]}",
+    ]
+    assert ":machine:" in body[-1]  # a reaction confirms or rejects the stated cause
+    several = message(finding, Finding(item(), SEEN), markup="gerrit").split("\n")
+    assert several[0] == "2 jobs failed: 1 probably because of the machine, 1 for a cause that was named by hand."
+    assert several[2].endswith(f"{SAID} {SEEN[0]}")
+    assert "“ada” named the cause: the machine; the model's own verdict is this change (70 %; base" in several[2]
+
+
+def test_a_note_without_a_cause_is_the_first_observation_and_leaves_the_verdict() -> None:
+    said = "“ada” noted on this failure: “see 12”."
+    body = message(Finding(item(), (said, *SEEN * 3), note=NAMED.replace(cause="", name="", text="see 12")))
+    assert body.startswith("**“unit” failed, probably because of the machine**.")
+    assert body.count("\n- ") == 5  # the note, and four others
+
+
+def test_the_output_is_linked_beside_its_observations() -> None:
+    url = "https://logs.example.org/1/job-output.txt"
+    assert f"\n- [Its output]({url})\n" in message(Finding(item(), SEEN, PICTURE, url))
+    assert f"\n- Its output: {url}\n" in message(Finding(item(), SEEN, "", url), markup="gerrit")
+    both = message(Finding(item(), SEEN, PICTURE, url), Finding(item(prediction(2, build_name="lint"))))
+    assert f"\n- [Output]({url}) of “unit”\n" in both
+    assert url not in message(Finding(item(), ("é" * 2000,), PICTURE, url), most_bytes=1000)
+
+
+def test_the_causes_of_a_message_are_those_of_its_stamp() -> None:
+    style = Style("github", 4000, True, Policy())
+    both = [Finding(item()), Finding(item(prediction(2, build_name="b")), note=NAMED.replace(cause="code"))]
+    assert causes_in(render(both, marker_of("review", "p", "12"), CHANGE, style)) == "code+machine"
 
 
 def test_nothing_is_said_of_a_retry_before_enough_runs_ran_again() -> None:
@@ -122,7 +176,26 @@ def everywhere(text: str) -> list[Finding]:
     found += [plain | {"probabilities": {text: 1.0}}]
     found += [plain | {"verdict": changed} for changed in (*verdicts, verdict | {"set": [text]})]
     judged = [decide_feedback(record, feedback(), (), int(NOW_S * 1e6)).item for record in found]
-    return [Finding(one, (f"From minute 3 {text} was 41 %.", text, text), PICTURE) for one in judged if one is not None]
+    findings = [Finding(one, (f"From minute 3 {text} was 41 %.", text), PICTURE) for one in judged if one is not None]
+    return findings + [Finding(item(), (sentence,), PICTURE, OUTPUT, note) for sentence, note in of_output(text)]
+
+
+def of_output(text: str) -> Iterator[tuple[str, Note | None]]:
+    """Sentences on an output with a text in each field in turn, and the note of those that have one."""
+    visible = shortened(text)
+    for fields in ({"text": visible}, {"file": visible}, {"step": visible}):
+        yield QuotedLine(**{"text": "E", "number": 812, **fields}).sentence, None
+    yield failed_tests_sentence([RunTest(text, text, 3, OtherChanges(2, 1)), RunTest("", text, 4)]), None
+    failure = FailedRuns(
+        *("3f2a", text, text, False, text, 3, text, 4, 4, 3, 3, "machine", 0, 0), (text,), (text,), {text: 4}, {}, {},
+        None, "",
+    )  # fmt: skip
+    yield spread_sentence(failure, 3), None
+    yield spread_sentence(replace(failure, ends=True, changes=1), 1), None
+    for fields in ({"author": text}, {"name": text}, {"text": text}):
+        note = NAMED.replace(**fields)
+        yield note_sentence(note), note
+        yield note_sentence(note.replace(cause="")), note.replace(cause="")
 
 
 #: Each text in each format; in the quick tier, in one of them.
@@ -143,7 +216,7 @@ def test_hostile_text_in_any_field_is_only_text(number: int, markup: Format) -> 
         assert len(made.title.encode()) <= 200
         bodies |= {made.body, render([one, harmless], marker_of("a", "b", "c"), one.item.ref, style).body}
     for body in bodies:
-        assert not list(faults(body, markup, (PICTURE,))), body
+        assert not list(faults(body, markup, (PICTURE, OUTPUT))), body
 
 
 @given(st.text(max_size=60), st.integers(4, 90))

@@ -1,0 +1,274 @@
+"""What the output of a failed run shows: a new line, failed tests, and other runs that failed in the same way.
+
+Each sentence has words of ours and quotations. Quotations of the output are looked up in the stored text before they
+are used; all numbers are counted from the runs of the data root. What an operator noted on the failure is quoted as
+that operator's, and never taken for the verdict of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ciml.data_root import DataRoot
+from ciml.events.outcomes import CODE, MACHINE
+from ciml.events.records import RunFacts
+from ciml.events.redaction import REDACTED
+from ciml.manifest.log import ManifestLog
+from ciml.runs.latest_runs import entries_of, row_of
+from ciml.runs.outputs import KeptOutput, read_output
+from ciml.runs.run_log import RunRecord
+from ciml.runs.state import open_raw
+from ciml.transforms.logs.failed_tests import FailedTest, OtherChanges, failed_tests
+from ciml.transforms.logs.profile import OutputProfile
+from ciml.transforms.logs.ranking import ScannedOutput, scan
+from ciml.transforms.logs.signatures import CODE_RUNS, MACHINE_CHANGES
+from ciml.transforms.logs.stored import stored_profile
+from ciml.verdicts.evidence.line import MAX_NAME_CHARACTERS, QuotedLine, is_in_line, quote, shortened
+from ciml.verdicts.signatures.failures import FailedRuns, failed_runs
+from ciml.verdicts.signatures.notes import Note, read_notes
+from ciml.verdicts.signatures.stored import SignatureReader, change_of, shared_signatures, time_of
+
+#: Tests that a sentence names.
+_NAMED_TESTS = 2
+#: Time for reading the outputs of runs that are not in the signatures yet, s. Beyond it, a run has no signature.
+_BUDGET_S = 10.0
+_CAUSES = {CODE: "this change", MACHINE: "the machine"}
+_BY_CAUSE = {CODE: "the code", MACHINE: "the machine"}
+
+
+class RunTest(NamedTuple):
+    """A test that failed in a run.
+
+    Attributes:
+      runner: what ran it, such as ``pytest``.
+      name: as the runner prints it.
+      line: number of the first line that says so, counted from 1.
+      others: other changes of the project on which it failed in the seven days before the run, or later; None where
+        that is not known.
+    """
+
+    runner: str
+    name: str
+    line: int
+    others: OtherChanges | None = None
+
+    @property
+    def also(self) -> str:
+        """The other changes in parentheses, with a blank before them; "" without any."""
+        if self.others is None or not self.others.changes:
+            return ""
+        number = self.others.changes
+        return f" (also on {number} other change{'s' if number > 1 else ''}{_since(self.others.since_us)})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON."""
+        test = {"runner": self.runner, "name": self.name, "line": self.line}
+        return test if self.others is None else {**test, "other_changes": self.others.changes}
+
+
+@dataclass(frozen=True, slots=True)
+class OutputEvidence:
+    """What the output of a failed run shows.
+
+    Attributes:
+      sentences: at most four: the operator's note, the new line, failed tests, and the other runs that failed alike.
+        They hold hostile text, all of it visible.
+      line: the best line that no passing run printed; None without one.
+      tests: that failed, in order of their lines; those that failed on most other changes first.
+      failure: the failure signature of the run, with the operator's note; None without one.
+      near: changes with this signature within six hours of the run; 0 if none of them is trusted.
+      url: address where a person finds the line or the output; "" where it is not known. It is hostile text.
+    """
+
+    sentences: tuple[str, ...]
+    line: QuotedLine | None = None
+    tests: tuple[RunTest, ...] = ()
+    failure: FailedRuns | None = None
+    near: int = 0
+    url: str = ""
+
+    @property
+    def note(self) -> Note | None:
+        """What an operator says about the failure."""
+        return None if self.failure is None else self.failure.note
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON."""
+        return {
+            "sentences": list(self.sentences),
+            "line": None if self.line is None else self.line._asdict(),
+            "failed_tests": [test.to_json() for test in self.tests],
+            "signature": None if self.failure is None else {**self.failure.to_json(), "changes_near": self.near},
+            "url": self.url,
+        }
+
+
+def output_evidence(data: DataRoot, run_id: str) -> OutputEvidence | None:
+    """Return what the stored output of a run shows; None for a run without one.
+
+    Raises:
+      EngineError: the store does not answer.
+
+    Example:
+      >>> output_evidence(data, "zuul~5f0c~1").sentences  # doctest: +SKIP
+      ("“E ModuleNotFoundError: No module named 'attrs'” is new in this job (job-output.txt, line 812).",)
+    """
+    log = ManifestLog(data.raw)
+    entry = row_of(entries_of(log, log.end(), run_id))
+    if entry is None or not entry.record.get("output"):
+        return None
+    row = msgspec.convert(entry.record, RunRecord)
+    log, state = open_raw(data.raw)
+    return evidence_of_row(data, row, stored_profile(data.raw, log, state, row.facts.build_name))
+
+
+def evidence_of_row(data: DataRoot, row: RunRecord, profile: OutputProfile | None = None) -> OutputEvidence:
+    """Do as `output_evidence`, given the row of the run.
+
+    Args:
+      data: the data root.
+      row: of the run in the raw manifest.
+      profile: of passing runs of its job; by default the latest before the run.
+
+    Raises:
+      EngineError: the store does not answer.
+      IntegrityError: its output is damaged.
+    """
+    read = read_output(data.raw, row.output)
+    kept = KeptOutput(b"", 0) if isinstance(read, str) else read
+    output = scan(kept.data)
+    failed = _quotable_tests(kept, output)
+    with shared_signatures(data).read(_BUDGET_S) as reader:
+        known = reader.profile(row.facts.build_name) if profile is None else profile
+        failure, near = _failure(data, reader, row.facts)
+        tests = _with_others(failed, reader, row.facts)
+    line = quote(kept, output, known, row.output.name if row.output else "")
+    sentences = _sentences(line, tests, failure, near)
+    return OutputEvidence(tuple(sentences), line, tuple(tests), failure, near, output_url(row.facts, line))
+
+
+def _failure(data: DataRoot, reader: SignatureReader, facts: RunFacts) -> tuple[FailedRuns | None, int]:
+    """Return the signature of a run, and the number of changes that have it within six hours of the run."""
+    signature = reader.signatures.of_run(facts.run_id)
+    if signature is None:
+        return None, 0
+    return failed_runs(signature, read_notes(data.failures)), signature.near(time_of(facts))
+
+
+def _quotable_tests(kept: KeptOutput, output: ScannedOutput) -> list[FailedTest]:
+    """Return the failed tests of an output whose lines have their names, with the numbers of these lines."""
+    tests = (test._replace(line=kept.number(test.line)) for test in failed_tests(output))
+    return [test for test in tests if is_in_line(shortened(test.name), test.line, kept)]
+
+
+def count_others(data: DataRoot, facts: RunFacts, tests: Iterable[FailedTest]) -> list[RunTest]:
+    """Return the failed tests of a run with the other changes on which they failed, those with the most first.
+
+    Raises:
+      EngineError: the store does not answer.
+    """
+    with shared_signatures(data).read(_BUDGET_S) as reader:
+        return _with_others(tests, reader, facts)
+
+
+def _with_others(tests: Iterable[FailedTest], reader: SignatureReader, facts: RunFacts) -> list[RunTest]:
+    change = change_of(facts)
+    counted = [(test, reader.tests.others(facts.project, test.name, change, time_of(facts))) for test in tests]
+    return [RunTest(*test, others) for test, others in sorted(counted, key=lambda pair: -pair[1].changes)]
+
+
+def output_url(facts: RunFacts, line: QuotedLine | None) -> str:
+    """Return the address where a person finds the output of a run, at a line where its server has such addresses.
+
+    GitLab's page of a job has its lines. That of GitHub has them by step, whose number is not known.
+    """
+    if facts.adapter == "gitlab" and facts.url:
+        return f"{facts.url}#L{line.number}" if line is not None else facts.url
+    if facts.adapter == "github":
+        return facts.url
+    return "" if REDACTED in facts.output_url else facts.output_url
+
+
+def _sentences(
+    line: QuotedLine | None, tests: Sequence[RunTest], failure: FailedRuns | None, near: int
+) -> Iterator[str]:
+    if failure is not None and failure.note is not None:
+        yield note_sentence(failure.note)
+    if line is not None:
+        yield line.sentence
+    if tests:
+        yield failed_tests_sentence(tests)
+    if failure is not None and failure.runs > 1:
+        yield spread_sentence(failure, near, line)
+
+
+def note_sentence(note: Note) -> str:
+    """Return a note of an operator as a sentence.
+
+    Example:
+      >>> note_sentence(Note("5d5efe4cbf26", "ada", cause="machine", text="mirror down, recheck after 14:00"))
+      '“ada” named the cause of this failure: the machine; “mirror down, recheck after 14:00”.'
+    """
+    author = f"“{shortened(note.author, MAX_NAME_CHARACTERS)}”"
+    named = f" “{shortened(note.name, MAX_NAME_CHARACTERS)}”" if note.name else ""
+    text = f"“{shortened(note.text)}”" if note.text else ""
+    if note.cause:
+        said = f"named the cause of this failure{named}: {_BY_CAUSE[note.cause]}"
+        return f"{author} {said}{f'; {text}' if text else ''}."
+    return (
+        f"{author} {f'named this failure{named}' if named else 'noted on this failure'}{f': {text}' if text else ''}."
+    )
+
+
+def failed_tests_sentence(tests: Sequence[RunTest]) -> str:
+    """Return failed tests as a sentence, of which it names at most two.
+
+    Example:
+      >>> others = OtherChanges(3, 1_795_000_000_000_000)
+      >>> failed_tests_sentence([RunTest("pytest", "test_a", 3, others), RunTest("pytest", "b", 5)])
+      'The tests “test_a” (also on 3 other changes since 2026-11-18) and “b” failed.'
+    """
+    named = [_named_test(test) for test in tests[:_NAMED_TESTS]]
+    if len(tests) > _NAMED_TESTS:
+        return f"{len(tests):,} tests failed, such as {' and '.join(named)}."
+    return f"The test{'s' if len(tests) > 1 else ''} {' and '.join(named)} failed."
+
+
+def _named_test(test: RunTest) -> str:
+    return f"“{shortened(test.name, MAX_NAME_CHARACTERS)}”{test.also}"
+
+
+def spread_sentence(failure: FailedRuns, near: int, line: QuotedLine | None = None) -> str:
+    """Return how far a failure has spread, and what that indicates, as a sentence.
+
+    Args:
+      failure: of at least two runs.
+      near: changes with it within six hours of the run.
+      line: the line that was quoted before; a failure by another line names it.
+    """
+    alike = "like this" if line is not None and line.template == failure.template and not failure.ends else _by(failure)
+    since = f"{_since(failure.first_us)} (signature {failure.id})"
+    is_named = failure.note is not None and bool(failure.note.cause)
+    if failure.changes == 1:
+        code = ", which indicates its code" if failure.runs >= CODE_RUNS and not is_named else ""
+        return f"{failure.runs:,} runs failed {alike}{since}, all of {_CAUSES[CODE]}{code}."
+    jobs = f" in {len(failure.jobs)} jobs" if len(failure.jobs) > 1 else ""
+    machine = ""
+    if near >= MACHINE_CHANGES and not is_named:
+        machine = f"; {near} changes within 6 hours indicate the machine"
+    return f"{failure.runs:,} runs of {failure.changes:,} changes{jobs} failed {alike}{since}{machine}."
+
+
+def _by(failure: FailedRuns) -> str:
+    quoted = shortened(failure.template if failure.ends else failure.line, MAX_NAME_CHARACTERS)
+    return f"before they printed “{quoted}”" if failure.ends else f"with “{quoted}”"
+
+
+def _since(time_us: int) -> str:
+    """Return `` since 2026-11-24``; "" for an unknown time."""
+    return datetime.fromtimestamp(time_us / 1e6, UTC).strftime(" since %Y-%m-%d") if time_us else ""
