@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 
 #: Sentences about the telemetry: more would not be read. Next to those about the output, fewer.
 MAX_OBSERVATIONS = 3
+_BESIDE_OUTPUT = 2
 _ID = re.compile(r"[0-9a-f]{32}")
 _NO_PROFILES = Profiles({}, Profile("", 0, (0.0, 0.0, 0.0), {}))
 
@@ -52,7 +53,7 @@ class Evidence:
 
     Attributes:
       observations: sentences, the most telling first: at most four about the output, and at most three about the
-        telemetry. Each number follows from the run's telemetry, its facts, the passing profile, or the runs of the data
+        telemetry, or two next to those about the output. Each number follows from the run's telemetry, its facts, the passing profile, or the runs of the data
         root. Those about the output quote hostile text, all of it visible; the others hold no name from outside.
       picture: path of an SVG below `DataRoot.predictions`; "" where there is nothing to draw.
       job: the job whose passing runs it was compared with; "" for the passing runs of all jobs.
@@ -127,7 +128,7 @@ def evidence_of_subject(subject: Subject, output: OutputEvidence | None = None) 
     chosen = confirmed[:MAX_OBSERVATIONS]
     said = () if output is None else output.sentences
     if output is not None and (output.line is not None or output.tests):
-        chosen = _beside_output(chosen, subject)[: max(MAX_OBSERVATIONS - len(said), 1)]
+        chosen = _beside_output(chosen, subject)[:_BESIDE_OUTPUT]
     picture = draw(subject, [observation.column for observation in chosen if observation.column])
     profile = subject.profile
     evidence = Evidence(

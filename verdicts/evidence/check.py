@@ -245,7 +245,8 @@ def _check_as_usual(sentence: _Sentence, subject: Subject) -> bool:
 def _check_all_usual(_: _Sentence, subject: Subject) -> bool:
     """Check that CPU and memory are compared, and that the mean of each compared series is in its passing range."""
     usual = {word: _usual(subject, column) for word, column in _COMPARED.items()}
-    if subject.profile.runs < MIN_RUNS or _length(subject) < 10 or not (usual["cpu"] and usual["memory"]):
+    is_compared = bool(subject.profile.job) and subject.profile.runs >= MIN_RUNS and _length(subject) >= 10
+    if not (is_compared and usual["cpu"] and usual["memory"]):
         return False
     return all(
         range_of is None or ((mean := _mean(subject, _COMPARED[word], 0.0)) is not None and _is_inside(mean, range_of))

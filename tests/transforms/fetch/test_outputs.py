@@ -6,7 +6,7 @@ import pytest
 
 from ciml.errors import RejectedInput
 from ciml.http.addresses import below, parse_address
-from ciml.transforms.fetch.outputs import output_addresses
+from ciml.transforms.fetch.outputs import file_name, output_addresses
 from ciml.transforms.fetch.policy import OUTPUT_PATHS, FetchPolicy
 from tests.transforms.fetch.fetching import FACTS
 
@@ -99,3 +99,20 @@ def test_a_retry_does_not_ask_for_an_address_without_its_secret() -> None:
 def test_a_signed_address_of_a_log_is_used() -> None:
     facts = FACTS.replace(log_url="https://logs.ci.test/REDACTED/")
     assert output_addresses(POLICY, facts, log="https://logs.ci.test/s3cr3t/")[0].path == f"/s3cr3t/{OUTPUT_PATHS[0]}"
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("https://logs.ci.test/a/1/job-output.txt.gz?x=1/y", "job-output.txt"),
+        ("file:///srv/a/?out.txt", ""),
+        ("s3://logs/a/console.log", "console.log"),
+        (f"{JENKINS}/consoleText", "consoleText"),
+        (f"{GITHUB}/jobs/33/logs", ""),
+        (f"{GITLAB}/trace", ""),
+        ("https://logs.ci.test/a/%3Cb%3E.txt", ""),
+        (f"https://logs.ci.test/{'a' * 101}", ""),
+    ],
+)
+def test_the_name_of_a_file_is_one_that_a_message_can_show(address: str, name: str) -> None:
+    assert file_name(parse_address(address)) == name

@@ -64,6 +64,8 @@ def test_the_output_is_next_to_the_log(server: LogServer, raw: Store, path: str)
     server.answers[f"/run/{path}"] = (200, gzip.compress(TEXT) if path.endswith(".gz") else TEXT, {})
     (outcome,) = take(allow(server), raw, pending(url))
     assert text_of(raw, outcome) == STORED
+    assert outcome.output is not None
+    assert outcome.output.name == path.removesuffix(".gz")
     assert list(server.asked)[1:] == [f"/run/{each}" for each in OUTPUT_PATHS[: OUTPUT_PATHS.index(path) + 1]]
 
 

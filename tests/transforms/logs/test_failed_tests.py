@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ciml.transforms.logs import failed_tests as module
-from ciml.transforms.logs.failed_tests import failed_tests
+from ciml.transforms.logs.failed_tests import RECENT_US, OtherChanges, RecentTests, failed_tests
 from ciml.transforms.logs.ranking import scan
 
 LINES = [
@@ -72,3 +72,30 @@ def test_hostile_lines_take_no_time() -> None:
         "FAILED a/b.py::" + "t -" * 1300,
     ]
     failed_tests(scan("\n".join(lines * 50).encode()))
+
+
+def test_a_test_is_counted_by_the_recent_changes_of_its_project() -> None:
+    recent = RecentTests()
+    for change, time_us in (("1", 5), ("2", 7), ("2", 6), ("3", 9)):
+        recent.add("p", ("a", "b"), change, time_us)
+    recent.add("q", ("a",), "4", 1)
+    assert recent.others("p", "a", "3", 10) == OtherChanges(2, 5)
+    assert recent.others("p", "a", "3", RECENT_US + 6) == OtherChanges(1, 7)
+    assert recent.others("p", "c", "3", 10) == OtherChanges(0, 0)
+    restored = RecentTests()
+    restored.restore(recent.encode())
+    assert restored.others("p", "b", "1", 10) == OtherChanges(2, 7)
+    assert restored.encode() == recent.encode()
+
+
+def test_changes_tests_and_the_tests_of_a_run_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, limit in (("MAX_TEST_CHANGES", 2), ("MAX_RECENT_TESTS", 3), ("MAX_RUN_RECENT_TESTS", 2)):
+        monkeypatch.setattr(module, name, limit)
+    recent = RecentTests()
+    for change in range(5):
+        recent.add("p", ("a",), str(change), change + 1)
+    assert recent.others("p", "a", "x", 0) == OtherChanges(2, 4)
+    for run in range(3):
+        recent.add("p", (f"{run} 1", f"{run} 2", f"{run} 3"), "5", 9)
+    counts = {name: recent.others("p", name, "x", 0).changes for name in ("a", "1 1", "1 2", "2 1", "2 2", "2 3")}
+    assert counts == {"a": 0, "1 1": 0, "1 2": 1, "2 1": 1, "2 2": 1, "2 3": 0}

@@ -11,10 +11,11 @@ from ciml.data_root import DataRoot
 from ciml.errors import EngineError
 from ciml.transforms.profiles import Profile, Profiles
 from ciml.verdicts.feedback.config import Policy
-from ciml.verdicts.feedback.evidence import compare_run
-from ciml.verdicts.feedback.judgement import Silence
+from ciml.verdicts.feedback.evidence import compare_run, output_link
+from ciml.verdicts.feedback.judgement import Silence, decide_feedback
 from tests.verdicts.evidence import stored
 from tests.verdicts.evidence.subjects import profiles, run_of
+from tests.verdicts.feedback import reviews
 
 
 def known(runs: int = 20, **places: int) -> Profiles:
@@ -104,3 +105,31 @@ def test_a_run_or_model_that_cannot_be_read_has_no_message_and_a_store_that_is_a
     monkeypatch.setattr("ciml.verdicts.evidence.evidence_of", away)
     with pytest.raises(EngineError):
         compare_run(data, Policy(), record)
+
+
+LOG = "https://logs.example.org/1/job-output.txt"
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts", "auth", "link"),
+    [
+        (LOG, ("logs.example.org",), "hmac", LOG),
+        (f"{LOG}#L812", ("*.example.org",), "hmac", f"{LOG}#L812"),
+        (LOG, (), "hmac", ""),
+        (LOG, ("example.org",), "hmac", ""),
+        (LOG, ("*",), "", ""),  # anybody may have sent the event
+        ("file:///srv/out", ("*",), "hmac", ""),
+        ("https://logs.example.org@evil.example/x", ("logs.example.org",), "hmac", ""),
+        ("https://evil.example/logs.example.org", ("logs.example.org",), "hmac", ""),
+        (f"{LOG}) [x](https://evil.example", ("*",), "hmac", ""),
+        (f"{LOG}?token=x", ("*",), "hmac", ""),
+        ("https://[x", ("*",), "hmac", ""),
+        (f"{LOG}\n/close", ("*",), "hmac", ""),
+        ("javascript:alert(1)", ("*",), "hmac", ""),
+        ("", ("*",), "hmac", ""),
+    ],
+)
+def test_a_message_links_to_hosts_of_the_policy_alone(url: str, hosts: tuple[str, ...], auth: str, link: str) -> None:
+    judged = decide_feedback(reviews.prediction(auth=auth), reviews.feedback(), (), int(reviews.NOW_S * 1e6)).item
+    assert judged is not None
+    assert output_link(url, judged, Policy(link_hosts=hosts)) == link

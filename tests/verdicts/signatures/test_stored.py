@@ -18,7 +18,7 @@ from ciml.transforms.logs.profile import Printed
 from ciml.transforms.logs.signatures import Failure, Line, Signature, Signatures
 from ciml.transforms.logs.stored import stored_printed
 from ciml.verdicts.signatures import stored as module
-from ciml.verdicts.signatures.stored import BOOKMARK, LINE_CHARACTERS, read_signatures
+from ciml.verdicts.signatures.stored import BOOKMARK, LINE_CHARACTERS, SignatureLog, read_signatures
 from tests.runs.compacting import run
 from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
 
@@ -176,3 +176,32 @@ def test_the_latest_passing_runs_are_compared_with_and_lines_are_cut(
 
 def test_a_data_root_without_runs_has_no_signatures(data: DataRoot) -> None:
     assert read_signatures(data).all() == []
+
+
+def test_a_process_continues_and_a_short_time_reads_a_part(
+    data: DataRoot, raw: RawStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_all(raw)
+    log = SignatureLog(data)
+    with log.read(budget_s=-1) as reader:
+        assert reader.signatures.all() == []  # one delta, of a passing run
+    with log.read() as reader:
+        assert sum(signature.runs for signature in reader.signatures.all()) == 5
+    saved = data.failures.read(BOOKMARK)
+    add(raw, 11, DOWN)
+    with log.read() as reader:
+        assert sum(signature.runs for signature in reader.signatures.all()) == 6
+    assert data.failures.read(BOOKMARK) == saved  # replaced once a minute
+    monkeypatch.setattr(module, "_BOOKMARK_S", 0.0)
+    add(raw, 12, DOWN)
+    with log.read():
+        assert data.failures.read(BOOKMARK) != saved
+
+
+def test_failed_tests_are_remembered_with_their_changes(data: DataRoot, raw: RawStore) -> None:
+    for number in range(2):
+        add(raw, number, f"{DOWN}FAILED tests/test_a.py::test_b\n", project="p")
+    with SignatureLog(data).read() as reader:
+        assert reader.tests.others("p", "tests/test_a.py::test_b", "p 0", 2).changes == 1
+    with SignatureLog(data).read() as reader:  # from the bookmark
+        assert reader.tests.others("p", "tests/test_a.py::test_b", "p 0", 2).changes == 1
