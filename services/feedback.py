@@ -38,6 +38,7 @@ from ciml.verdicts.feedback.standing import Standings
 from ciml.verdicts.feedback.state import REACTIONS as KINDS
 from ciml.verdicts.feedback.state import SECONDS, Entry, FeedbackState, entry_key
 from ciml.verdicts.feedback.truths import Truths, add_corrections
+from ciml.verdicts.signatures.stored import shared_signatures
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -59,6 +60,8 @@ CALLS = metric("ciml_feedback_call_seconds")
 _BUDGET_S = 10.0
 #: Time between two readings of the raw manifest and the corrections.
 _TRUTHS_EVERY_S = 10.0
+#: Time that one such reading spends on the outputs of new runs, for failure signatures; the next one continues.
+_SIGNATURES_S = 1.0
 
 
 class _Work(NamedTuple):
@@ -157,11 +160,16 @@ class FeedbackService(TopicService[FeedbackState]):
         return _Work(reads, systems, settles) if reads or systems or settles else None
 
     def _read_truths(self) -> bool:
-        """Read the results of reruns and the corrections of reviewers, if that is due. Return whether any is new."""
+        """Read the results of reruns and the corrections of reviewers, if that is due. Return whether any is new.
+
+        The failure signatures are read on, too.
+        """
         now_s = time.monotonic()
         if now_s < self._next_truths_s:
             return False
         self._next_truths_s = now_s + _TRUTHS_EVERY_S
+        with shared_signatures(self.processor.config.data).read(_SIGNATURES_S):
+            pass  # a message reads what is left
         return self._truths.read()
 
     def run(self, work: _Work) -> None:

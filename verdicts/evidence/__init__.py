@@ -53,8 +53,9 @@ class Evidence:
 
     Attributes:
       observations: sentences, the most telling first: at most four about the output, and at most three about the
-        telemetry, or two next to those about the output. Each number follows from the run's telemetry, its facts, the passing profile, or the runs of the data
-        root. Those about the output quote hostile text, all of it visible; the others hold no name from outside.
+        telemetry, or two next to those about the output. Each number follows from the run's telemetry, its facts, the
+        passing profile, or the runs of the data root. Those about the output quote hostile text, all of it visible; the
+        others hold no name from outside.
       picture: path of an SVG below `DataRoot.predictions`; "" where there is nothing to draw.
       job: the job whose passing runs it was compared with; "" for the passing runs of all jobs.
       runs: number of these passing runs.

@@ -269,11 +269,13 @@ def compact(options: CompactOptions) -> int:
     from ciml.runs.compact import compact as run
     from ciml.runs.tables import update_tables
     from ciml.transforms.fetch.policy import FetchPolicy
+    from ciml.verdicts.signatures.stored import read_signatures
 
     data = options.root
     keep_s = options.keep_outputs
     if keep_s is None:
         keep_s = FetchPolicy.load(options.fetch_policy).logs.keep_s
+    read_signatures(data)  # before the texts that they quote are removed
     with bars() as progress:
         result = run(
             data.raw,
