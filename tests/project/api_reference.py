@@ -17,7 +17,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 #: In the order of the page: functions, then classes with their methods.
 NAMES = """
     open parse_log Data Dataset Model Client Prediction CandidateNotice Verdict RunVerdict Evidence OutputEvidence
-    TrainingResult CrossValidation RefreshResult Figure LoadReport FailedRuns DatasetDefinition DatasetKeys ExperimentKeys Progress CimlError
+    TrainingResult CrossValidation RefreshResult Figure LoadReport FailedRuns
+    DatasetDefinition DatasetKeys ExperimentKeys Progress CimlError
     NotFoundError NoDataError UnknownDatasetError UnknownModelError UnknownRunError UnknownExperimentError
     UnknownExclusionError UnknownEstimatorError NoTrainingDataError InvalidSettingError MissingExtraError
     UnusableRunError EngineError IntegrityError
