@@ -5,6 +5,7 @@ datasets/<data set>/        manifest, spans of examples
 experiments/<experiment>/   definition, results
 sweeps/<sweep>/             file, trials
 exclusions/                 manifest of the runs that no model may learn from
+trust/                      manifest of trust policies
 trainer/<model>/            snapshots, analyses, metrics
 registry/<model>/           manifest of candidates, versions and labels
 models/<model>/<version>/   served models; next to them the server's configuration
@@ -54,6 +55,7 @@ class DataRoot:
       experiments: `ciml.training.experiments.results`.
       sweeps: `ciml.training.sweeps.study`.
       exclusions: the runs that no model may learn from: `ciml.training.exclusions`.
+      trust: the trust policies: `ciml.stored_trust`.
       trainers: the folders of the models' trainers; `trainer` returns one of them.
       registry: the manifests of all registries: `ciml.serving.registry`.
       models: the served models and the model server's configuration: `ciml.serving.push`.
@@ -72,6 +74,7 @@ class DataRoot:
     experiments: ClassVar[Folder] = Folder("experiments")
     sweeps: ClassVar[Folder] = Folder("sweeps")
     exclusions: ClassVar[Folder] = Folder("exclusions")
+    trust: ClassVar[Folder] = Folder("trust")
     trainers: ClassVar[Folder] = Folder("trainer")
     registry: ClassVar[Folder] = Folder("registry")
     models: ClassVar[Folder] = Folder("models")

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from dataclasses import Field
     from typing import ClassVar, dataclass_transform
 
+    from ciml.data_root import DataRoot
     from ciml.kafka import KafkaOptions
+    from ciml.trust import PolicySource
 else:
 
     def dataclass_transform(**_: bool) -> Any:
@@ -172,11 +174,17 @@ class TrustOptions(Options):
     """The trust policy of a command.
 
     Attributes:
-      trust_policy: TOML file of the trust policy. [default: $CIML_TRUST_POLICY, else proved work of Zuul, and
-        backfills]
+      trust_policy: TOML file of a trust policy, for a trial. [default: the policy of the data root, see ciml trust;
+        without one $CIML_TRUST_POLICY, else proved work of Zuul, and backfills]
     """
 
     trust_policy: str | None = option(kind="file")
+
+    def trust_of(self, root: DataRoot, *further: DataRoot) -> PolicySource:
+        """Return what names the trust policy of a data root; see `ciml.stored_trust.policy_of`."""
+        from ciml.stored_trust import policy_of
+
+        return policy_of(root, self.trust_policy, *further)
 
 
 class LearnOptions(TrustOptions):

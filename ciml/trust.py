@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
@@ -66,6 +66,13 @@ class _CompiledRule(NamedTuple):
 
     matchers: tuple[tuple[int, Matcher], ...]
     decision: Trust
+
+
+class PolicySource(Protocol):
+    """Whatever names the trust policy to judge by at present: a `TrustPolicy`, or what follows that of a data root."""
+
+    def current(self) -> TrustPolicy:
+        """Return the policy to judge by now."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,10 @@ class TrustPolicy:
         )
         return cls(rules, digest, globs, compiled)
 
+    def current(self) -> TrustPolicy:
+        """Return the policy itself; see `PolicySource`."""
+        return self
+
     def matcher(self, globs: Globs) -> Matcher:
         """Return the pattern of a value that one of these globs matches, in this policy's meaning of globs."""
         return _matcher(globs, self.globs)
@@ -226,18 +237,19 @@ def _evaluate(policy: TrustPolicy, values: tuple[str, ...]) -> Trust:
     return Trust(False, NO_RULE, policy.digest)
 
 
-def evaluate_batch(batch: Batch, policy: TrustPolicy) -> Batch:
+def evaluate_batch(batch: Batch, source: PolicySource) -> Batch:
     """Judge the pending runs and the settled outcomes of a batch.
 
     A settled outcome may change a stored run: its outcome, or whether its log is awaited.
 
     Args:
       batch: unchanged, except for the trust of its pending runs.
-      policy: the policy.
+      source: names the policy, one for the whole batch.
 
     Returns:
       The batch with its settled outcomes judged. Outcomes without a run have no facts, and are unchanged.
     """
+    policy = source.current()
     for pending in batch.pending_runs:
         pending.trust = evaluate(policy, pending.mention)
     settled = [

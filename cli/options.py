@@ -313,6 +313,25 @@ class Data(Options):
         return DataRoot.open(self.data_path)
 
 
+class Signed(Options):
+    """Who makes a change that is recorded.
+
+    Attributes:
+      author: Author of the change.  [default: the name of the user]
+    """
+
+    author: str = option("", metavar="TEXT")
+
+    def signed_by(self) -> str:
+        """Return the author. Raises `CimlError` in a container whose user has no name."""
+        import getpass
+
+        try:
+            return self.author or getpass.getuser()
+        except (OSError, KeyError):
+            raise CimlError("--author: the user of this process has no name; give one") from None
+
+
 class NewData(Data):
     """The data root of a command that creates it."""
 

@@ -135,18 +135,18 @@ class IngestOptions(TopicOptions, IngestPolicyOptions):
         from ciml.pipelines.ingest.committer import IngestConfig
         from ciml.transforms.fetch.policy import FetchPolicy
         from ciml.transforms.ingest.decode import ALL_JOBS
-        from ciml.trust import TrustPolicy
 
         policy = FetchPolicy.load(self.fetch_policy, **({"delays_s": self.delays} if self.delays else {}))
+        root = DataRoot.open(self.data_path)
         return IngestConfig(
-            DataRoot.open(self.data_path).raw,
+            root.raw,
             kafka=self.connection(),
             topic=self.topic,
             runs_topic=self.runs_topic,
             dead_letters_topic=self.dead_letters_topic,
             selection=self.jobs or ALL_JOBS,
             names=source_names(pairs("--source", self.sources)),
-            trust=TrustPolicy.load(self.trust_policy),
+            trust=self.trust_of(root),
             fetch=policy.allowing(hosts=self.hosts, roots=self.roots),
         )
 
@@ -355,7 +355,6 @@ class TrainerOptions(ServiceOptions, LearnOptions):
         from ciml.training.experiment import Experiment
         from ciml.training.experiments.results import experiment_of
         from ciml.training.refresh import TrainConfig
-        from ciml.trust import TrustPolicy
 
         experiment = Experiment.load(self.experiment) if self.experiment else None
         modules = self.allow_modules
@@ -366,12 +365,13 @@ class TrainerOptions(ServiceOptions, LearnOptions):
                 raise CimlError("--experiment and --estimator exclude each other")
             experiment = experiment_of(self.estimator)
             modules = (*modules, *modules_named(experiment))
+        root = DataRoot.open(self.data_path)
         config = TrainConfig(
-            DataRoot.open(self.data_path),
+            root,
             self.dataset,
             check_model_name(self.model or self.dataset),
             experiment,
-            TrustPolicy.load(self.trust_policy),
+            self.trust_of(root),
             GatePolicy.of(self.min_test_runs, self.tolerance, self.accept_baselines, self.min_decided),
             self.label,
             self.lineage,

@@ -1,4 +1,7 @@
-"""The trainer service: refreshes a model when its data set or the exclusions change. See `ciml.training.trainer`."""
+"""The trainer service: refreshes a model when its data set, the exclusions or the trust policy change.
+
+See `ciml.training.trainer`.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +33,21 @@ ERRORS = metric("ciml_training_errors_total")
 
 
 class _Versions(NamedTuple):
-    """The inputs of a refresh: versions of two manifests, 0 while a manifest has no entry.
+    """The inputs of a refresh: versions of manifests, 0 while a manifest has no entry.
 
     Attributes:
       dataset: of the data set's manifest.
       exclusions: of the manifest of excluded runs.
+      trust: of the manifest of trust policies.
     """
 
     dataset: int = 0
     exclusions: int = 0
+    trust: int = 0
 
 
 class TrainerService(Service):
-    """Refreshes a model whenever its data set or the exclusions have a new version.
+    """Refreshes a model whenever its data set, the exclusions or the trust policy have a new version.
 
     While the data set does not exist, or holds too little to train on, the service waits for the next version. Any
     other error that a repeated refresh cannot repair, such as an unknown estimator, ends the service.
@@ -69,6 +74,7 @@ class TrainerService(Service):
         self._log = config.data.dataset(config.dataset).log
         self._registry = Registry(config.data, config.model)
         self._excluded = ManifestLog(config.data.exclusions)
+        self._trust = ManifestLog(config.data.trust)
         self._steps = STEPS.summary()
         self._refreshed = REFRESHED.gauge()
         self._errors = ERRORS.counter()
@@ -93,7 +99,9 @@ class TrainerService(Service):
 
     def _present_versions(self) -> _Versions:
         known = self._handled or _Versions()
-        return _Versions(self._log.end(known.dataset), self._excluded.end(known.exclusions))
+        return _Versions(
+            self._log.end(known.dataset), self._excluded.end(known.exclusions), self._trust.end(known.trust)
+        )
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> _Versions | None:
         """Return the present versions if the last refresh handled others."""

@@ -36,7 +36,7 @@ from ciml.training.evaluation.candidate import Champion
 from ciml.training.evaluation.gate import GatePolicy, decide
 from ciml.training.experiment import NORMALISATION, Experiment, metrics_path, refresh_key
 from ciml.training.experiments.results import default_experiment
-from ciml.trust import TrustPolicy
+from ciml.trust import PolicySource, TrustPolicy
 from ciml.verdict_rules import PROFILES, VERDICTS
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class TrainConfig:
       model: the name under which its models are served.
       experiment: the estimator and its parameters. None: in `run_once` those of the model's last candidate; without
         one, and in `refresh`, the `default_experiment`.
-      trust: decides which runs are trusted for training.
+      trust: names the policy that decides which runs are trusted for training.
       gate: the requirements on a candidate.
       label: the label of a pushed version; ``stable`` makes it the champion.
       lineage: whether OpenLineage events are sent.
@@ -72,7 +72,7 @@ class TrainConfig:
     dataset: str
     model: str
     experiment: Experiment | None = None
-    trust: TrustPolicy = field(default_factory=TrustPolicy.load)
+    trust: PolicySource = field(default_factory=TrustPolicy.load)
     gate: GatePolicy = field(default_factory=GatePolicy)
     label: str = STABLE
     lineage: bool = False
@@ -162,7 +162,7 @@ def refresh(
     dataset = config.data.dataset(config.dataset)
     dataset_description = Description((Data(dataset.store.url()),))
     with timer("snapshot"), lineage.step(f"snapshot.{model}", lambda: dataset_description) as step:
-        snapshot = make_snapshot(dataset, config.trust)
+        snapshot = make_snapshot(dataset, config.trust.current())
         step.describe(partial(_describe_snapshot, dataset, snapshot, model))
         check_use(experiment, snapshot.resolved, config.allow_modules, served=True)
         key = refresh_key(snapshot.digest, experiment)

@@ -261,13 +261,13 @@ class Data(StoredRuns):
         from ciml.extras import require
 
         require("sklearn", "train")
+        from ciml.stored_trust import policy_of
         from ciml.training.data.examples import read_dataset
         from ciml.training.experiments.results import create_experiment
         from ciml.training.experiments.trials import Trial
-        from ciml.trust import TrustPolicy
 
         experiment, modules = experiment_for(estimator, keys, name, lambda: self._shape(dataset))
-        policy = TrustPolicy.load(trust_policy)
+        policy = policy_of(self._root, trust_policy).current()
         examples = read_dataset(self._root.dataset(_dataset_name(dataset)), policy)
         create_experiment(self._root.experiments, experiment, modules)
         return Trial(self._root.experiments, experiment, examples, progress=progress, allow_modules=modules)
@@ -356,10 +356,10 @@ class Data(StoredRuns):
 
         require("tensorflow_transform", "train")
         from ciml.serving.model_files import check_model_name
+        from ciml.stored_trust import policy_of
         from ciml.training.evaluation.gate import GatePolicy
         from ciml.training.refresh import TrainConfig
         from ciml.training.trainer import run_once
-        from ciml.trust import TrustPolicy
 
         name = check_model_name(model or _dataset_name(dataset))
         experiment, modules = refreshed_experiment(self._root, name, estimator, keys, lambda: self._shape(dataset))
@@ -368,7 +368,7 @@ class Data(StoredRuns):
             _dataset_name(dataset),
             name,
             experiment,
-            TrustPolicy.load(trust_policy),
+            policy_of(self._root, trust_policy),
             GatePolicy.of(min_test_runs, tolerance, accept_baselines, min_decided),
             label,
             lineage,

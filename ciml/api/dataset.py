@@ -33,14 +33,14 @@ class Dataset:
     """
 
     def __init__(self, stored: StoredDataset, trust_policy: str | None = None) -> None:
+        from ciml.stored_trust import policy_of
         from ciml.training.data.examples import read_snapshot_facts
-        from ciml.trust import TrustPolicy
 
         self._stored = stored
         self.name = stored.name
         state = stored.state()
         self._snapshot: Snapshot
-        self._snapshot, _ = read_snapshot_facts(stored, state, TrustPolicy.load(trust_policy))
+        self._snapshot, _ = read_snapshot_facts(stored, state, policy_of(stored.root, trust_policy).current())
         self._padding = state.padding()
 
     @property

@@ -77,7 +77,7 @@ class StoredRuns:
           (2, 2)
         """
         from ciml.pipelines.backfill.load import load
-        from ciml.trust import TrustPolicy
+        from ciml.stored_trust import policy_of
 
         return load(
             self._root,
@@ -88,7 +88,7 @@ class StoredRuns:
             max_bad=max_bad,
             source=source,
             jobs=jobs,
-            trust=TrustPolicy.load(trust_policy),
+            trust=policy_of(self._root, trust_policy),
             dry_run=dry_run,
             progress=progress or no_progress,
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 import ciml
 from ciml.cli.demo import DemoOptions, checks
-from ciml.cli.demo.corpus import MODELS, STATUS, trust_policy
+from ciml.cli.demo.corpus import MODELS, STATUS
 from ciml.cli.demo.processes import Steps
 from ciml.cli.demo.result import Check, DemoResult, render, show, summary
 from ciml.cli.demo.review import Answers, answer_changes, begin_review, missing_servers
@@ -187,7 +187,7 @@ def _check_models(demo: Demo) -> list[Check]:
     served: dict[str, dict[str, int | None]] = {}
     differences: dict[str, tuple[int, float]] = {}
     for model, version in stable.items():
-        dataset = data.dataset(model, trust_policy=trust_policy())
+        dataset = data.dataset(model)
         inputs = dataset.to_numpy("test")[0]
         n_windows = dataset.n_windows("test")
         with data.model(model) as loaded:

@@ -177,6 +177,8 @@ def start_demo(options: DemoOptions, steps: Steps, answers: bool) -> Iterator[De
       answers: whether changes will be answered.
     """
     from ciml.pipelines.datasets.update import create_dataset
+    from ciml.settings import read_toml
+    from ciml.stored_trust import apply_policy
 
     started = datetime.now(UTC)
     corpus = corpus_folder(options.corpus)
@@ -194,6 +196,7 @@ def start_demo(options: DemoOptions, steps: Steps, answers: bool) -> Iterator[De
         plan = make_plan(samples, running.logs)
         logs.make(plan)
         engines.create_topics(running.kafka, TOPICS)
+        apply_policy(data.trust, read_toml(trust_policy()), "ciml demo", "the sample events are not signed")
         for definition in definitions(options.span_runs, samples, answers):
             create_dataset(data, definition)
         models = (*MODELS, CAUSE) if answers else MODELS
@@ -277,7 +280,7 @@ def run(demo: Demo) -> None:
 def start_ingest(demo: Demo) -> None:
     """Start the ingest of events, on Flink if it runs."""
     engine = f"flink:{demo.engines.flink}" if demo.on_flink else "micro-batches"
-    policies = ("--allow-host", demo.engines.logs, "--trust-policy", str(trust_policy()))
+    policies = ("--allow-host", demo.engines.logs)
     retries = [part for delay in RETRIES_S for part in ("--retry-after", f"{delay}s")]
     places = (*demo.kafka_option, *demo.data_option)
     demo.children.start("ingest", "ingest", "--engine", engine, *policies, *retries, *places)
@@ -293,7 +296,7 @@ def start_refreshes(demo: Demo, model: str) -> None:
     """Start the command that refreshes a model whenever the data set of the same name grows."""
     experiment = examples() / f"{model}-experiment.toml"
     options = ("--experiment", str(experiment)) if experiment.exists() else ()
-    command = ("refresh", "--dataset", model, "--watch", "--json", "--trust-policy", str(trust_policy()), *options)
+    command = ("refresh", "--dataset", model, "--watch", "--json", *options)
     demo.children.start(f"refresh-{model}", *command, *demo.data_option)
 
 
@@ -347,11 +350,11 @@ def seal_spans(demo: Demo, *, seal: bool) -> None:
 
 def wait_for_refresh(demo: Demo, model: str) -> None:
     """Wait until a model has been refreshed with all sealed spans."""
+    from ciml.stored_trust import policy_of
     from ciml.training.data.snapshot import make_snapshot
-    from ciml.trust import TrustPolicy
 
     log = demo.children.running[f"refresh-{model}"].log
-    snapshot = make_snapshot(demo.data.dataset(model), TrustPolicy.load(trust_policy())).digest
+    snapshot = make_snapshot(demo.data.dataset(model), policy_of(demo.data).current()).digest
     with demo.steps.step(f"refresh {model}") as report:
 
         def refreshed() -> bool:

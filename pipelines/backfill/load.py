@@ -32,11 +32,12 @@ from ciml.pipelines.backfill.survey import survey
 from ciml.progress import Progress, no_progress
 from ciml.runs.run_log import find_rows, outcomes_of
 from ciml.runs.state import open_raw
+from ciml.stored_trust import policy_of
 from ciml.transforms.guard import attempt
 from ciml.transforms.ingest.decode import ALL_JOBS, CompletedRow, why_ignored
 from ciml.transforms.results.convert import BadRow, Conversion
 from ciml.transforms.results.table import open_results
-from ciml.trust import TrustPolicy
+from ciml.trust import PolicySource
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,7 +56,7 @@ def load(
     max_bad: float = 0.1,
     source: str = "backfill",
     jobs: Sequence[str] = ALL_JOBS,
-    trust: TrustPolicy | None = None,
+    trust: PolicySource | None = None,
     dry_run: bool = False,
     stop: threading.Event | None = None,
     progress: Progress = no_progress,
@@ -75,7 +76,7 @@ def load(
       max_bad: largest share of rows that may be bad or without a log, 0 to 1.
       source: name of the table in the trust policy and in the run ids.
       jobs: globs of the jobs to load; all if empty.
-      trust: the trust policy; by default the built-in one, which trusts ``backfill``.
+      trust: names the trust policy; by default that of the data root, or the built-in one, which trusts ``backfill``.
       dry_run: only survey; commit nothing.
       stop: when set, ends the load after the work in progress is committed; the report is incomplete then.
       progress: called with the step, and the rows or lines done and in all.
@@ -94,7 +95,7 @@ def load(
         selection=tuple(jobs) or ALL_JOBS,
         skip_known=True,
         take_missing=True,
-        trust=trust or TrustPolicy.load(None),
+        trust=trust or policy_of(data),
         fetch=load_fetch_policy(root),
     )
     opened = open_results(table)

@@ -87,7 +87,7 @@ class WorkQueue:
         self._uncommitted = []  # before the commit: if it fails, `abandon` must not try it again
         self._uncommitted_lines = 0
         if batches:
-            committer(self._config.raw).commit(batches, partial(evaluate, self._config.trust))
+            committer(self._config.raw).commit(batches, partial(evaluate, self._config.trust.current()))
             if self._after_commit is not None:
                 self._after_commit()
         self._committed_s = time.monotonic()

@@ -35,7 +35,7 @@ from ciml.storage import Store
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import attempt, bisect
 from ciml.transforms.ingest.decode import ALL_JOBS
-from ciml.trust import TrustPolicy, evaluate
+from ciml.trust import PolicySource, TrustPolicy, evaluate
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class SettleConfig:
     Attributes:
       raw: the raw store.
       selection: globs of the jobs to take.
-      trust: the trust policy.
+      trust: names the trust policy, at each use.
       fetch: allowed log sources and limits.
     """
 
     raw: Store
     selection: tuple[str, ...] = field(default=ALL_JOBS, kw_only=True)
-    trust: TrustPolicy = field(default_factory=TrustPolicy.load, kw_only=True)
+    trust: PolicySource = field(default_factory=TrustPolicy.load, kw_only=True)
     fetch: FetchPolicy = field(default_factory=FetchPolicy, kw_only=True)
 
 
@@ -88,7 +88,7 @@ class IngestProcessor(PipelineProcessor[IngestConfig, RawState, Batch]):
         return Batch(covers)
 
     def reconcile(self, state: RawState, results: Sequence[Batch], now_us: int) -> Delta | None:
-        return self.replica().delta(state, results, partial(evaluate, self.config.trust))
+        return self.replica().delta(state, results, partial(evaluate, self.config.trust.current()))
 
     def outputs(self) -> Sequence[Output]:
         config = self.config

@@ -122,7 +122,7 @@ def _replay_part(config: ReplayConfig, dead_letters: list[DeadLetter], result: R
             read.append((dead_letter, batch))
     settled = settle([batch for _, batch in read], config.trust, config.fetch, config.raw, outages=False)
     committing = committer(config.raw)
-    version = committing.commit(settled, partial(evaluate, config.trust))
+    version = committing.commit(settled, partial(evaluate, config.trust.current()))
     closed: set[DeadLetterKey] = set()
     if version is not None:
         delta = committing.log.read(version)

@@ -31,6 +31,7 @@ from ciml.serving.push import verify_versions
 from ciml.serving.registry import Registry, registered_models
 from ciml.storage import Store
 from ciml.storage.json_files import read_stored
+from ciml.stored_trust import read_policies
 from ciml.training.data.analysis_cache import AnalysisCache
 from ciml.training.data.snapshot import read_snapshot
 from ciml.training.exclusions import read_state
@@ -289,6 +290,12 @@ def _check_exclusions(data: DataRoot, findings: RootFindings, progress: Progress
         read_state(data.exclusions)
 
 
+def _check_trust(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
+    """Read the log of trust policies."""
+    with findings.guard(Kind.TRUST, data.trust.url()):
+        read_policies(data.trust)
+
+
 def _check_failures(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Read the log of notes on failure signatures."""
     with findings.guard(Kind.FAILURE_NOTES, data.failures.url()):
@@ -375,6 +382,7 @@ _CHECKS: Mapping[Check, tuple[Kind, ...]] = {
     _check_experiments: (Kind.RESULTS, Kind.EXPERIMENTS, Kind.RESULT_PREDICTIONS),
     _check_sweeps: (Kind.SWEEPS,),
     _check_exclusions: (Kind.EXCLUSIONS,),
+    _check_trust: (Kind.TRUST,),
     _check_failures: (Kind.FAILURE_NOTES,),
     _check_trainers: (Kind.SNAPSHOTS, Kind.ANALYSES, Kind.TRAINING_METRICS),
     _check_models: (Kind.REGISTRY_DELTAS, Kind.MODELS),

@@ -30,6 +30,7 @@ from ciml.services.driver import drive
 from ciml.services.service import NotReadyError
 from ciml.services.trainer import TrainerService, registry_families
 from ciml.serving.registry import Candidate, Decision, RegistryState
+from ciml.stored_trust import apply_policy
 from ciml.training.exclusions import Exclusion, add
 from ciml.training.experiment import Experiment
 from ciml.training.refresh import TrainConfig
@@ -137,15 +138,21 @@ def test_an_error_of_a_refresh_waits_for_another_version_or_is_tried_again_or_en
     }
 
 
-def test_watch_refreshes_when_runs_are_excluded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_refreshes_when_runs_are_excluded_or_trusted_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = TrainConfig(DataRoot.open(tmp_path), "d", "m")
     config.data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
     monkeypatch.setattr(trainer_module, "run_once", lambda *_, **__: TrainResult("nothing_new", ("the same",)))
     service = TrainerService(config)
-    service.run(service.plan() or (0, 0))
+    service.run(service.plan() or (0, 0, 0))
     assert service.plan() is None
     add(config.data.exclusions, [Exclusion("disk was full", job="unit")])
-    assert service.plan() == (1, 1)
+    assert service.plan() == (1, 1, 0)
+    service.run(service.plan() or (0, 0, 0))
+    rules = [{"name": "all", "trusted": True, "source": ["*"]}]
+    apply_policy(config.data.trust, {"globs": 2, "rule": rules}, "ann", "a trial")
+    assert service.plan() == (1, 1, 1)
 
 
 def test_a_model_without_news_is_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import guarded_messages, guarded_runs, keep_error
 from ciml.transforms.ingest.decode import ALL_JOBS, ReadEvent, decode
 from ciml.transforms.ingest.run_stages import take_logs
-from ciml.trust import TrustPolicy, evaluate_batch
+from ciml.trust import PolicySource, evaluate_batch
 
 #: Namespace of all Beam counters of ciml. In Flink they are ``ciml.<name>_count`` and ``ciml.<name>_ms``.
 NAMESPACE = "ciml"
@@ -124,8 +124,8 @@ class Decode(_Stage):
 class Judge(_Stage):
     """`ciml.trust.evaluate_batch`; a run for which it fails does not affect others."""
 
-    def __init__(self, policy: TrustPolicy) -> None:
-        super().__init__(_GUARDED, _guarded, guarded_runs, "trust", evaluate_batch, policy)
+    def __init__(self, source: PolicySource) -> None:
+        super().__init__(_GUARDED, _guarded, guarded_runs, "trust", evaluate_batch, source)
 
 
 class TakeLogs(_Stage):

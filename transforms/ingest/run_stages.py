@@ -21,7 +21,7 @@ from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import dead_letter, guarded_runs
 from ciml.transforms.ingest.outputs import with_outputs
 from ciml.transforms.parse.logs import parse
-from ciml.trust import TrustPolicy, evaluate_batch
+from ciml.trust import PolicySource, evaluate_batch
 
 #: Reasons that do not depend on the log itself.
 TRANSIENT = frozenset({"log_unavailable", "log_timeout", "log_cut"})
@@ -33,7 +33,7 @@ _large_part_lock = threading.Lock()
 
 def settle(
     batches: Sequence[Batch],
-    trust: TrustPolicy,
+    trust: PolicySource,
     policy: FetchPolicy,
     raw: Store,
     *,

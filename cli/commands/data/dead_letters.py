@@ -285,7 +285,6 @@ class ReplayOptions(Json, IngestPolicyOptions, Filters):
         from ciml.pipelines.ingest.replay import ReplayConfig
         from ciml.transforms.fetch.policy import FetchPolicy
         from ciml.transforms.ingest.decode import ALL_JOBS
-        from ciml.trust import TrustPolicy
 
         root = logs_root(self.logs) if self.logs else ""
         roots = (*self.roots, root) if root else self.roots
@@ -295,7 +294,7 @@ class ReplayOptions(Json, IngestPolicyOptions, Filters):
             limit=self.limit,
             selection=self.selection or ALL_JOBS,
             names=source_names(pairs("--source", self.sources)),
-            trust=TrustPolicy.load(self.trust_policy),
+            trust=self.trust_of(self.root),
             fetch=FetchPolicy.load(self.fetch_policy).check().allowing(hosts=self.hosts, roots=roots),
             logs=root,
         )

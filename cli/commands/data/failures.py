@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -11,9 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ciml.cli.command import DefaultGroup, make_command
-from ciml.cli.options import Data, Json, JsonLines
+from ciml.cli.options import Data, Json, JsonLines, Signed
 from ciml.cli.output import print_columns, print_table, printable
-from ciml.errors import CimlError
 from ciml.options import argument, option, repeated
 
 if TYPE_CHECKING:
@@ -127,7 +125,7 @@ def _print(one: FailedRuns) -> None:
     print_columns([(name, printable(text)) for name, text in rows if text])
 
 
-class NameOptions(Data):
+class NameOptions(Data, Signed):
     """Options of ``ciml failures name``.
 
     Attributes:
@@ -135,7 +133,6 @@ class NameOptions(Data):
       cause: Cause of the failures.
       text: Advice for the authors of changes.
       same_as: ID of the signature that supersedes it.
-      author: Author of the note.  [default: the name of the user]
     """
 
     id: str = argument("ID")
@@ -143,7 +140,6 @@ class NameOptions(Data):
     cause: str = option("", kind=click.Choice(["code", "machine"]), shown="none")
     text: str = option("", metavar="TEXT")
     same_as: str = option("", metavar="ID")
-    author: str = option("", metavar="TEXT")
 
 
 @make_command("name")
@@ -164,17 +160,9 @@ def name_failure(options: NameOptions) -> None:
     data = options.root
     same_as = find_failure(data, options.same_as).id if options.same_as else ""
     signature = find_failure(data, options.id).id
-    author = options.author or _user()
-    add_note(data.failures, Note(signature, author, options.name, options.cause, options.text, same_as))
+    note = Note(signature, options.signed_by(), options.name, options.cause, options.text, same_as)
+    add_note(data.failures, note)
     _print(find_failure(data, signature))
-
-
-def _user() -> str:
-    """Return the name of the user. Raises `CimlError` in a container whose user has none."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        raise CimlError("--author: the user of this process has no name; give one") from None
 
 
 def _latest(names: Iterable[str]) -> str:

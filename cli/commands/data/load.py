@@ -60,9 +60,8 @@ def command(options: LoadOptions) -> int:
     from ciml.cli.output import bars
     from ciml.pipelines.backfill.load import load
     from ciml.pipelines.backfill.load_report import LoadReport, RejectedTableError
-    from ciml.trust import TrustPolicy
 
-    trust = TrustPolicy.load(options.trust_policy)
+    trust = options.trust_of(options.root)
     others = {"data": options.root, "table": options.results, "trust": trust, "stop": stop_on_signals()}
     try:
         with bars() as progress:

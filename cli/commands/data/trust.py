@@ -1,21 +1,23 @@
-"""``ciml trust``: check a trust policy on the stored runs, and explain the trust of a run."""
+"""``ciml trust``: check a trust policy on the stored runs, put it in force, and explain the trust of a run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ciml.cli.command import make_command
-from ciml.cli.options import Data, Json
-from ciml.cli.output import print_table
+from ciml.cli.options import Data, Json, Signed
+from ciml.cli.output import print_table, printable
 from ciml.errors import UnknownRunError
-from ciml.options import TrustOptions, argument, flag
+from ciml.options import TrustOptions, argument, flag, option
 
 if TYPE_CHECKING:
+    from ciml.stored_trust import StoredPolicy
     from ciml.trust import Decision, Review, RuleTrace
 
 #: Largest number of rows, each a source and a job, in the printed table.
@@ -114,10 +116,10 @@ def explain(options: ExplainOptions) -> None:
     from ciml.events.records import RunFacts
     from ciml.runs.latest_runs import TRUST_CHANGE, entries_of, row_of
     from ciml.runs.state import open_raw
-    from ciml.trust import FACTS, TrustPolicy, evaluate, trace
+    from ciml.trust import FACTS, evaluate, trace
 
     run_id = options.run_id
-    policy = TrustPolicy.load(options.trust_policy)
+    policy = options.trust_of(options.root).current()
     raw = options.root.raw
     log, state = open_raw(raw)
     entries = entries_of(log, state.version, run_id)
@@ -171,15 +173,91 @@ def _print_explained(rules: list[RuleTrace], explanation: Mapping[str, Any]) -> 
     print_table(("rule", "says", "because"), rows, title="Rules")
 
 
-@click.group("trust", commands=[check, explain])
-def command() -> None:
-    """Check a trust policy, explain a run's trust.
+class ApplyOptions(Data, Signed):
+    """Options of ``ciml trust apply``.
 
-    A trust policy says which runs may train a model. Both commands only read; a policy takes effect by --trust-policy
-    of the commands that ingest and train.
+    Attributes:
+      reset: Return to the policy of each process instead.
+      reason: Why, for readers of the history.
+    """
+
+    policy: str | None = argument("[POLICY]", click.Path(exists=True, dir_okay=False), required=False)
+    reset: bool = flag()
+    reason: str = option(metavar="TEXT", required=True)
+
+
+@make_command("apply")
+def apply(options: ApplyOptions) -> None:
+    """Put a POLICY in force for a data root.
+
+    Every command and service of the data root judges by it from now on; running services reread it within seconds.
+    The file itself is not needed any more. First check what it would change: ciml trust check.
+
+    \b
+    Example:
+      ciml trust apply trust.toml --reason "GitHub was connected" --data-path data
+      ciml trust apply --reset --reason "back to the built-in policy" --data-path data
+    """
+    from ciml.settings import read_toml
+    from ciml.stored_trust import apply_policy
+
+    if (options.policy is None) == (not options.reset):
+        raise click.UsageError("give a POLICY, or --reset")
+    document = None if options.policy is None else read_toml(options.policy)
+    stored = apply_policy(options.root.trust, document, options.signed_by(), options.reason)
+    if stored is None:
+        click.echo("this policy is in force already")
+    else:
+        click.echo(_stored_line(stored))
+
+
+def _stored_line(stored: StoredPolicy) -> str:
+    applied = datetime.fromtimestamp(stored.time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
+    rules = "the policy of each process"
+    if stored.policy is not None:
+        rules = f"policy {stored.policy.digest} ({', '.join(rule.name for rule in stored.policy.rules)})"
+    return f"{stored.number:>4}  {applied}  {printable(stored.author)}: {printable(stored.reason)}: {printable(rules)}"
+
+
+class HistoryOptions(Data, Json):
+    """Options of ``ciml trust history``.
+
+    Attributes:
+      json: JSON output, an array of all policies with their rules.
+    """
+
+
+@make_command("history")
+def history(options: HistoryOptions) -> None:
+    """List the policies of a data root.
+
+    The last one is in force.
+
+    \b
+    Example:
+      ciml trust history --data-path data
+    """
+    from ciml.stored_trust import read_policies
+
+    def text(policies: list[StoredPolicy]) -> None:
+        for stored in policies:
+            click.echo(_stored_line(stored))
+        if not policies:
+            click.echo("no policy; each process judges by its own: see --trust-policy and CIML_TRUST_POLICY")
+
+    policies = read_policies(options.root.trust).policies
+    options.show(policies, text, lambda policies: [stored.to_json() for stored in policies])
+
+
+@click.group("trust", commands=[check, apply, history, explain])
+def command() -> None:
+    """Check and apply a trust policy, explain a run's trust.
+
+    A trust policy says which runs may train a model. A data root has one, which every command and service uses.
 
     \b
     Example:
       ciml trust check trust.toml --data-path data
+      ciml trust apply trust.toml --reason "GitHub was connected" --data-path data
       ciml trust explain zuul~5f0c~1 --data-path data
     """

@@ -55,14 +55,13 @@ class BackfillOptions(PolicyOptions, NewData):
         from ciml.events.listing import Reading, logs_root
         from ciml.pipelines.backfill.plan import BackfillConfig, load_fetch_policy
         from ciml.transforms.ingest.decode import ALL_JOBS
-        from ciml.trust import TrustPolicy
 
         logs = logs_root(self.logs)
         return BackfillConfig(
             self.root.raw,
             Reading(self.source, self.runs_of or self.source, logs),
             selection=self.jobs or ALL_JOBS,
-            trust=TrustPolicy.load(self.trust_policy),
+            trust=self.trust_of(self.root),
             fetch=load_fetch_policy(logs, self.fetch_policy),
             limit=self.limit,
             skip_known=self.skip_known,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click import UsageError
 from click.testing import CliRunner, Result
 
 from ciml.cli.commands.data.runs import command as runs_command
@@ -135,3 +136,32 @@ def test_a_run_is_shown_with_the_attempts_of_its_job(data: Path) -> None:
     assert "attempt    2 zuul~4~2 failure (this run)\n" in text
     assert "attempts" not in json.loads(show("zuul~3~1", "--json").output)
     assert "trusted by an update: reviewed" in show("zuul~3~1").output
+
+
+def test_a_policy_is_applied_to_a_data_root_and_listed(data: Path) -> None:
+    assert "no policy" in ciml(data, "history").output
+    policy = str(data.parent / "policy.toml")
+    told = ciml(data, "apply", policy, "--reason", "forks came", "--author", "ann").output
+    assert "ann: forks came: policy" in told
+    assert "(forks, reviewed)" in told
+    assert "in force already" in ciml(data, "apply", policy, "--reason", "again", "--author", "bob").output
+    found = json.loads(ciml(data, "explain", "zuul~1~1", "--json").output)
+    assert (found["now"]["trusted"], found["now"]["rule"]) == (False, "forks")
+    ciml(data, "apply", "--reset", "--reason", "back", "--author", "bob")
+    assert "gated" in json.loads(ciml(data, "explain", "zuul~1~1", "--json").output)["now"]["rule"]
+    listed = json.loads(ciml(data, "history", "--json").output)
+    assert [(each["number"], each["author"], bool(each["policy"])) for each in listed] == [
+        (1, "ann", True),
+        (2, "bob", False),
+    ]
+    assert listed[0]["document"]["rule"][0]["name"] == "forks"
+    assert "the policy of each process" in ciml(data, "history").output
+
+
+@pytest.mark.parametrize("arguments", [(), ("--reset", "policy.toml")])
+def test_apply_needs_a_policy_or_a_reset(
+    data: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(data.parent)
+    with pytest.raises(UsageError, match="give a POLICY, or --reset"):
+        ciml(data, "apply", *arguments, "--reason", "why")

@@ -25,6 +25,7 @@ from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.storage import LocalStore, Store
 from ciml.storage.json_files import write_json
+from ciml.stored_trust import apply_policy
 from ciml.training.data.analysis_cache import AnalysisCache, SpanAnalysis
 from ciml.training.data.examples import read_dataset
 from ciml.training.data.snapshot import make_snapshot, write_snapshot
@@ -126,6 +127,8 @@ def _make_learning(data: DataRoot) -> None:
     store_outcome(store, failed)
     store_baselines(store, 0, {"majority": {"accuracy": 0.5}})
     add(data.exclusions, [Exclusion("disk was full", job="tempest-*", since_us=1_790_000_000_000_000)], now_us=1)
+    document = {"globs": 2, "rule": [{"name": "all", "trusted": True, "source": ["*"]}]}
+    apply_policy(data.trust, document, "ann", "a trial", now_us=1)
 
 
 def _make_model(data: DataRoot, folder: Path) -> None:

@@ -128,7 +128,7 @@ def index_rows(place: Place) -> object:
 #: How each kind is read; of the others, the verifier reads everything.
 READERS: Mapping[str, Callable[[Place], object]] = {
     **{f"{name} deltas": deltas for name in ("raw", "pack", "data set", "registry", "predictions", "feedback")},
-    **dict.fromkeys(("segments", "exclusions", "corrections"), deltas),
+    **dict.fromkeys(("segments", "exclusions", "trust policies", "corrections"), deltas),
     "checkpoints": checkpoint,
     "analyses": analysis,
     "id index": index_rows,

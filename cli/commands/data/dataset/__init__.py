@@ -312,14 +312,13 @@ def records(options: RecordsOptions) -> None:
     from ciml.training.data.analysis_cache import AnalysisCache
     from ciml.training.data.materialise import is_materialised, materialise
     from ciml.training.data.snapshot import make_snapshot
-    from ciml.trust import TrustPolicy
 
     to = options.to
     dataset = options.root.dataset(options.name)
     if to.exists() and not is_materialised(to) and (not to.is_dir() or any(to.iterdir())):
         raise CimlError(f"--to {to}: is not a folder of records; name a new or empty folder")
     with collecting_rarely():
-        snapshot = make_snapshot(dataset, TrustPolicy.load(options.trust_policy))
+        snapshot = make_snapshot(dataset, options.trust_of(options.root).current())
         records = materialise(dataset.store, snapshot, to, cache=AnalysisCache(dataset.store.child("_analyses")))
     counts = ", ".join(f"{role} {count:,}" for role, count in records.counts.items())
     spans = f"{records.analysed} of {records.analysed + records.cached} spans analysed"

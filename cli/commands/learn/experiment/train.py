@@ -110,11 +110,10 @@ def train(options: TrainOptions) -> None:
     from ciml.training.exclusions import add, read_lines
     from ciml.training.experiments.results import create_experiment, experiment_of, load_experiment
     from ciml.training.experiments.trials import Trial
-    from ciml.trust import TrustPolicy
 
     find_own_modules()
     data = options.root
-    policy = TrustPolicy.load(options.trust_policy)
+    policy = options.trust_of(data).current()
     given = {"parameters": options.parameters, "view": options.view}
     keys = {key: value for key, value in given.items() if value}
     experiments = [experiment_of(estimator, keys) for estimator in options.estimators]
@@ -181,13 +180,12 @@ def sweep(options: SweepOptions) -> None:
     from ciml.storage import open_store
     from ciml.training.exclusions import add, exclusions_of, read_lines
     from ciml.training.sweeps.definition import Sweep
-    from ciml.trust import TrustPolicy
 
     find_own_modules()
     definition = Sweep.load(options.file)
     source = options.root
     target = options.target
-    policy = TrustPolicy.load(options.trust_policy)
+    policy = options.trust_of(target, source).current()
     add(target.exclusions, read_lines(options.exclude))
     context = SweepContext(source, target, definition, policy, exclusions_of(target, source))
     processes = min(options.jobs or processors(), definition.lag)

@@ -1,0 +1,214 @@
+"""The trust policy of a data root: stored in it, with author, reason and time, and reread by whoever judges runs.
+
+A data root stores its policies in a manifest log; the last one is in force. Nothing is edited in place, so the policy
+of any time can be read, and a decision's digest names it. `policy_of` chooses between this policy and a file that is
+given for a trial.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError, IntegrityError
+from ciml.events.fields import is_clean
+from ciml.limits import MAX_TEXT_CHARACTERS
+from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
+from ciml.storage import Store, open_store
+from ciml.trust import POLICY_VARIABLE, PolicySource, TrustPolicy
+
+_log = logging.getLogger(__name__)
+#: How long a process judges by a policy before it looks for a newer one, seconds.
+REREAD_S = 2.0
+
+
+@dataclass(frozen=True)
+class StoredPolicy:
+    """A policy of a data root.
+
+    Attributes:
+      number: from 1, in the order in which they were applied.
+      policy: its rules; None where the data root went back to the policy of each process.
+      document: as it was written: ``rule`` and ``globs``.
+      author: who applied it.
+      reason: why.
+      time_us: when, epoch microseconds.
+    """
+
+    number: int
+    policy: TrustPolicy | None
+    document: Mapping[str, Any]
+    author: str
+    reason: str
+    time_us: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the attributes as JSON, with the digest of the rules in place of `policy`."""
+        digest = None if self.policy is None else self.policy.digest
+        return {**vars(self), "policy": digest}
+
+
+class PolicyState:
+    """The policies after the last delta applied.
+
+    Attributes:
+      version: of the manifest; 0 where none was ever applied.
+      policies: all of them, in order.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.policies: list[StoredPolicy] = []
+
+    def apply(self, version: int, delta: Delta) -> None:
+        """Apply the next delta. Raises `IntegrityError` if it is not one of this log."""
+        if version != self.version + 1:
+            raise IntegrityError(f"trust: version {version} follows {self.version}")
+        if delta["kind"] != "policy":
+            raise IntegrityError(f"trust: version {version} has the unknown kind {delta['kind']!r}; upgrade ciml")
+        document = delta["policy"]
+        try:
+            policy = TrustPolicy.from_json(document, f"trust policy {version}") if document else None
+        except CimlError as error:
+            raise IntegrityError(f"{error}; upgrade ciml") from None
+        number = len(self.policies) + 1
+        stored = StoredPolicy(number, policy, document or {}, delta["author"], delta["reason"], delta["time_us"])
+        self.policies.append(stored)
+        self.version = version
+
+    @property
+    def in_force(self) -> StoredPolicy | None:
+        """The last policy, unless it is a return to the policy of each process."""
+        last = self.policies[-1] if self.policies else None
+        return None if last is None or last.policy is None else last
+
+
+def read_policies(store: Store) -> PolicyState:
+    """Read the policies of a store, such as ``DATA/trust``."""
+    state = PolicyState()
+    catch_up(ManifestLog(store), state)
+    return state
+
+
+def apply_policy(
+    store: Store, document: Mapping[str, Any] | None, author: str, reason: str, *, now_us: int | None = None
+) -> StoredPolicy | None:
+    """Put a policy in force.
+
+    Args:
+      store: ``DATA/trust``.
+      document: the policy's ``rule`` and ``globs``; None returns to the policy of each process.
+      author: who applies it.
+      reason: why.
+      now_us: the time, epoch microseconds; the present by default.
+
+    Returns:
+      The stored policy; None if the same document is in force already, whoever applied it.
+
+    Raises:
+      CimlError: the document is no policy; author or reason is empty, or not a printable line.
+    """
+    if document is not None:
+        TrustPolicy.from_json(document)
+    for name, value in (("author", author), ("reason", reason)):
+        if not value.strip() or len(value) > MAX_TEXT_CHARACTERS or not is_clean(value):
+            raise CimlError(f"{name}: want one printable line of at most {MAX_TEXT_CHARACTERS} characters")
+    state = PolicyState()
+
+    def build() -> Delta | None:
+        present = state.in_force.document if state.in_force else None
+        if document == present:
+            return None
+        time_us = time.time_ns() // 1000 if now_us is None else now_us
+        return {"kind": "policy", "time_us": time_us, "author": author, "reason": reason, "policy": document}
+
+    version = commit(ManifestLog(store), state, build)
+    return None if version is None else state.policies[-1]
+
+
+def policy_of(root: DataRoot, path: str | os.PathLike[str] | None = None, *further: DataRoot) -> PolicySource:
+    """Return the policy by which a process judges the runs of a data root.
+
+    It is the first of these: the file ``path``; the policy in force in ``root``, then in ``further``; the file that the
+    environment variable `POLICY_VARIABLE` names; the built-in policy.
+
+    Args:
+      root: the data root.
+      path: a TOML file, for a trial.
+      further: other data roots, such as the one whose raw store is read.
+
+    Raises:
+      CimlError: a file is not a policy.
+    """
+    roots = tuple(dict.fromkeys((root, *further)))
+    stored = next((one for one in roots if _follower(one.trust.root).in_force(reread_s=0)), None)
+    if path is not None:
+        if stored is not None:
+            _log.warning("%s judges in place of the trust policy of %s, in this process alone", path, stored.url)
+        return TrustPolicy.load(path)
+    if stored is not None and os.environ.get(POLICY_VARIABLE):
+        _log.warning("%s is ignored: %s has a trust policy of its own", POLICY_VARIABLE, stored.url)
+    fallback = TrustPolicy.load(None)
+    return RootPolicy(tuple(one.trust.root for one in roots), fallback)
+
+
+@dataclass(frozen=True)
+class RootPolicy:
+    """Follows the policies of data roots. It can be pickled, so the workers of a pipeline follow them too.
+
+    Attributes:
+      folders: addresses of their policies; the first with a policy in force counts.
+      fallback: the policy where none has one.
+    """
+
+    folders: tuple[str, ...]
+    fallback: TrustPolicy
+
+    def current(self) -> TrustPolicy:
+        """Return the policy in force at most `REREAD_S` ago.
+
+        Raises:
+          EngineError: the store does not answer.
+          IntegrityError: a policy is damaged, or of a later version of ciml.
+        """
+        for folder in self.folders:
+            stored = _follower(folder).in_force(REREAD_S)
+            if stored is not None:
+                return stored
+        return self.fallback
+
+
+class _Follower:
+    """The policies of one folder, as this process knows them. Thread-safe."""
+
+    def __init__(self, folder: str) -> None:
+        self._log = ManifestLog(open_store(folder))
+        self._state = PolicyState()
+        self._read_s = float("-inf")
+        self._lock = threading.Lock()
+
+    def in_force(self, reread_s: float) -> TrustPolicy | None:
+        """Return the policy in force at most so many seconds ago; None if there is none."""
+        with self._lock:
+            if time.monotonic() - self._read_s >= reread_s:
+                catch_up(self._log, self._state)
+                self._read_s = time.monotonic()
+            stored = self._state.in_force
+            return None if stored is None else stored.policy
+
+
+_followers: dict[str, _Follower] = {}
+_followers_lock = threading.Lock()
+
+
+def _follower(folder: str) -> _Follower:
+    with _followers_lock:
+        if folder not in _followers:
+            _followers[folder] = _Follower(folder)
+        return _followers[folder]
