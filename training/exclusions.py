@@ -30,6 +30,9 @@ from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.runs.selection import ran_within, source_name
 from ciml.storage import Store
 
+#: Fields of an exclusion that are globs, and those that are compared with the whole fact.
+_GLOBS = ("job", "project", "branch")
+_NAMES = ("source", "owner", "change")
 #: The reason of a line of ``--exclude FILE`` without one.
 NO_REASON = "excluded"
 
@@ -37,9 +40,9 @@ NO_REASON = "excluded"
 class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
     """Runs to exclude: one run, or all that match each of the other fields that are set.
 
-    ``run_id`` is the encoded run id, ``job`` a glob of jobs, ``source`` the name of a source. ``since_us`` and
-    ``until_us`` (epoch microseconds) match a run that ran at some time in [since, until); a run without times matches
-    neither.
+    ``run_id`` is the encoded run id; ``job``, ``project`` and ``branch`` are globs; ``source``, ``owner`` (who started
+    the run) and ``change`` are names. ``since_us`` and ``until_us`` (epoch microseconds) match a run that ran at some
+    time in [since, until); a run without times matches neither.
     """
 
     reason: str
@@ -48,10 +51,14 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
     source: str = ""
     since_us: int | None = None
     until_us: int | None = None
+    project: str = ""
+    branch: str = ""
+    owner: str = ""
+    change: str = ""
 
     def check(self) -> Exclusion:
         """Return the exclusion unchanged. Raises `CimlError` if it is invalid, or excludes everything."""
-        for name in ("reason", "run_id", "job", "source"):
+        for name in ("reason", "run_id", *_GLOBS, *_NAMES):
             value = getattr(self, name)
             if len(value) > MAX_TEXT_CHARACTERS or not is_clean(value):
                 raise CimlError(
@@ -60,11 +67,12 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
                 )
         if not self.reason.strip():
             raise CimlError("exclusion: reason: is empty; say why, for those who read the list")
-        by_rule = bool(self.job or self.source or self.since_us is not None)
+        by_rule = any(getattr(self, name) for name in (*_GLOBS, *_NAMES)) or self.since_us is not None
         if self.run_id and by_rule:
-            raise CimlError("exclusion: run: cannot be combined with job, source or since; store two exclusions")
+            raise CimlError("exclusion: run: cannot be combined with others; store two exclusions")
         if not self.run_id and not by_rule:
-            raise CimlError("exclusion: names no runs; give a run, a job, a source, or a time since when")
+            choices = ", ".join((*_GLOBS, *_NAMES))
+            raise CimlError(f"exclusion: names no runs; give a run, a time since when, or one of {choices}")
         if self.until_us is not None and (self.since_us is None or self.until_us <= self.since_us):
             raise CimlError("exclusion: until: want a time after since")
         return self
@@ -72,7 +80,13 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
     @property
     def needs_facts(self) -> bool:
         """Whether `matches` reads more of a run than its id and its job."""
-        return bool(self.source) or self.since_us is not None
+        others = (name for name in (*_GLOBS, *_NAMES) if name != "job")
+        return self.since_us is not None or any(getattr(self, name) for name in others)
+
+    @property
+    def is_recent(self) -> bool:
+        """Whether it has a field that versions before 0.2 do not know. They would exclude every run by it."""
+        return any((self.project, self.branch, self.owner, self.change))
 
     def matches(self, facts: RunFacts) -> bool:
         """Return whether it excludes a run."""
@@ -81,12 +95,16 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
         return (
             (not self.job or matches_any((self.job,), facts.build_name))
             and (not self.source or source_name(facts) == self.source)
+            and (not self.project or matches_any((self.project,), facts.project))
+            and (not self.branch or matches_any((self.branch,), facts.branch))
+            and (not self.owner or facts.owner == self.owner)
+            and (not self.change or facts.change == self.change)
             and ran_within(facts, self.since_us, self.until_us)
         )
 
     def describe(self) -> str:
         """Describe the excluded runs in a few words: ``job tempest-*, since 2026-11-01T00:00:00Z``."""
-        parts = {"run": self.run_id, "job": self.job, "source": self.source}
+        parts = {"run": self.run_id, **{name: getattr(self, name) for name in (*_GLOBS, *_NAMES)}}
         if self.since_us is not None:
             parts["since"] = iso_time(self.since_us)
         if self.until_us is not None:
@@ -140,16 +158,25 @@ class StoredExclusion:
       id: its number, from 1, in the order of the additions.
       exclusion: the excluded runs, and the reason.
       time_us: time of the addition, epoch microseconds.
+      author: who added it; "" where that is not known.
       reverted_us: time of its revert; None while it is in force.
+      reverted_by: who reverted it.
+      revert_reason: why.
     """
 
     id: int
     exclusion: Exclusion
     time_us: int
+    author: str = ""
     reverted_us: int | None = None
+    reverted_by: str = ""
+    revert_reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, **self.exclusion.to_json(), "time_us": self.time_us, "reverted_us": self.reverted_us}
+        return {
+            **self.exclusion.to_json(),
+            **{name: value for name, value in vars(self).items() if name != "exclusion"},
+        }
 
 
 def stored_exclusions(dataset: StoredDataset, state: DatasetState) -> Exclusions:
@@ -173,12 +200,15 @@ def read_state(store: Store) -> ExclusionState:
     return state
 
 
-def add(store: Store, exclusions: Sequence[Exclusion], *, now_us: int | None = None) -> list[StoredExclusion]:
+def add(
+    store: Store, exclusions: Sequence[Exclusion], *, author: str = "", now_us: int | None = None
+) -> list[StoredExclusion]:
     """Store exclusions; one that is in force already is not stored twice.
 
     Args:
       store: ``DATA/exclusions``.
       exclusions: what to exclude.
+      author: who excludes; "" where that is not known.
       now_us: time of the addition, epoch microseconds; the present by default.
 
     Returns:
@@ -196,7 +226,8 @@ def add(store: Store, exclusions: Sequence[Exclusion], *, now_us: int | None = N
     def build() -> Delta | None:
         active = {stored.exclusion for stored in state.active()}
         new = [exclusion.to_json() for exclusion in requested if exclusion not in active]
-        return {"kind": "exclude", "time_us": _now(now_us), "exclusions": new} if new else None
+        kind = "exclude_by" if any(exclusion.is_recent for exclusion in requested) else "exclude"
+        return {"kind": kind, "time_us": _now(now_us), "author": author, "exclusions": new} if new else None
 
     if requested:
         commit(ManifestLog(store), state, build)
@@ -204,11 +235,20 @@ def add(store: Store, exclusions: Sequence[Exclusion], *, now_us: int | None = N
     return [by_exclusion[exclusion] for exclusion in exclusions]
 
 
-def revert(store: Store, ids: Sequence[int], *, now_us: int | None = None) -> list[StoredExclusion]:
+def revert(
+    store: Store, ids: Sequence[int], *, author: str = "", reason: str = "", now_us: int | None = None
+) -> list[StoredExclusion]:
     """Revert exclusions: later trainings may learn from their runs again.
 
+    Args:
+      store: ``DATA/exclusions``.
+      ids: of the exclusions.
+      author: who reverts them; "" where that is not known.
+      reason: why.
+      now_us: time of the revert, epoch microseconds; the present by default.
+
     Returns:
-      The reverted exclusions, as they were in force.
+      The reverted exclusions.
 
     Raises:
       CimlError: an id is unknown, or was reverted before; then none is reverted.
@@ -219,10 +259,11 @@ def revert(store: Store, ids: Sequence[int], *, now_us: int | None = None) -> li
     def build() -> Delta | None:
         for number in numbers:
             _check_in_force(state, number)
-        return {"kind": "revert", "time_us": _now(now_us), "ids": numbers} if numbers else None
+        delta = {"kind": "revert", "time_us": _now(now_us), "author": author, "reason": reason, "ids": numbers}
+        return delta if numbers else None
 
     commit(ManifestLog(store), state, build)
-    return [replace(state.by_id[number], reverted_us=None) for number in numbers]
+    return [state.by_id[number] for number in numbers]
 
 
 def _check_in_force(state: ExclusionState, number: int) -> None:
@@ -281,15 +322,20 @@ class ExclusionState:
             raise IntegrityError(f"exclusions: version {version} follows {self.version}")
         kind = delta["kind"]
         time_us = delta["time_us"]
-        if kind == "exclude":
+        if kind in ("exclude", "exclude_by"):
             for value in delta["exclusions"]:
                 number = len(self.by_id) + 1
-                self.by_id[number] = StoredExclusion(number, _parse(value, version), time_us)
+                self.by_id[number] = StoredExclusion(number, _parse(value, version), time_us, delta.get("author", ""))
         elif kind == "revert":
             for number in delta["ids"]:
                 if number not in self.by_id or self.by_id[number].reverted_us is not None:
                     raise IntegrityError(f"exclusions: version {version} reverts {number}, which is not in force")
-                self.by_id[number] = replace(self.by_id[number], reverted_us=time_us)
+                self.by_id[number] = replace(
+                    self.by_id[number],
+                    reverted_us=time_us,
+                    reverted_by=delta.get("author", ""),
+                    revert_reason=delta.get("reason", ""),
+                )
         else:
             raise IntegrityError(f"exclusions: version {version} has the unknown kind {kind!r}; upgrade ciml")
         self.version = version

@@ -212,6 +212,11 @@ class StoredRuns:
         source: str = "",
         since: Moment | None = None,
         until: Moment | None = None,
+        project: str = "",
+        branch: str = "",
+        owner: str = "",
+        change: str = "",
+        author: str = "",
     ) -> int:
         """Exclude runs from every later training, as ``ciml exclude`` does. Nothing is deleted.
 
@@ -224,6 +229,11 @@ class StoredRuns:
           source: name of a source.
           since: runs that ended at or after this time.
           until: runs that began before this time; requires ``since``.
+          project: a project, or a glob of projects.
+          branch: a branch, or a glob of branches.
+          owner: who started the runs.
+          change: a change.
+          author: who excludes the runs, for readers of the list.
 
         Returns:
           The number of the exclusion, for `revert_exclusion`.
@@ -241,8 +251,9 @@ class StoredRuns:
         """
         from ciml.training.exclusions import Exclusion, add
 
-        exclusion = Exclusion(reason, run, job, source, micros(since, "since"), micros(until, "until"))
-        (stored,) = add(self._root.exclusions, [exclusion])
+        times = micros(since, "since"), micros(until, "until")
+        exclusion = Exclusion(reason, run, job, source, *times, project, branch, owner, change)
+        (stored,) = add(self._root.exclusions, [exclusion], author=author)
         return stored.id
 
     def revert_exclusion(self, number: int) -> None:

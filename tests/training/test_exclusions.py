@@ -48,9 +48,31 @@ def test_additions_have_ids_and_reverts_leave_them(store: Store, tmp_path: Path)
     assert first.id == second.id == 3
     kept = read_state(store).by_id
     assert [(one.id, one.reverted_us) for one in kept.values()] == [(1, None), (2, 7), (3, None)]
-    described = {"id": 2, "reason": "disk was full", "run_id": "zuul~a~1", "time_us": 5, "reverted_us": 7}
+    described = {"id": 2, "reason": "disk was full", "run_id": "zuul~a~1", "time_us": 5, "author": "", "reverted_us": 7}
+    described |= {"reverted_by": "", "revert_reason": ""}
     assert kept[2].to_json() == described
     assert exclusions_of(DataRoot.open(tmp_path), DataRoot.open(tmp_path)).exclusions == (JOB, RUN)
+
+
+def test_who_excluded_and_who_reverted_is_stored(store: Store) -> None:
+    add(store, [JOB], author="ann")
+    revert(store, [1], author="bob", reason="the mirror was good")
+    (kept,) = read_state(store).by_id.values()
+    assert (kept.author, kept.reverted_by, kept.revert_reason) == ("ann", "bob", "the mirror was good")
+
+
+def test_what_older_versions_stored_has_no_author(store: Store) -> None:
+    assert ManifestLog(store).try_append(1, {"kind": "exclude", "time_us": 1, "exclusions": [RUN.to_json()]})
+    assert ManifestLog(store).try_append(2, {"kind": "revert", "time_us": 2, "ids": [1]})
+    (kept,) = read_state(store).by_id.values()
+    assert (kept.exclusion, kept.author, kept.reverted_us, kept.reverted_by) == (RUN, "", 2, "")
+
+
+@pytest.mark.parametrize(("exclusion", "kind"), [(JOB, "exclude"), (Exclusion("theirs", owner="ann"), "exclude_by")])
+def test_older_versions_stop_at_fields_that_they_do_not_know(store: Store, exclusion: Exclusion, kind: str) -> None:
+    add(store, [exclusion])
+    assert ManifestLog(store).read(1)["kind"] == kind
+    assert [kept.exclusion for kept in read_state(store).active()] == [exclusion]
 
 
 def test_an_invalid_change_stores_nothing(store: Store) -> None:
@@ -142,6 +164,10 @@ FACTS = st.builds(
     build_uuid=st.just("a"),
     build_name=st.sampled_from(["unit", "unit-py3", "lint", ""]),
     source=st.sampled_from(["", "zuul", "jenkins"]),
+    project=st.sampled_from(["", "nova", "nova-fork"]),
+    branch=st.sampled_from(["", "main", "stable/x"]),
+    owner=st.sampled_from(["", "ann"]),
+    change=st.sampled_from(["", "7"]),
     start_us=TIMES,
     end_us=TIMES,
 )
@@ -151,6 +177,10 @@ BY_RULE = st.builds(
     reason=st.sampled_from(["first", "second", "third"]),
     job=st.sampled_from(["", "unit", "unit*", "*"]),
     source=st.sampled_from(["", "zuul", "github"]),
+    project=st.sampled_from(["", "", "nova", "nova*"]),
+    branch=st.sampled_from(["", "", "main", "stable/*"]),
+    owner=st.sampled_from(["", "", "ann", "bob"]),
+    change=st.sampled_from(["", "", "7"]),
     since_us=st.none() | st.integers(0, 8),
 ).filter(lambda one: one.until_us is None or one.since_us is not None)
 BY_RUN = st.builds(
@@ -166,7 +196,10 @@ def plainly(one: Exclusion, facts: RunFacts) -> bool:
     within = [at for at in instants if one.until_us is None or at < one.until_us]
     is_source = not one.source or (facts.source or facts.run_id.split("~")[0]) == one.source
     is_in_time = one.since_us is None or any(at >= one.since_us for at in within)
-    return fnmatchcase(facts.build_name, one.job or "*") and is_source and is_in_time
+    globs = ((facts.build_name, one.job), (facts.project, one.project), (facts.branch, one.branch))
+    is_named = all(fnmatchcase(text, glob or "*") for text, glob in globs)
+    is_theirs = one.owner in ("", facts.owner) and one.change in ("", facts.change)
+    return is_named and is_theirs and is_source and is_in_time
 
 
 @given(BY_RULE | BY_RUN, FACTS.filter(lambda one: None in (one.start_us, one.end_us) or one.start_us <= one.end_us))
@@ -189,9 +222,10 @@ def test_the_first_match_gives_the_reason_that_of_a_single_run_before_others(
     ("fields", "line"),
     [
         ({"run_id": "zuul~a~1", "reason": " "}, "reason: is empty"),
-        ({}, "names no runs; give a run, a job, a source, or a time since when"),
-        ({"run_id": "zuul~a~1", "job": "unit"}, "run: cannot be combined with job, source or since"),
-        ({"run_id": "zuul~a~1", "since_us": 0}, "run: cannot be combined with job, source or since"),
+        ({}, "names no runs; give a run, a time since when, or one of job, project, branch, source, owner, change"),
+        ({"run_id": "zuul~a~1", "job": "unit"}, "run: cannot be combined with others"),
+        ({"run_id": "zuul~a~1", "since_us": 0}, "run: cannot be combined with others"),
+        ({"run_id": "zuul~a~1", "owner": "ann"}, "run: cannot be combined with others"),
         ({"job": "unit", "until_us": 5}, "until: want a time after since"),
         ({"since_us": 5, "until_us": 5}, "until: want a time after since"),
         ({"job": "a\nb"}, r"job: 'a\\nb' is not one printable line"),
@@ -208,6 +242,7 @@ def test_valid_ones_are_described() -> None:
     for exclusion, text in (
         (Exclusion("why", "zuul~a~1"), "run zuul~a~1"),
         (Exclusion("why", job="unit*", source="zuul"), "job unit*, source zuul"),
+        (Exclusion("why", project="nova", owner="ann", change="7"), "project nova, owner ann, change 7"),
         (Exclusion("why", since_us=since, until_us=until),
          "since 2026-01-01T00:00:00Z, until 2026-01-01T00:00:00.500000Z"),
     ):  # fmt: skip

@@ -9,22 +9,26 @@ from typing import TYPE_CHECKING
 import click
 
 from ciml.cli.command import DefaultGroup, make_command
-from ciml.cli.options import Data, Json
+from ciml.cli.options import Data, Json, Signed
 from ciml.cli.output import print_warnings
 from ciml.data_root import DataRoot
 from ciml.options import argument, flag, option
 
 if TYPE_CHECKING:
-    from ciml.training.exclusions import Exclusion
+    from ciml.training.exclusions import Exclusion, StoredExclusion
 
 
-class AddOptions(Data):
+class AddOptions(Data, Signed):
     """Options of ``ciml exclude`` without a command.
 
     Attributes:
       run_id: Run id, source~native id~attempt.
       job: Job of the runs, or a glob of jobs.
       source: Source of the runs, such as zuul.
+      project: Project of the runs, or a glob of projects.
+      branch: Branch of the runs, or a glob of branches.
+      owner: Who started the runs.
+      change: Change of the runs.
       since_us: Runs that ran at or after TIME, ISO 8601; UTC without a zone.
       until_us: Runs that started before TIME; needs --since.
       reason: Reason, for readers of the list and of metrics.
@@ -33,6 +37,10 @@ class AddOptions(Data):
     run_id: str = option("", flags="--run", metavar="ID")
     job: str = option("", metavar="GLOB")
     source: str = option("", metavar="NAME")
+    project: str = option("", metavar="GLOB")
+    branch: str = option("", metavar="GLOB")
+    owner: str = option("", metavar="NAME")
+    change: str = option("", metavar="ID")
     since_us: int | None = option(kind="instant", flags="--since")
     until_us: int | None = option(kind="instant", flags="--until")
     reason: str = option(metavar="TEXT", required=True)
@@ -42,8 +50,8 @@ class AddOptions(Data):
 def add(options: AddOptions) -> None:
     """Exclude runs from training.
 
-    It excludes one run by --run, or all runs that match each of --job, --source, --since and --until, stored and
-    future ones. A model that learned from such a run is still served; the command warns about it.
+    It excludes one run by --run, or all runs that match each of the other options, stored and future ones. A model that
+    learned from such a run is still served; the command warns about it.
 
     \b
     Example:
@@ -53,10 +61,9 @@ def add(options: AddOptions) -> None:
     from ciml.training import exclusions
 
     data = options.root
-    exclusion = exclusions.Exclusion(
-        options.reason, options.run_id, options.job, options.source, options.since_us, options.until_us
-    )
-    (stored,) = exclusions.add(data.exclusions, [exclusion])
+    given = ("reason", "run_id", "job", "source", "since_us", "until_us", "project", "branch", "owner", "change")
+    exclusion = exclusions.Exclusion(**{name: getattr(options, name) for name in given})
+    (stored,) = exclusions.add(data.exclusions, [exclusion], author=options.signed_by())
     matching = _count_matching(data, exclusion)
     note = "" if matching is None else f"; stored runs that match: {matching:,}"
     click.echo(f"exclusion {stored.id}: {exclusion.describe()}: {exclusion.reason}{note}")
@@ -95,16 +102,27 @@ def list_exclusions(options: ListOptions) -> None:
         return
     for stored in exclusions:
         added = datetime.fromtimestamp(stored.time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
-        note = "" if stored.reverted_us is None else "  (reverted)"
-        click.echo(f"{stored.id:>4}  {added}  {stored.exclusion.describe()}: {stored.exclusion.reason}{note}")
+        by = f"{stored.author}: " if stored.author else ""
+        note = "" if stored.reverted_us is None else f"  ({_reverted(stored)})"
+        click.echo(f"{stored.id:>4}  {added}  {by}{stored.exclusion.describe()}: {stored.exclusion.reason}{note}")
     if not exclusions:
         click.echo("no exclusions")
     _warn_of_models(data)
 
 
-class RevertOptions(Data):
-    """Options of ``ciml exclude revert``."""
+def _reverted(stored: StoredExclusion) -> str:
+    by = f" by {stored.reverted_by}" if stored.reverted_by else ""
+    return f"reverted{by}" + (f": {stored.revert_reason}" if stored.revert_reason else "")
 
+
+class RevertOptions(Data, Signed):
+    """Options of ``ciml exclude revert``.
+
+    Attributes:
+      reason: Why they are in force no longer.
+    """
+
+    reason: str = option("", metavar="TEXT")
     ids: tuple[int, ...] = argument("ID…", "count", many=True)
 
 
@@ -120,7 +138,8 @@ def revert(options: RevertOptions) -> None:
     """
     from ciml.training import exclusions
 
-    for stored in exclusions.revert(options.root.exclusions, options.ids):
+    author = options.signed_by()
+    for stored in exclusions.revert(options.root.exclusions, options.ids, author=author, reason=options.reason):
         click.echo(f"reverted {stored.id}: {stored.exclusion.describe()}: {stored.exclusion.reason}")
 
 

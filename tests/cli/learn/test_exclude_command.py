@@ -32,7 +32,7 @@ def test_it_is_stored_listed_and_reverted_and_served_models_are_named(data: Path
     run_id = runs(DataRoot.open(data), "train")[0]
     warning = f"warning: model provider version 1 (stable) learned 1 excluded run ({run_id}) and is still served"
     assert ciml(data, "exclude", "list").output == "no exclusions\n"
-    made = ciml(data, "exclude", "--run", run_id, "--reason", "disk was full")
+    made = ciml(data, "exclude", "--run", run_id, "--reason", "disk was full", "--author", "ann")
     assert made.stdout == f"exclusion 1: run {run_id}: disk was full; stored runs that match: 1\n"
     assert made.stderr.startswith(warning)
     for words in (["exclude", "list"], ["models", "list"], ["models", "list", "provider", "--json"]):
@@ -45,10 +45,12 @@ def test_it_is_stored_listed_and_reverted_and_served_models_are_named(data: Path
         1, run_id, "disk was full", None,
     )  # fmt: skip
 
-    assert ciml(data, "exclude", "revert", "1").output == f"reverted 1: run {run_id}: disk was full\n"
+    assert (
+        ciml(data, "exclude", "revert", "1", "--author", "bob").output == f"reverted 1: run {run_id}: disk was full\n"
+    )
     assert ciml(data, "models", "list").stderr == ""
     assert ciml(data, "exclude", "list").output == "no exclusions\n"
-    assert ciml(data, "exclude", "list", "--all").output.endswith(f"run {run_id}: disk was full  (reverted)\n")
+    assert ciml(data, "exclude", "list", "--all").output.endswith(f"run {run_id}: disk was full  (reverted by bob)\n")
     assert "exclusion 1: reverted already; in force: none" in ciml(data, "exclude", "revert", "1", code=2).output
 
 
