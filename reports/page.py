@@ -51,6 +51,21 @@ class Table:
     links: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is drawn already.
+
+    Attributes:
+      title: for readers who do not see it.
+      svg: one self-contained ``<svg>`` element of ours.
+      caption: how to read it.
+    """
+
+    title: str
+    svg: str
+    caption: str = ""
+
+
 def cells(*values: str | float | Estimate | None) -> tuple[str, ...]:
     """Format the cells of a row.
 
@@ -75,10 +90,10 @@ class Section:
 
     Attributes:
       title: heading.
-      parts: texts, tables and plots from top to bottom. Empty texts and None are left out.
+      parts: texts, tables, plots and pictures from top to bottom. Empty texts and None are left out.
     """
 
-    def __init__(self, title: str, *parts: str | Table | Plot | None) -> None:
+    def __init__(self, title: str, *parts: str | Table | Plot | Picture | None) -> None:
         self.title = title
         self.parts = tuple(part for part in parts if part)
 

@@ -39,12 +39,14 @@ class VerdictOptions(Data, Json):
       model: Model whose verdict to show. [default: the last that gave one, or the only one that can]
       candidate: Ask the last candidate of the model, even if the gate rejected it.
       allow_modules: Module that a candidate's estimator may import; may be repeated.
+      page: Folder or s3:// prefix for a page of the run.
     """
 
     run_id: str = argument()
     model: str | None = option(metavar="NAME")
     candidate: bool = flag()
     allow_modules: tuple[str, ...] = repeated(metavar="MODULE")
+    page: str | None = option(kind="place", metavar="FOLDER")
 
 
 @make_command("verdict")
@@ -54,13 +56,15 @@ def command(options: VerdictOptions) -> int:
     RUN_ID is a run of ciml runs list. The last prediction of a served model with a verdict is shown, with its evidence,
     computed from the stored run, and the path of its picture. Without such a prediction, a model of causes is loaded
     in this process and asked about the stored run. A verdict is code (the same code would fail again), machine (it
-    would pass elsewhere, or at another time) or unknown. The exit code is 4 if that run is damaged or missing.
+    would pass elsewhere, or at another time) or unknown. --page writes index.html: the verdict, its evidence, and the
+    lines that explain the failure. The exit code is 4 if that run is damaged or missing.
 
     \b
     Example:
       ciml verdict zuul~5f0c~1 --data-path data
       ciml verdict zuul~5f0c~1 --model cause --json --data-path data
       ciml verdict zuul~5f0c~1 --model cause --candidate --data-path data
+      ciml verdict zuul~5f0c~1 --page run-page --data-path data
     """
     from ciml.api.data import Data as ApiData
     from ciml.api.verdicts import RunVerdict
@@ -70,7 +74,20 @@ def command(options: VerdictOptions) -> int:
         options.run_id, model=options.model, candidate=options.candidate, allow_modules=options.allow_modules
     )
     options.show(report, _print, RunVerdict.to_json)
+    if options.page is not None:
+        _save_page(options, report)
     return IntegrityError.exit_code if report.fault else 0
+
+
+def _save_page(options: VerdictOptions, report: RunVerdict) -> None:
+    from ciml.reports.verdict import save_verdict
+    from ciml.storage import open_store
+
+    assert options.page is not None
+    folder = open_store(options.page)
+    page = save_verdict(options.root, folder, report.prediction, report.verdict, report.evidence)
+    if not options.json:
+        click.echo(f"{'page':<12} {page}")
 
 
 def _print(report: RunVerdict) -> None:
