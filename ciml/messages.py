@@ -272,6 +272,46 @@ class CandidatePredictionHeaders(_PredictionHeaders):
 _Class = TypedDict("_Class", {"class": Annotated[str, Meta(description="The class with the highest probability.")]})
 
 
+class OutputLine(TypedDict):
+    """The line of an output that no passing run of the job printed. The texts are hostile, and have no secrets."""
+
+    text: Annotated[str, Meta(max_length=200)]
+    number: Annotated[int, Meta(ge=1, description="In the whole output.")]
+    file: Annotated[str, Meta(description='"" where it is not known.')]
+    step: Annotated[str, Meta(description='Of the CI system; "" where it is not known.')]
+
+
+class SignatureNote(TypedDict):
+    """What an operator says about a failure."""
+
+    author: str
+    name: str
+    text: str
+    cause: Literal["code", "machine", ""]
+
+
+class RunSignature(TypedDict):
+    """The failure signature of a run: failed runs that share a line of their outputs, this one included."""
+
+    id: str
+    runs: Annotated[int, Meta(ge=1)]
+    changes: Annotated[int, Meta(ge=1)]
+    jobs: Annotated[int, Meta(ge=0)]
+    first_us: Annotated[int, Meta(description="End of the first run, epoch microseconds.")]
+    changes_near: Annotated[int, Meta(ge=0, description="Within six hours of the run; 0 without a trusted run.")]
+    note: NotRequired[SignatureNote]
+
+
+class RunOutput(TypedDict):
+    """What the output of a failed run shows, when it was predicted."""
+
+    sentences: Annotated[list[str], Meta(description="As evidence shows them. They quote hostile text.")]
+    line: OutputLine | None
+    failed_tests: Annotated[int, Meta(ge=0, description="Number of failed tests.")]
+    signature: RunSignature | None
+    url: Annotated[str, Meta(description='Address of the output or the line, hostile; "" where it is not known.')]
+
+
 class _Prediction(_Class):
     id: Annotated[
         str, Meta(pattern="^[0-9a-f]{32}$", description="Digest of the run, the model and its version, or candidate.")
@@ -290,6 +330,7 @@ class _Prediction(_Class):
     run: NotRequired[Annotated[_Facts, Meta(description="With a verdict: facts of the run, without its log.")]]
     verdict: NotRequired[Annotated[_Verdict, Meta(description="Of a failed run, by a model that gives verdicts.")]]
     path: NotRequired[Annotated[str, Meta(description="With a verdict: the telemetry, below DATA/raw.")]]
+    output: NotRequired[Annotated[RunOutput, Meta(description="With a verdict: of a run whose output is stored.")]]
 
 
 class Prediction(_Prediction):

@@ -9,13 +9,15 @@ While there is none, nothing is read and the lag grows. This module does not imp
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
+from ciml.errors import IntegrityError
 from ciml.events.records import Batch, OffsetRange
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.manifest.replica import LogReplica
@@ -32,9 +34,15 @@ from ciml.serving.predict.log import (
     reconcile,
     stream_of,
 )
+from ciml.serving.predict.predictor import Announcement as Run
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
 from ciml.serving.predict.sources import ModelSource, ServedVersions
+from ciml.verdicts.evidence.output import evidence_of_output
 
+_log = logging.getLogger(__name__)
+
+#: Time for reading the outputs of runs that the failure signatures do not have yet, before a prediction, s.
+_EXPLAIN_S = 0.1
 #: Types of CloudEvents.
 PREDICTION = b"dev.ciml.prediction.v1"
 CANDIDATE_PREDICTION = b"dev.ciml.candidate.prediction.v1"
@@ -76,7 +84,26 @@ _predictors = Shared[Predictor]()
 def predictor(config: PredictConfig) -> Predictor:
     """Return the process's predictor, cached with its connection or model, and definitions."""
     key = (config.data.url, config.server, config.policy, config.candidate, config.allow_modules)
-    return _predictors.get(key, lambda: Predictor(config.data, model_source(config), config.policy))
+    explain = partial(explain_output, config.data)
+    return _predictors.get(key, lambda: Predictor(config.data, model_source(config), config.policy, explain=explain))
+
+
+def explain_output(data: DataRoot, run: Run) -> dict[str, Any]:
+    """Return what the stored output of an announced run shows, as the field ``output`` of a prediction's record.
+
+    Nothing for a run without an output, or with a damaged one: its verdict does not depend on it.
+
+    Raises:
+      EngineError: the store does not answer.
+    """
+    if run.facts is None or run.output is None or run.output.missing:
+        return {}
+    try:
+        evidence = evidence_of_output(data, run.facts, run.output, budget_s=_EXPLAIN_S)
+    except IntegrityError as error:
+        _log.warning("run %.200s: no evidence of its output: %s", run.run_id, error)
+        return {}
+    return {"output": evidence.record()}
 
 
 def model_source(config: PredictConfig) -> ModelSource:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -96,15 +96,22 @@ class Predictor:
       source: supplies the model.
       policy: the model, and how to query it.
       clock: epoch seconds.
+      explain: returns further fields of the record of a prediction with a verdict.
     """
 
     def __init__(
-        self, data: DataRoot, source: ModelSource, policy: PredictPolicy, clock: Callable[[], float] = time.time
+        self,
+        data: DataRoot,
+        source: ModelSource,
+        policy: PredictPolicy,
+        clock: Callable[[], float] = time.time,
+        explain: Callable[[Announcement], Mapping[str, Any]] = lambda run: {},
     ) -> None:
         self.source = source
         self._raw = data.raw
         self._policy = policy
         self._clock = clock
+        self._explain = explain
         self._neighbours = StoredNeighbours(data, saves_bookmark=True)
 
     def predict(self, batch: Batch) -> Predicted:
@@ -257,7 +264,7 @@ class Predictor:
             "label": definition.definition.class_label,
             "class": class_of(probabilities, definition),
             "probabilities": shares,
-            **(verdict and {**verdict, "path": run.path}),  # evidence reads the run again
+            **(verdict and {**verdict, "path": run.path, **self._explain(run)}),  # evidence reads the run again
         }
 
     def _read(self, runs: Sequence[Announcement], definition: ResolvedDefinition) -> Sequence[pa.Table | RejectedInput]:

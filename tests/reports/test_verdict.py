@@ -24,7 +24,7 @@ from tests.runs.scenes import RawStore
 from tests.verdicts.evidence.stored import FAILED, STARVED, prediction, push
 from tests.verdicts.evidence.subjects import profiles
 from tests.verdicts.evidence.test_line import FAILING
-from tests.verdicts.evidence.test_output import fail, raw  # noqa: F401  # a fixture
+from tests.verdicts.evidence.test_output import fail, passing_runs
 
 ERROR = "E   ModuleNotFoundError: No module named 'attrs'"
 
@@ -34,7 +34,12 @@ def data(tmp_path: Path) -> DataRoot:
     return DataRoot.open(tmp_path / "data")
 
 
-def stored(tmp_path: Path, data: DataRoot, raw: RawStore) -> dict[str, Any]:  # noqa: F811
+@pytest.fixture
+def raw(data: DataRoot) -> RawStore:
+    return passing_runs(data)
+
+
+def stored(tmp_path: Path, data: DataRoot, raw: RawStore) -> dict[str, Any]:
     """Store the failed run, another one that failed alike, and a note on both; return the prediction."""
     fail(raw, 20, FAILING)
     raw.add([(FAILED, STARVED)], outputs={FAILED.run_id: FAILING.encode()})
@@ -57,7 +62,7 @@ def page_of(tmp_path: Path, data: DataRoot, record: dict[str, Any]) -> str:
 def test_the_page_has_the_same_sentences_the_lines_and_the_picture(
     tmp_path: Path,
     data: DataRoot,
-    raw: RawStore,  # noqa: F811
+    raw: RawStore,
 ) -> None:
     record = stored(tmp_path, data, raw)
     text = page_of(tmp_path, data, record)
@@ -70,7 +75,7 @@ def test_the_page_has_the_same_sentences_the_lines_and_the_picture(
     assert ">Steal<" in text
 
 
-def test_a_run_without_a_readable_output_has_a_page(tmp_path: Path, data: DataRoot, raw: RawStore) -> None:  # noqa: F811
+def test_a_run_without_a_readable_output_has_a_page(tmp_path: Path, data: DataRoot, raw: RawStore) -> None:
     record = stored(tmp_path, data, raw)
     for path in data.raw.list(TEXTS):
         data.raw.replace(path, b"damaged")

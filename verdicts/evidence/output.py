@@ -16,7 +16,7 @@ import msgspec
 
 from ciml.data_root import DataRoot
 from ciml.events.outcomes import CODE, MACHINE
-from ciml.events.records import RunFacts
+from ciml.events.records import OutputFile, RunFacts
 from ciml.events.redaction import REDACTED
 from ciml.manifest.log import ManifestLog
 from ciml.runs.latest_runs import entries_of, row_of
@@ -107,6 +107,38 @@ class OutputEvidence:
             "url": self.url,
         }
 
+    def record(self) -> dict[str, Any]:
+        """Return the fields as JSON of a bounded size, as the record of a prediction has them."""
+        failure = self.failure
+        note = self.note
+        signature = None
+        if failure is not None:
+            signature = {
+                "id": failure.id,
+                "runs": failure.runs,
+                "changes": failure.changes,
+                "jobs": len(failure.jobs),
+                "first_us": failure.first_us,
+                "changes_near": self.near,
+            }
+        if signature is not None and note is not None:
+            texts = {"author": note.author, "name": note.name, "text": note.text}
+            signature["note"] = {**{name: shortened(text) for name, text in texts.items()}, "cause": note.cause}
+        return {
+            "sentences": list(self.sentences),
+            "line": None
+            if self.line is None
+            else {
+                "text": self.line.text,
+                "number": self.line.number,
+                "file": self.line.file,
+                "step": self.line.step,
+            },
+            "failed_tests": len(self.tests),
+            "signature": signature,
+            "url": self.url,
+        }
+
 
 def output_evidence(data: DataRoot, run_id: str) -> OutputEvidence | None:
     """Return what the stored output of a run shows; None for a run without one.
@@ -124,32 +156,41 @@ def output_evidence(data: DataRoot, run_id: str) -> OutputEvidence | None:
         return None
     row = msgspec.convert(entry.record, RunRecord)
     log, state = open_raw(data.raw)
-    return evidence_of_row(data, row, stored_profile(data.raw, log, state, row.facts.build_name))
+    profile = stored_profile(data.raw, log, state, row.facts.build_name)
+    return evidence_of_output(data, row.facts, row.output, profile) if row.output else None
 
 
-def evidence_of_row(data: DataRoot, row: RunRecord, profile: OutputProfile | None = None) -> OutputEvidence:
-    """Do as `output_evidence`, given the row of the run.
+def evidence_of_output(
+    data: DataRoot,
+    facts: RunFacts,
+    stored: OutputFile,
+    profile: OutputProfile | None = None,
+    budget_s: float = _BUDGET_S,
+) -> OutputEvidence:
+    """Do as `output_evidence`, given what is stored of the run.
 
     Args:
       data: the data root.
-      row: of the run in the raw manifest.
-      profile: of passing runs of its job; by default the latest before the run.
+      facts: of the run.
+      stored: its output.
+      profile: of passing runs of its job; by default of the latest that were stored.
+      budget_s: time for reading runs that are not in the signatures yet, s.
 
     Raises:
       EngineError: the store does not answer.
       IntegrityError: its output is damaged.
     """
-    read = read_output(data.raw, row.output)
+    read = read_output(data.raw, stored)
     kept = KeptOutput(b"", 0) if isinstance(read, str) else read
     output = scan(kept.data)
     failed = _quotable_tests(kept, output)
-    with shared_signatures(data).read(_BUDGET_S) as reader:
-        known = reader.profile(row.facts.build_name) if profile is None else profile
-        failure, near = _failure(data, reader, row.facts)
-        tests = _with_others(failed, reader, row.facts)
-    line = quote(kept, output, known, row.output.name if row.output else "")
+    with shared_signatures(data).read(budget_s) as reader:
+        known = reader.profile(facts.build_name) if profile is None else profile
+        failure, near = _failure(data, reader, facts)
+        tests = _with_others(failed, reader, facts)
+    line = quote(kept, output, known, stored.name)
     sentences = _sentences(line, tests, failure, near)
-    return OutputEvidence(tuple(sentences), line, tuple(tests), failure, near, output_url(row.facts, line))
+    return OutputEvidence(tuple(sentences), line, tuple(tests), failure, near, output_url(facts, line))
 
 
 def _failure(data: DataRoot, reader: SignatureReader, facts: RunFacts) -> tuple[FailedRuns | None, int]:

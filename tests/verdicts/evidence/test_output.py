@@ -43,6 +43,10 @@ def data(tmp_path: Path) -> DataRoot:
 
 @pytest.fixture
 def raw(data: DataRoot) -> RawStore:
+    return passing_runs(data)
+
+
+def passing_runs(data: DataRoot) -> RawStore:
     """A store with three passing runs of the job."""
     raw = RawStore(data)
     for number in range(3):
