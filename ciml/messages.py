@@ -272,24 +272,6 @@ class CandidatePredictionHeaders(_PredictionHeaders):
 _Class = TypedDict("_Class", {"class": Annotated[str, Meta(description="The class with the highest probability.")]})
 
 
-class OutputLine(TypedDict):
-    """The line of an output that no passing run of the job printed. The texts are hostile, and have no secrets."""
-
-    text: Annotated[str, Meta(max_length=200)]
-    number: Annotated[int, Meta(ge=1, description="In the whole output.")]
-    file: Annotated[str, Meta(description='"" where it is not known.')]
-    step: Annotated[str, Meta(description='Of the CI system; "" where it is not known.')]
-
-
-class SignatureNote(TypedDict):
-    """What an operator says about a failure."""
-
-    author: str
-    name: str
-    text: str
-    cause: Literal["code", "machine", ""]
-
-
 class RunSignature(TypedDict):
     """The failure signature of a run: failed runs that share a line of their outputs, this one included."""
 
@@ -299,17 +281,17 @@ class RunSignature(TypedDict):
     jobs: Annotated[int, Meta(ge=0)]
     first_us: Annotated[int, Meta(description="End of the first run, epoch microseconds.")]
     changes_near: Annotated[int, Meta(ge=0, description="Within six hours of the run; 0 without a trusted run.")]
-    note: NotRequired[SignatureNote]
+    note: NotRequired[Annotated[dict[str, str], Meta(description="An operator's: author, name, text, cause.")]]
 
 
 class RunOutput(TypedDict):
-    """What the output of a failed run shows, when it was predicted."""
+    """What the output of a failed run showed when it was predicted. Its texts are hostile, and have no secrets."""
 
-    sentences: Annotated[list[str], Meta(description="As evidence shows them. They quote hostile text.")]
-    line: OutputLine | None
-    failed_tests: Annotated[int, Meta(ge=0, description="Number of failed tests.")]
+    sentences: Annotated[list[str], Meta(description="As evidence shows them.")]
+    line: Annotated[dict[str, str | int] | None, Meta(description="The new line: text, number, file, step.")]
+    failed_tests: Annotated[int, Meta(ge=0, description="Their number.")]
     signature: RunSignature | None
-    url: Annotated[str, Meta(description='Address of the output or the line, hostile; "" where it is not known.')]
+    url: Annotated[str, Meta(description='Address of the output or the line; "" where it is not known.')]
 
 
 class _Prediction(_Class):
