@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
+from ciml.datasets.definition import ResolvedDefinition
 from ciml.events.outcomes import CAUSES
 from ciml.training.calibration.calibrate import calibrate
 from ciml.training.calibration.sets import decimals
@@ -25,7 +25,7 @@ from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
 from ciml.transforms.examples.prepare import prepare_many, split_of
-from studies.verdicts import EXAMPLES, Recorded, _resolved, read
+from studies.verdicts import Recorded, _resolved, read, telemetry_definition
 from tests.training.calibration.test_exact_coverage import exact
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=400)
     parser.add_argument("--estimator", default="svm", help="of the experiment")
     options = parser.parse_args()
-    definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
+    definition = telemetry_definition()
     runs = read(options.folders)
     resolved = _resolved(runs, definition, range(len(runs.facts)))
     print("| splits | stated | mean | spread | 5, 25, 50, 75, 95 % | at most 0.61 | below the exact 5 % |")

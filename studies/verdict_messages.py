@@ -42,6 +42,7 @@ from studies.verdicts import (
     folds_of,
     read,
     share_with_interval,
+    telemetry_definition,
     verdicts_of_fold,
 )
 
@@ -240,7 +241,7 @@ def main() -> None:
     transfers = {"provider": provider_places, "load": load_places}
     parser.add_argument("--transfer", choices=list(transfers), help="learn elsewhere: each provider, or the quiet runs")
     options = parser.parse_args()
-    definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
+    definition = telemetry_definition()
     experiment = Experiment.load(EXAMPLES / "cause-experiment.toml")
     runs = read(options.folders)
     labels = np.array([CAUSES.index(runs.truth(runs.facts[place].run_id)) for place in runs.failed])

@@ -2,8 +2,9 @@
 
     python -m studies.verdict_outputs FOLDER… [--hold changes|jobs]
 
-A FOLDER is a recording as in `studies.verdicts`, with ``job-output.txt.gz`` next to each log. Runs without an output
-are left out. Profiles of telemetry and of outputs, model and calibration are made without the held-out changes or jobs.
+A FOLDER is a recording as in `studies.verdicts`, with ``job-output.txt.gz`` next to each log, or the unpacked sample
+runs. Runs without an output are left out. Profiles of telemetry and of outputs, model and calibration are made without
+the held-out changes or jobs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ciml.datasets.definition import LOG_FEATURES, LOG_PREFIX, DatasetDefinition
+from ciml.datasets.definition import LOG_FEATURES, LOG_PREFIX
 from ciml.events.outcomes import CAUSES
 from ciml.events.records import RunFacts
 from ciml.training.experiment import Experiment
@@ -42,11 +43,14 @@ from studies.verdicts import (
     folds_of,
     read,
     table,
+    telemetry_definition,
     verdicts_by,
 )
 
 OUTPUT = "job-output.txt.gz"
 TELEMETRY = ("usr", "stl", "profile:")
+#: Half of the changes that are not held out calibrate, as in the example.
+DEV_OF = 2
 
 
 def read_outputs(folders: Iterable[Path]) -> dict[str, ScannedOutput]:
@@ -55,7 +59,8 @@ def read_outputs(folders: Iterable[Path]) -> dict[str, ScannedOutput]:
     for folder in folders:
         for line in (folder / "builds.jsonl").read_text().splitlines():
             build = json.loads(line)
-            path = (folder / build["log_path"]).with_name(OUTPUT)
+            named = build.get("output_path")
+            path = folder / named if named else (folder / build["log_path"]).with_name(OUTPUT)
             if path.exists():
                 outputs[str(build["build_uuid"])] = scan(gzip.decompress(path.read_bytes()))
     return outputs
@@ -93,14 +98,16 @@ def make_output_profiles(runs: Iterable[tuple[RunFacts, ScannedOutput]]) -> Outp
 def with_outputs(
     runs: Recorded, outputs: Mapping[str, ScannedOutput], folds: Iterable[tuple[int, Fold]]
 ) -> Iterator[tuple[int, Fold]]:
-    """Yield folds with the features of outputs appended, by what each fold may see."""
+    """Yield folds with the features of outputs appended, by what each fold may see. Runs need no output."""
     failed = np.array(runs.failed)
     for repeat, fold in folds:
         hidden = set(runs.groups[failed][fold.held])
         visible = [runs.facts[index] for index in range(len(runs.facts)) if runs.groups[index] not in hidden]
-        profiles = make_output_profiles((facts, outputs[facts.build_uuid]) for facts in visible)
+        profiles = make_output_profiles(
+            (facts, outputs[facts.build_uuid]) for facts in visible if facts.build_uuid in outputs
+        )
         facts = [runs.facts[index] for index in failed]
-        rows = [output_features(outputs[run.build_uuid], profiles.of(run.build_name)) for run in facts]
+        rows = [output_features(outputs.get(run.build_uuid), profiles.of(run.build_name)) for run in facts]
         window = np.arange(fold.inputs.shape[1])
         is_window = window[None, :, None] < fold.n_windows[:, None, None]
         added = (np.array(rows, np.float32)[:, None, :] * is_window).astype(np.float32)
@@ -152,24 +159,25 @@ def compare(
     runs: Recorded, outputs: Mapping[str, ScannedOutput], folds: int, repeats: int, only: str = ""
 ) -> dict[str, dict[str, tuple[float, float, float]]]:
     """Return the figures of each method; whole groups are held out."""
-    definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
+    definition = telemetry_definition()
     experiment = Experiment.load(EXAMPLES / "cause-experiment.toml")
     failed = runs.failed
     labels = np.array([CAUSES.index(runs.truth(runs.facts[index].run_id)) for index in failed])
     facts = [runs.facts[index] for index in failed]
     groups = runs.groups[failed]
-    made = list(with_outputs(runs, outputs, folds_of(runs, definition, labels, folds, repeats)))
+    made = list(with_outputs(runs, outputs, folds_of(runs, definition, labels, folds, repeats, DEV_OF)))
     found = {}
     for name, answer in methods(runs, experiment).items():
         if only in name:
             verdicts = verdicts_by(answer, made, labels, facts, experiment.coverage, outside=name not in BASELINES)
-            found[name] = _figures(verdicts, labels, groups)
+            found[name] = figures_of(verdicts, labels, groups)
             print(name, {key: round(value[0], 3) for key, value in found[name].items()}, flush=True)
             print("  wrong:", _wrong(verdicts, labels, facts))
     return found
 
 
-def _figures(verdicts: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict[str, tuple[float, float, float]]:
+def figures_of(verdicts: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict[str, tuple[float, float, float]]:
+    """Return the figures of `studies.verdicts.figures`, and ``macro-F1``."""
     likely = verdicts.probability.argmax(axis=2)
     return {"macro-F1": macro_f1(likely, labels, groups), **figures(verdicts, labels, groups)}
 

@@ -17,14 +17,21 @@ from typing import Any
 
 import numpy as np
 
-from ciml.datasets.definition import DatasetDefinition
 from ciml.events.outcomes import CAUSES
 from ciml.training.experiment import Experiment
 from ciml.transforms.profiles import MIN_RUNS, make_profiles
 from ciml.verdict_rules import UNKNOWN
 from ciml.verdicts.evidence import Evidence, evidence_of_subject
 from ciml.verdicts.evidence.observe import Subject
-from studies.verdicts import EXAMPLES, Recorded, by_experiment, folds_of, read, verdicts_by
+from studies.verdicts import (
+    EXAMPLES,
+    Recorded,
+    by_experiment,
+    folds_of,
+    read,
+    telemetry_definition,
+    verdicts_by,
+)
 
 RUNS = 20
 
@@ -42,7 +49,7 @@ def evidence_without(runs: Recorded, at: int) -> tuple[Evidence, str]:
 
 def verdicts(runs: Recorded) -> Iterator[tuple[int, str]]:
     """Yield (run, cause with probability) of the failed runs, each by a model without its change."""
-    definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
+    definition = telemetry_definition()
     experiment = Experiment.load(EXAMPLES / "cause-experiment.toml")
     failed = runs.failed
     labels = np.array([CAUSES.index(runs.truth(runs.facts[index].run_id)) for index in failed])

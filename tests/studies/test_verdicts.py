@@ -8,11 +8,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from ciml.datasets.definition import DatasetDefinition
 from ciml.events.outcomes import FAILED
 from ciml.events.records import RunFacts
 from studies.verdicts import (
-    EXAMPLES,
     Fold,
     Recorded,
     Verdicts,
@@ -25,6 +23,7 @@ from studies.verdicts import (
     label_noise,
     read,
     reliability,
+    telemetry_definition,
     verdicts_by,
 )
 from tests.corpus import CORPUS
@@ -53,7 +52,7 @@ def test_the_corpus_knows_causes_and_has_reruns(runs: Recorded) -> None:
 @pytest.mark.whole
 def test_a_fold_sees_no_held_out_change(runs: Recorded) -> None:
     labels = np.array([runs.truth(runs.facts[at].run_id) == "machine" for at in runs.failed], np.int64)
-    definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
+    definition = telemetry_definition()
     groups = runs.groups[runs.failed]
     held = np.zeros(len(labels), int)
     for _, fold in folds_of(runs, definition, labels, 2, 1):
@@ -74,7 +73,7 @@ def test_nothing_is_learned_from_later_runs(runs: Recorded) -> None:
     ends = np.array([run.end_us for run in runs.facts])
     since_us = int(ends[runs.groups == runs.groups[runs.failed[60]]].min())
     passed_later = [run.outcome not in FAILED and (run.end_us or 0) >= since_us for run in runs.facts]
-    definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
+    definition = telemetry_definition()
     labels = np.array([runs.truth(runs.facts[at].run_id) == "machine" for at in runs.failed], np.int64)
     failed = ends[runs.failed]
     one, other = (fold for _, fold in fold_of_later_runs(runs, definition, labels, since_us, 2))

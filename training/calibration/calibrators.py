@@ -31,16 +31,20 @@ class Temperature:
 
     Attributes:
       temperature: above 0.
+      doubt: the part of an answer that is the same for all classes, below 1. It is that of one more run than the
+        calibrator was fitted to: n runs support no probability of 0. Earlier calibrators have none.
     """
 
     temperature: float
+    doubt: float = 0.0
     method: Method = "temperature"
 
     def apply(self, probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
         """Calibrate probabilities [n, C]. Return float32 [n, C]; each row sums to 1."""
         logits = np.log(np.maximum(probabilities.astype(np.float64), LEAST)) / self.temperature
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        calibrated = np.maximum(shares / shares.sum(axis=1, keepdims=True), LEAST)
+        certain = (1 - self.doubt) * (shares / shares.sum(axis=1, keepdims=True))
+        calibrated = np.maximum(certain + self.doubt / shares.shape[1], LEAST)
         return calibrated.astype(np.float32)  # type: ignore[no-any-return]
 
     def graph(self, probabilities: Any) -> Any:
@@ -49,11 +53,12 @@ class Temperature:
 
         logits = tf.math.log(tf.maximum(tf.cast(probabilities, tf.float64), LEAST)) / self.temperature
         shares = tf.exp(logits - tf.reduce_max(logits, axis=1, keepdims=True))
-        shares = shares / tf.reduce_sum(shares, axis=1, keepdims=True)
-        return tf.cast(tf.maximum(shares, LEAST), tf.float32)
+        certain = (1 - self.doubt) * (shares / tf.reduce_sum(shares, axis=1, keepdims=True))
+        calibrated = certain + self.doubt / probabilities.shape[1]
+        return tf.cast(tf.maximum(calibrated, LEAST), tf.float32)
 
     def to_json(self) -> dict[str, Any]:
-        return {"method": self.method, "temperature": self.temperature}
+        return {"method": self.method, "temperature": self.temperature, "doubt": self.doubt}
 
     def to_asset(self) -> dict[str, Any]:
         """Return the calibrator as JSON, for `calibrator_of`."""
@@ -116,7 +121,10 @@ def calibrator_of(value: Any) -> Calibrator:
         temperature = value.get("temperature")
         if not isinstance(temperature, float) or not _COLDEST <= temperature <= _HOTTEST:
             raise ValueError(f"calibrator: temperature: {temperature!r:.40} is not from {_COLDEST} to {_HOTTEST}")
-        return Temperature(temperature)
+        doubt = value.get("doubt", 0.0)
+        if not isinstance(doubt, float) or not 0 <= doubt < 1:
+            raise ValueError(f"calibrator: doubt: {doubt!r:.40} is not from 0 to below 1")
+        return Temperature(temperature, doubt)
     lines = tuple(np.array(line, np.float64) for line in value.get("lines", ()))
     for line in lines:
         if line.ndim != 2 or line.shape[1] != 2 or len(line) < 2 or not np.isfinite(line).all():
@@ -150,23 +158,23 @@ def _fit_temperature(probabilities: NDArray[np.floating], labels: NDArray[np.int
     """Fit the temperature of the largest posterior density.
 
     The prior of its logarithm is standard normal, and weighs as much as a few runs. Without a prior, ten runs that are
-    all right, or all wrong, would have the temperature 0 or infinity.
+    all right, or all wrong, would have the temperature 0 or infinity. Trees that agree give a probability of 0. Without
+    `Temperature.doubt`, one such run with the other class would cost as much as all others together, and the highest
+    temperature would make every answer even.
     """
     from scipy.optimize import minimize_scalar
-    from scipy.special import logsumexp
 
-    logits = np.log(np.maximum(probabilities.astype(np.float64), LEAST))
-    label_logits = logits[np.arange(len(labels)), labels]
+    doubt = 1 / (len(labels) + 1)
 
     def cost(log_temperature: float) -> float:
         """Return the negative logarithm of the posterior density, up to a constant."""
-        scale = np.exp(-log_temperature)
-        return float((logsumexp(logits * scale, axis=1) - label_logits * scale).sum() + log_temperature**2 / 2)
+        calibrated = Temperature(float(np.exp(log_temperature)), doubt).apply(probabilities)
+        return len(labels) * log_loss(calibrated, labels) + log_temperature**2 / 2
 
     minimum = minimize_scalar(
         cost, bounds=(np.log(_COLDEST), np.log(_HOTTEST)), method="bounded", options={"xatol": 1e-6}
     )
-    return Temperature(float(np.exp(minimum.x)))
+    return Temperature(float(np.exp(minimum.x)), doubt)
 
 
 def _fit_isotonic(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> Isotonic:

@@ -28,7 +28,7 @@ from ciml.transforms.logs.text_arrays import codes_of, strings
 MAX_KEYS = 3
 _CONSIDERED = 200
 #: Kinds that name a trouble by themselves.
-_TROUBLES = frozenset({"memory", "disk", "network", "crash"})
+_TROUBLES = frozenset({"memory", "disk", "network", "service", "crash"})
 #: Kinds of lines that the tested code prints, or the runner of its tests.
 _OF_CODE = frozenset({"exception", "test", "summary", "exit", "detail", "trace"})
 #: Kinds that only say that something failed.

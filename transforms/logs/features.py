@@ -31,55 +31,64 @@ class Reason(NamedTuple):
     Attributes:
       name: of the feature, without its prefix.
       kinds: kinds of signals that name it.
-      pattern: further words that name it, a regular expression of RE2 over templates.
+      pattern: further words that name it, a regular expression of RE2 over templates; "" for none.
       unless: words by which a template does not name it.
     """
 
     name: str
-    kinds: tuple[str, ...]
-    pattern: str
+    kinds: tuple[str, ...] = ()
+    pattern: str = ""
     unless: str = ""
 
 
 #: Exceptions that come from the environment as often as of the code.
 _ENVIRONMENT = (
-    r"\b(?:OS|IO|FileNotFound|Permission|FileExists|BlockingIO|ChildProcess|CalledProcess|Memory|Connection\w*|\w*Timeout"
+    r"\b(?:OS|IO|FileNotFound|Permission|FileExists|BlockingIO|ChildProcess|CalledProcess|Memory|Connection\w*"
+    r"|\w*Timeout"
     r"|BrokenPipe|Process\w*|HTTP|URL|SSL|Socket|Network\w*)(?:Error|Exception)\b|Errno <\*>"
 )
 
 #: A row of tests, a character each, of which one failed. It may be the last that a run prints before its time is over.
 _ROW = r"^[.sxX]*(?:\.[.sxX]*[FE]|[FE][.sxXFE]*\.)[.sxXFE]*(?: +\[ *(?:<\*>|\d+)?%?\])?$"
 
+#: What a compiler, a parser, a linter or a tool reports of what it was given.
+_CONTENT = (
+    r"\w(?:Error|Exception)\b|\bpanicked at\b|^panic:|DATA RACE|AddressSanitizer|\berror(?:\[|: )|\berror TS<\*>"
+    # names
+    r"|[Uu]ndefined (?:reference|symbol|name|variable|method)|undefined: |is (?:not defined|undefined)|has no attribute"
+    r"|[Uu]ndeclared|(?i:cannot find (?:symbol|name|type|module|value))|[Uu]nresolved import"
+    r"|[Uu]nknown (?:instruction|field)"
+    r"|[Uu]nknown (?:\w+ )?(?:command|option|argument|flag|key)\b|[Uu]nsupported (?:argument|block)"
+    r"|[Uu]nexpected (?:input|token)"
+    r"|[Nn]o rule to make target|[Mm]issing script|no such target|Task .{1,40} not found in|no matches for kind|misspel"
+    r"|[Dd]id you mean|fatal error: .{1,80}: No such file"
+    # syntax and types
+    r"|(?i:syntax error|parse error|invalid syntax|error parsing|failed to parse|failed to compile|could not compile)"
+    r"|mapping values are not allowed|[Nn]on-parseable|missing separator|Expected a |bad-setting|[Mm]ismatched types"
+    r"|COMPILATION ERROR|[Mm]erge conflict"
+    # tests and style
+    r"|assertion .{0,80}failed|DID NOT RAISE|[Ww]ould reformat|[Cc]ode style issue|not (?:properly )?formatted"
+    rf"|✖ <\*> problem|^\s+\^-+\^ |{_ROW}"
+)
 #: In the order of their precedence: a test that fails for want of memory names a resource, and no program.
 REASONS = (
     Reason(
         "resource",
-        ("memory", "disk", "network"),
-        r"\b[Tt]imed out\b|\bSIGKILL\b|\bKilled\b|failed to map segment|[Rr]esource temporarily unavailable"
-        r"|[Tt]oo many open files|Device or resource busy|Stale file handle"
-        r"|[Bb]roken pipe|RemoteDisconnected|IncompleteRead|[Uu]nexpected EOF"
-        r"|[Dd]eadline exceeded|Hash Sum mismatch|Could not get lock|BrokenProcessPool|shutdown signal"
-        r"|lost communication|node .{0,40}unreachable|host unreachable|UNREACHABLE!|[Ee]victed|[Pp]reempt",
-        r"not accessible|[Uu]nauthorized|Forbidden|[Dd]enied",
+        ("memory", "disk", "network", "service"),
+        unless=r"not accessible|[Uu]nauthorized|Forbidden|[Dd]enied",
     ),
-    Reason(
-        "dependency",
-        (),
-        r"No solution found|No matching distribution|Could not find a version|Unable to locate package|\bERESOLVE\b"
-        r"|(?:resolve|resolving) (?:\w+ )?dependenc|has no installation candidate|cannot be satisfied|[Uu]nsatisfiable"
-        r"|not found in (?:\w+ ){0,3}registry|no required module provides|unresolved import|Could not find artifact",
-    ),
-    Reason("crash", (), r"[Ss]egmentation fault|\bsegfault\b|\bSIG(?:SEGV|ABRT|BUS|ILL)\b|core dumped"),
-    Reason(
-        "program",
-        ("test", "summary"),
-        r"\w(?:Error|Exception)\b|\bpanicked at\b|^panic:|DATA RACE|AddressSanitizer|\berror(?:\[|: )|\berror TS<\*>"
-        r"|undefined: |[Uu]ndefined (?:reference|symbol|name)|is not defined|has no attribute|[Mm]ismatched types"
-        r"|[Uu]ndeclared|cannot find (?:symbol|name|type|module|value)|assertion .{0,80}failed|DID NOT RAISE"
-        rf"|[Ww]ould reformat|[Cc]ode style issue|not (?:properly )?formatted|{_ROW}",
-        _ENVIRONMENT,
-    ),
+    Reason("dependency", ("missing",)),
+    Reason("crash", pattern=r"[Ss]egmentation fault|\bsegfault\b|\bSIG(?:SEGV|ABRT|BUS|ILL)\b|core dumped"),
+    Reason("program", ("test", "summary"), _CONTENT, _ENVIRONMENT),
 )
+#: Numbers that name a reason are masked in templates, so they are searched in the lines: by reason, a pattern.
+_NUMBERS = {
+    "resource": r"(?i)\b(?:HTTP\S*|status|error|returned)\b\D{0,20}\b(?:5\d\d|429)\b|\bexit(?:ed)?\b\D{0,20}\b137\b",
+    "dependency": r"(?i)\b(?:HTTP\S*|status|error|returned|code)\b\D{0,20}\bE?(?:404|410)\b",
+}
+#: Kinds of signals of such lines, and the most lines.
+_NUMBERED = ("status", "exit")
+_MAX_NUMBERED = 20
 #: An output that names no reason has another signal, or none: then it was cut off, or is empty.
 NO_REASONS = ("other", "silent")
 #: There is no output. A model that learned no such run must not take it for one that names no reason.
@@ -121,9 +130,10 @@ def reason_of(output: ScannedOutput, known: Container[str] = ()) -> str:
     is_new = telling.is_any.copy()
     is_new[known_ones] = False
     worth = _best_worth(output, {texts[index] for index in known_ones}) * is_new
-    least = max(_PROMINENT * worth.max(initial=0), _LEAST)
+    is_prominent = worth >= max(_PROMINENT * worth.max(initial=0), _LEAST)
+    by_number = _named_by_number(output, is_prominent & telling.is_numbered)
     for name, names in telling.reasons.items():
-        if (worth[names] >= least).any():
+        if (is_prominent & names).any() or name in by_number:
             return name
     return "other" if (telling.is_signal & is_new).any() else "silent"
 
@@ -137,10 +147,20 @@ def telling_templates(templates: Sequence[str]) -> list[str]:
     return telling
 
 
+def _named_by_number(output: ScannedOutput, is_numbered: Flags) -> set[str]:
+    """Return the reasons that numbers in the lines of some templates name, bool [t]."""
+    if not is_numbered.any():
+        return set()
+    lines = np.flatnonzero(is_numbered[output.codes])[:_MAX_NUMBERED]
+    texts = strings(output.text_of(lines))
+    return {name for name, pattern in _NUMBERS.items() if matches(texts, pattern).any()}
+
+
 class _Telling(NamedTuple):
-    """Which of t templates name what: the reasons by name, a signal, and either of both; each bool [t]."""
+    """Which of t templates name what: the reasons by name, a number, a signal, and any of these; each bool [t]."""
 
     reasons: dict[str, Flags]
+    is_numbered: Flags
     is_signal: Flags
     is_any: Flags
 
@@ -149,7 +169,8 @@ def _telling(templates: pa.StringArray, signals: Signals) -> _Telling:
     is_signal = signals.strength >= _SIGNAL
     is_benign = (signals.strength > 0) & ~is_signal
     reasons = {reason.name: _names(templates, signals, reason) & ~is_benign for reason in REASONS}
-    return _Telling(reasons, is_signal, np.any([is_signal, *reasons.values()], axis=0))
+    is_numbered = np.any([signals.kinds[:, KINDS.index(kind)] for kind in _NUMBERED], axis=0) & is_signal
+    return _Telling(reasons, is_numbered, is_signal, np.any([is_signal, *reasons.values()], axis=0))
 
 
 def _indices(values: npt.NDArray[np.int64]) -> pa.Int64Array:
@@ -166,7 +187,7 @@ def _best_worth(output: ScannedOutput, known: Collection[str]) -> npt.NDArray[np
 
 def _names(templates: pa.StringArray, signals: Signals, reason: Reason) -> Flags:
     """Return which templates name a reason, bool [t]."""
-    names = matches(templates, reason.pattern)
+    names = matches(templates, reason.pattern) if reason.pattern else np.zeros(len(templates), bool)
     for kind in reason.kinds:
         names |= signals.kinds[:, KINDS.index(kind)]
     if reason.unless:

@@ -30,6 +30,78 @@ class Signal(NamedTuple):
     pattern: str
 
 
+#: What surrounds the tested code fails: the families of their words, of tools of many languages.
+_MEMORY = (
+    r"\bOOM|[Oo]ut[ -]?[Oo]f[ -]?[Mm]emory|[Cc]annot allocate memory|[Uu]nable to allocate|\w*MemoryError\b"
+    r"|std::bad_alloc"
+    r"|can't start new thread|unable to create (?:new )?(?:native )?thread|heap (?:space|limit|out of memory)"
+    r"|[Ii]nsufficient memory|failed to map segment|killed by the OOM|\bENOMEM\b|virtual memory exhausted"
+)
+_DISK = (
+    r"(?i:no space left)|[Rr]ead-only file system|[Qq]uota exceeded on|Disk quota exceeded|\bENOSPC\b|\bEDQUOT\b"
+    r"|\bEROFS\b"
+    r"|Input/output error|\bI/O error\b|(?i:more space needed)|low on resource|[Dd]isk (?:is )?full"
+    r"|not enough (?:disk )?space"
+    r"|Stale file handle"
+)
+_NETWORK = (
+    # names
+    r"[Cc]ould(?:n't| not) resolve (?:host|proxy)|[Tt]emporary failure (?:in name resolution|resolving)"
+    r"|Name or service not known|[Uu]nknown ?[Hh]ost(?:Exception)?\b|getaddrinfo|\bEAI_AGAIN\b|\bENOTFOUND\b"
+    r"|[Nn]o such host"
+    r"|server misbehaving|nodename nor servname|NameResolutionError"
+    # connections
+    r"|(?i:connection) (?:was )?(?:refused|reset|timed out|aborted|closed by|broken|lost)|[Ff]ailed to connect\b"
+    r"|[Ff]ailed to establish a (?:new )?connection|(?:[Cc]ould(?:n't| not)|[Uu]nable to|[Cc]annot) (?:connect"
+    r"|contact)\b"
+    r"|[Nn]etwork is unreachable|[Nn]o route to host|\bE(?:CONN(?:REFUSED|RESET|ABORTED)|TIMEDOUT|(?:HOST"
+    r"|NET)UNREACH|PIPE)\b"
+    r"|[Bb]roken pipe|RemoteDisconnected|hung up unexpectedly|network (?:error|connectivity|connection\b)"
+    r"|Max retries exceeded|[Cc]hannel is clos|[Cc]hannelClosed|channel .{0,40}is disconnected"
+    # transfers
+    r"|IncompleteRead|[Uu]nexpected (?:EOF|eof)|early EOF|transfer closed|Hash Sum mismatch|[Cc]hecksum doesn't match"
+    r"|unexpected size|[Mm]irror sync|[Mm]irrors? (?:was|were) (?:tried|unavailable)|Failed to download metadata"
+    # time, and encryption
+    r"|(?:[Cc]onnect|[Rr]ead|i/o|handshake|[Gg]ateway|[Cc]lient|BYTE)[. ]?[Tt][Ii][Mm][Ee]-?[Oo][Uu][Tt]|TLS handshake"
+    r"|(?:Read|Connect)Timeout(?:Error)?\b|[Dd]eadline exceeded|[Tt]imeout was reached"
+    r"|SSL(?:_\w+)?[: ].{0,30}(?:reset|eof)"
+    r"|certificate (?:verify failed|has expired)|[Uu]nable to establish SSL"
+    # answers of servers
+    r"|Bad Gateway|(?i:service unavailable)|(?i:internal server error)|Gateway Time-?out|\bInternalError\b"
+    r"|server error \(|SERVICE UNAVAILABLE"
+)
+_SERVICE = (
+    # limits of a service
+    r"(?i:rate.?limit|too ?many ?requests|\bquota exceeded|limit ?exceeded\b|exceeded (?:your|the) .{0,30}quota)"
+    # what runs the job has gone, or is gone
+    r"|lost communication|shutdown signal|runner .{0,60}(?:disconnected|went away)|system failure|[Ee]victed\b"
+    r"|[Pp]reempted\b"
+    r"|node .{0,40}unreachable|host unreachable|UNREACHABLE!|daemon (?:running\?|disappeared)|BrokenProcessPool"
+    r"|nodes are available|\bSIGKILL\b|\bKilled\b"
+    # time is over
+    r"|exceeded the maximum (?:execution )?time|took longer than|(?i:\btimed out\b|timeout (?:exceeded|expired"
+    r"|when waiting))"
+    r"|result 'timeout'"
+    # another holds it, or there are too many
+    r"|[Cc]ould not get lock|(?:[Ff]ailed to|[Uu]nable to|[Ee]rror) acquir(?:e|ing) .{0,40}\block|[Ff]ailed to lock\b"
+    r"|[Dd]evice or resource busy|[Rr]esource temporarily unavailable|[Tt]oo many open files"
+)
+#: Something is asked for, by its name or version, that does not exist.
+_MISSING = (
+    r"No solution found|[Nn]o match(?:ing)? (?:for argument|distribution|version|package)|Could not find a version"
+    r"|[Cc]ould(?:n't| not) find (?:artifact|gem|a package configuration|any versions|remote ref|<\*>)"
+    r"|[Cc]ouldn't find any versions|Could NOT find |[Uu]nable to (?:locate package|find a match|find version"
+    r"|resolve action)"
+    r"|[Vv]ersion .{1,40} for .{1,40} was not found|has no installation candidate|\bERESOLVE\b|\bETARGET\b"
+    r"|ResolutionImpossible"
+    r"|conflicting (?:dependencies|requests)|(?:resolve|resolving) (?:\w+ )?dependenc|cannot be satisfied"
+    r"|[Uu]nsatisfiable"
+    r"|nothing provides|not (?:found )?in (?:\w+ ){0,3}registry|no required module provides|[Uu]nknown revision"
+    r"|manifest unknown|manifest for .{1,80} not found|failed to select a version|PackagesNotFound"
+    r"|not available from current channels|does not have a (?:provider|package|version)|did not match any file"
+    r"|Unit .{1,60} not found|ErrImagePull|<\*>: not found|package matching .{1,60} is available|\bNot Found\b"
+)
+
 SIGNALS = (
     Signal(
         "exception",
@@ -46,19 +118,15 @@ SIGNALS = (
     Signal(
         "crash",
         6,
-        r"\bpanicked at\b|^panic:|\bSegmentation fault\b|\bsegfault\b|\bSIG(?:SEGV|ABRT|KILL|BUS|ILL)\b|core dumped"
-        r"|\bKilled\b|stack overflow|DATA RACE|race detected|AddressSanitizer",
+        r"\bpanicked at\b|^panic:|\bSegmentation fault\b|\bsegfault\b|\bSIG(?:SEGV|ABRT|BUS|ILL)\b|core dumped"
+        r"|stack overflow|DATA RACE|race detected|AddressSanitizer",
     ),
-    Signal("memory", 6, r"\bOOM|[Oo]ut of memory|Cannot allocate memory|\bMemoryError\b|can't start new thread"),
-    Signal("disk", 6, r"No space left|Read-only file system|Disk quota exceeded|Input/output error"),
-    Signal(
-        "network",
-        6,
-        r"[Cc]onnection (?:refused|reset|timed out|aborted)|[Cc]ould not resolve|Temporary failure in name resolution"
-        r"|Name or service not known|Network is unreachable|No route to host|Bad Gateway|Service Unavailable"
-        r"|Gateway Time-?out|Max retries exceeded|\bHTTP(?:/<\*>)?[ :]+<\*>|rate limit|TLS handshake"
-        r"|certificate verify failed",
-    ),
+    Signal("memory", 6, _MEMORY),
+    Signal("disk", 6, _DISK),
+    Signal("network", 6, _NETWORK),
+    Signal("service", 6, _SERVICE),
+    Signal("missing", 6, _MISSING),
+    Signal("status", 6, r"\bHTTP(?:/<\*>)?[ :]+<\*>|returned error(?::| =) <\*>|[Ss]tatus(?: ?code|_code)?:? <\*>"),
     Signal("timeout", 6, r"[Tt]imed? ?out"),
     Signal(
         "denied",
@@ -94,7 +162,7 @@ SIGNALS = (
         r"|\bcode <\*>",
     ),
     Signal("detail", 4, r"^\s*E\s+\S"),
-    Signal("error", 4, r"^##\[error\]|^::error|^npm ERR!|^error\b|^ERROR\b|\*\*\* "),
+    Signal("error", 4, r"^##\[error\]|^::error|^npm (?:ERR!|error)\b|^error\b|^ERROR\b|\*\*\* "),
     Signal("trace", 3, r"Traceback \(most recent call last\)|^\s*[Cc]aused by|stack backtrace"),
     Signal("detail", 3, r"\bassert\b|AssertionError|[Ee]xpected|Received|Actual|!=|left:|right:"),
 )
@@ -108,8 +176,10 @@ _PLACE = r"<\*><\*>|\.[A-Za-z]{1,5}:<\*>|, line <\*>|\.[a-z]{1,5}\(<\*>\)|^\s*(?
 _PLACE_ADDS = 1.5
 #: Lines of tools that work: they name errors, or count none.
 _BENIGN = (
-    r"(?i)\bno (?:tests? )?(?:failed|failures?|errors?)\b|\bPASS(?:ED)?\b|\.\.\. ok$|^\s*(?:✓|ok )|warning[: ]|\[warn"
-    r"|deprecat|lib\w*-?error|--[a-z-]*(?:fail|error)|-W[a-z-]*error|Downloading|Collecting |Requirement already"
+    r"(?i)\bno (?:tests? )?(?:failed|failures?|errors?)\b|\bPASS(?:ED)?\b|\.\.\. (?:ok|ignored|skipped)\b|^\s*(?:✓"
+    r"|ok )|warning(?::| \S)|\[warn"
+    r"|deprecat|lib\w*-?error|--[a-z-]*(?:fail|error)|-W[a-z-]*error|^\s*Downloading |^go: downloading "
+    r"|^\s*Collecting |Requirement already"
     r"|Get:<\*>|Setting up |Unpacking |Selecting previously|added <\*> packages|^\s*Compiling |if-no-files-found"
     r"|continue-on-error|fail-fast|fail_ci|^\s*>?\s+(?:raise|return|except|def|if|with|for|assert) |^\s+[\^~]+$"
 )

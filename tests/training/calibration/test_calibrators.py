@@ -17,6 +17,7 @@ from ciml.training.calibration.calibrators import (
     Calibrator,
     Isotonic,
     Temperature,
+    calibrator_of,
     fit_calibrator,
     log_loss,
 )
@@ -62,6 +63,22 @@ def test_few_runs_that_are_all_right_or_all_wrong_make_no_extreme_temperature() 
         assert low < fitted.temperature < high
 
 
+def test_two_answers_that_are_surely_wrong_leave_the_others_certain() -> None:
+    said = np.array([[0.0, 1.0]] * 2 + [[1.0, 0.0]] * 4 + [[0.03, 0.97]] * 6 + [[0.98, 0.02]] * 6, np.float32)
+    labels = np.array([0] * 2 + [0] * 4 + [1] * 6 + [0] * 6)
+    calibrated = fit_calibrator(said, labels, "temperature").apply(said)
+    assert calibrated[:2, 0].tolist() == pytest.approx([1 / 38] * 2)
+    assert calibrated[2:].max(axis=1).min() > 0.85
+
+
+def test_a_temperature_of_an_earlier_version_has_no_doubt() -> None:
+    assert calibrator_of({"method": "temperature", "temperature": 2.0}) == Temperature(2.0)
+    assert calibrator_of(Temperature(2.0, 0.1).to_asset()) == Temperature(2.0, 0.1)
+    for doubt in (1.0, -0.1, "0.1"):
+        with pytest.raises(ValueError, match="doubt"):
+            calibrator_of({"method": "temperature", "temperature": 2.0, "doubt": doubt})
+
+
 def test_an_isotonic_line_never_says_0_or_1() -> None:
     said = np.stack([np.linspace(1, 0, 50), np.linspace(0, 1, 50)], axis=1).astype(np.float32)
     calibrated = fit_calibrator(said, (np.arange(50) >= 25).astype(np.int64), "isotonic").apply(said)
@@ -78,7 +95,8 @@ def calibrators() -> st.SearchStrategy[Calibrator]:
 
     point = st.tuples(st.floats(0, 1, width=32).map(lambda each: max(each, LEAST)), st.floats(0.001, 0.999))
     lines = st.lists(point, min_size=2, max_size=8, unique_by=lambda each: each[0]).map(line)
-    return st.floats(0.05, 20).map(Temperature) | st.tuples(lines, lines, lines).map(Isotonic)
+    temperature = st.tuples(st.floats(0.05, 20), st.floats(0, 0.5)).map(lambda pair: Temperature(*pair))
+    return temperature | st.tuples(lines, lines, lines).map(Isotonic)
 
 
 def rows() -> st.SearchStrategy[NDArray[np.float32]]:

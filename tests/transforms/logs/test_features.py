@@ -12,6 +12,7 @@ from ciml.transforms.logs.features import NO_REASONS, REASONS, UNAVAILABLE, outp
 from ciml.transforms.logs.profile import printed_templates, profile_of
 from ciml.transforms.logs.ranking import scan
 from ciml.transforms.logs.signals import KINDS
+from ciml.verdict_rules import LearnedRanges
 
 PASSING = b"collecting\n........ [ 50%]\n........ [100%]\n16 passed in 3.2s\n"
 
@@ -26,9 +27,12 @@ PASSING = b"collecting\n........ [ 50%]\n........ [100%]\n16 passed in 3.2s\n"
         ("resource", "ImportError: /a/b/x.so: failed to map segment from shared object"),
         ("resource", "/bin/sh: line 1:   512 Killed   make"),
         ("resource", "fatal: [node-3]: UNREACHABLE! => {}"),
+        ("resource", "curl: (22) The requested URL returned error: 503"),
+        ("resource", "##[error]Process completed with exit code 137."),
         ("dependency", "error: No solution found when resolving dependencies"),
         ("dependency", "ERROR: No matching distribution found for attrs==99"),
         ("dependency", "E: Unable to locate package libfoo-dev"),
+        ("dependency", "curl: (22) The requested URL returned error: 404"),
         ("crash", "Fatal Python error: Segmentation fault"),
         ("program", "FAILED tests/test_io.py::test_read - AssertionError: no"),
         ("program", "KeyError: '{%'"),
@@ -39,6 +43,7 @@ PASSING = b"collecting\n........ [ 50%]\n........ [100%]\n16 passed in 3.2s\n"
         ("program", "would reformat src/ciml/a.py"),
         ("program", ".......F"),
         ("other", "gh: Resource not accessible by integration (HTTP 403)"),
+        ("other", "server answered: HTTP 403"),
         ("other", "PermissionError: [Errno 13] Permission denied: '/x'"),
         ("other", "##[error]Process completed with exit code 1."),
         ("silent", "........ [ 50%]"),
@@ -107,13 +112,24 @@ def test_each_reason_has_its_feature() -> None:
     assert tuple(LOG_PREFIX + name for name in names) == LOG_FEATURES
 
 
-def test_a_run_without_output_is_unlike_runs_with_one() -> None:
-    texts = [b"MemoryError\n"] * 10 + [b"KeyError: 'a'\n"] * 10 + [b"core dumped\n", b"Unable to locate package x\n"]
+def ranges_of(texts: list[bytes]) -> LearnedRanges:
     means = np.array([output_features(scan(text)) for text in texts])
     runs = [RunFacts(str(number), "", change=str(number)) for number in range(len(means))]
     ranges = learned_ranges(means, runs, LOG_FEATURES)
     assert ranges is not None
-    assert ranges.outside(means[0]) is None
-    outside = ranges.outside(np.array(output_features(None)))
+    assert all(ranges.outside(mean) is None for mean in means)
+    return ranges
+
+
+def test_a_run_without_output_is_unlike_runs_with_one() -> None:
+    texts = [b"MemoryError\n"] * 10 + [b"KeyError: 'a'\n"] * 10 + [b"core dumped\n", b"Unable to locate package x\n"]
+    outside = ranges_of(texts).outside(np.array(output_features(None)))
     assert outside is not None
     assert outside.feature == "log:unavailable"
+
+
+def test_a_run_whose_output_names_what_no_learned_run_named_is_unlike_them() -> None:
+    ranges = ranges_of([b"MemoryError\n"] * 10 + [b"KeyError: 'a'\n"] * 10)
+    outside = ranges.outside(np.array(output_features(scan(b"core dumped\n"))))
+    assert outside is not None
+    assert outside.feature == "log:crash"
