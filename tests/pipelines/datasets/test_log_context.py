@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import date
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.ingest.committer import render_runs
 from ciml.runs.outputs import expire_before
 from ciml.serving.predict.predictor import Announcement, read_announcement
+from ciml.training.data.snapshot import SnapshotRun
+from ciml.training.evaluation.candidate import _predict_from_raw
 from ciml.transforms.examples.prepare import prepare_many
 from ciml.transforms.logs.run_outputs import StoredOutputs, outputs_of_stored
 from tests.messages import check
@@ -91,6 +94,19 @@ def test_an_output_that_has_expired_is_unavailable(data: DataRoot, raw: RawStore
     state = build_dataset(data, data, definition(context="log")).state
     values = np.array(list(rows(data, state).values()))
     assert values[:, -len(LOG_FEATURES) :].sum(axis=0).tolist() == [0] * (len(LOG_FEATURES) - 1) + [10 * len(values)]
+
+
+def test_a_champion_of_another_definition_is_evaluated_with_outputs(data: DataRoot, raw: RawStore) -> None:
+    stored(raw)
+    resolved = build_dataset(data, data, definition(context="log")).state.resolved
+    model = Mock(definition=resolved)
+    model.predict.side_effect = lambda inputs, n_windows: np.zeros((len(inputs), 2), np.float32)
+    with_output = [run.run_id for run in announced(data) if run.output is not None][:5]
+    runs = [SnapshotRun(run_id, "test", "test", 0, "", "", "") for run_id in with_output]
+    _predict_from_raw(data.raw, model, runs)
+    ((inputs, _), _) = model.predict.call_args
+    assert not inputs[:, :, -1].any()  # log:unavailable
+    assert (inputs[:, :, -len(LOG_FEATURES) :].sum(axis=2) == 1).any(axis=1).all()
 
 
 def test_a_damaged_output_does_not_stop_the_stream(data: DataRoot, raw: RawStore) -> None:
