@@ -56,6 +56,16 @@ def test_a_class_that_is_rare_keeps_its_coverage_where_it_has_enough_runs() -> N
     assert lost["by_class"]["machine"]["value"] < 0.6
 
 
+@pytest.mark.parametrize(("runs", "expected"), [(19, ("code", "machine")), (20, ("machine",))])
+def test_a_single_wrong_run_of_fewer_than_twenty_leaves_all_classes_possible(
+    runs: int, expected: tuple[str, ...]
+) -> None:
+    said = np.tile(np.array([[0.02, 0.98]], np.float32), (runs, 1))
+    labels = np.ones(runs, np.int64)
+    labels[0] = 0
+    assert rules_of(said, labels, ["a"] * runs).set_of("a", {"code": 0.02, "machine": 0.98}) == expected
+
+
 @pytest.mark.parametrize(("rare", "own"), [(50, True), (49, False)])
 def test_each_class_has_its_own_scores_only_where_every_class_has_fifty_runs(rare: int, own: bool) -> None:
     said, _, _ = made_up(200)
