@@ -16,7 +16,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.events.cloudevents import finished_event
-from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, RawFile, RunFacts
+from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, OutputFile, RawFile, RunFacts
 from ciml.integrations.registry import read_event
 from ciml.kafka import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog, catch_up
@@ -24,6 +24,7 @@ from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
 from ciml.pipelines.ingest.replay import ReplayConfig
 from ciml.pipelines.kafka.broker import is_mock
 from ciml.pipelines.kafka.publish import VERSION
+from ciml.runs.outputs import KeptOutput, OutputTemplates, read_output, read_templates
 from ciml.runs.reader import verify_run
 from ciml.runs.state import RawState
 from ciml.runs.verify import Audit, Verification
@@ -47,6 +48,17 @@ def account(raw: Store) -> tuple[RawState, list[Delta]]:
 
 def raw_rows(deltas: list[Delta]) -> dict[str, RawFile]:
     return {run["mention"]["run_id"]: RawFile.from_json(run["file"]) for delta in deltas for run in delta["runs"]}
+
+
+def outputs_of(raw: Store, deltas: list[Delta]) -> dict[str, bytes | str | None]:
+    """The output that each raw row names, or why it is missing; None where it names none."""
+    found: dict[str, bytes | str | None] = {}
+    for row in (row for delta in deltas for row in delta["runs"]):
+        output = OutputFile.from_json(row["output"]) if "output" in row else None
+        text = None if output is None else read_output(raw, output)
+        found[row["mention"]["run_id"]] = text.data if isinstance(text, KeptOutput) else text
+        assert output is None or output.missing or isinstance(read_templates(raw, output), OutputTemplates)
+    return found
 
 
 def need_real(broker: str) -> None:
@@ -82,6 +94,7 @@ def check(scenario: Scenario, raw: Store, runs_topic: str) -> dict[str, RawFile]
         run["mention"]["run_id"] for d in deltas for run in d["runs"] if not run["trust"]["trusted"]
     } == scenario.untrusted
     assert [fault for run_id, file in rows.items() if (fault := verify_run(raw, run_id, file))] == []
+    assert outputs_of(raw, deltas) == {run_id: scenario.outputs[run_id] for run_id in rows}
     messages = published(scenario.broker, runs_topic, "runs")
     values = [json.loads(message.value or b"") for message in messages]
     assert Counter(each["run_id"] for each in values) == Counter(rows.keys())

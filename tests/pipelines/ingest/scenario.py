@@ -29,7 +29,10 @@ class Sent:
 
 @dataclass
 class Scenario:
-    """What was sent. ``expected`` is the (kind, reason) of each (event, run) in the end, whatever the order."""
+    """What was sent. ``expected`` is the (kind, reason) of each (event, run) in the end, whatever the order.
+
+    ``outputs`` are the stored outputs of jobs by run id, or why they are missing; None for an event that names none.
+    """
 
     broker: str
     topic: str
@@ -38,6 +41,7 @@ class Scenario:
     runs: set[str] = field(default_factory=set)
     untrusted: set[str] = field(default_factory=set)
     late: dict[Path, bytes] = field(default_factory=dict)
+    outputs: dict[str, bytes | str | None] = field(default_factory=dict)
 
     def counts(self) -> Counter[tuple[str, str]]:
         return Counter(message.expected for message in self.sent for _ in message.runs)
@@ -46,6 +50,21 @@ class Scenario:
         """What was not there yet is there now."""
         for path, data in self.late.items():
             path.write_bytes(data)
+
+
+def with_output(scenario: Scenario, facts: RunFacts, number: int) -> RunFacts:
+    """Name the output of a run's job: a small or a large one, one that is not there, or none."""
+    path = scenario.logs / f"{number}.output.gz"
+    if number % 8 == 6:
+        scenario.outputs[facts.run_id] = None
+        return facts
+    if number % 8 == 3:
+        scenario.outputs[facts.run_id] = "log_not_found"
+    else:
+        lines = f"run {number}\n" * (20_000 if number % 8 == 5 else 1)
+        path.write_bytes(gzip.compress(f"{lines}password=hunter2\n1 failed".encode()))
+        scenario.outputs[facts.run_id] = f"{lines}password=REDACTED\n1 failed".encode()
+    return facts.replace(output_url=path.as_uri())
 
 
 def corpus_facts(count: int) -> list[tuple[RunFacts, Path]]:
@@ -148,7 +167,7 @@ def send(
     for number, (facts, source) in enumerate(corpus_facts(first + runs)[first:], first):
         path = folder / f"{number}.csv.gz"
         shutil.copyfile(source, path)
-        facts = facts.replace(log_url=path.as_uri())
+        facts = with_output(scenario, facts.replace(log_url=path.as_uri()), number)
         if number % 4 == 1:
             tricks[number // 4 % len(tricks)](facts, path)
         else:
