@@ -117,8 +117,8 @@ def config(scenario: Scenario, data: Path | str, runs_topic: str, **changes: Any
 class Place:
     """A data root to which messages are committed as an ingest would, without a broker, and a folder of logs."""
 
-    def __init__(self, folder: Path) -> None:
-        self.data = DataRoot.open(folder / "data")
+    def __init__(self, folder: Path, data: DataRoot | None = None) -> None:
+        self.data = data or DataRoot.open(folder / "data")
         self.raw = self.data.raw
         self.logs = folder / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
