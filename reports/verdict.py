@@ -105,11 +105,11 @@ def _change(run: Mapping[str, Any]) -> str:
 def _of_output(evidence: OutputEvidence, output: _Excerpt) -> Iterator[Section]:
     if output.lines:
         rows = tuple(
-            (f"{line.number:,}", "+" if line.is_new else "", shown(line.text, _LINE_CHARACTERS))
+            (f"{line.number:,}{' +' if line.is_new else ''}", shown(line.text, _LINE_CHARACTERS))
             for line in output.lines
         )
         caption = f"{len(rows):,} of {output.all_lines:,} lines; + marks those that no passing run printed."
-        yield Section("Output", caption, Table(("line", "new", "text"), rows, words=3), _address(evidence.url))
+        yield Section("Output", caption, Table(("line", "text"), rows, words=2), _address(evidence.url))
     if evidence.tests:
         tests = tuple(
             cells(

@@ -68,7 +68,7 @@ def test_the_page_has_the_same_sentences_the_lines_and_the_picture(
     text = page_of(tmp_path, data, record)
     assert all(sentence in text for sentence in evidence_of(data, record).observations)
     assert "“ada” named the cause of this failure “no attrs”: the machine; “see 12”." in text
-    assert f"<td>3</td><td>+</td><td>{ERROR}</td>" in text
+    assert f"<td>3 +</td><td>{ERROR}</td>" in text
     assert '<td>tests/test_io.py::test_read</td><td>pytest</td><td class="n">4</td>' in text
     assert "<td>note</td><td>no attrs: machine: see 12 (ada)</td>" in text
     assert "<svg " in text

@@ -28,7 +28,7 @@ from ciml.transforms.logs.text_arrays import codes_of, strings
 MAX_KEYS = 3
 _CONSIDERED = 200
 #: Kinds that name a trouble by themselves.
-_TROUBLES = frozenset({"memory", "disk", "network", "service", "crash"})
+TROUBLES = frozenset({"memory", "disk", "network", "service", "crash"})
 #: Kinds of lines that the tested code prints, or the runner of its tests.
 _OF_CODE = frozenset({"exception", "test", "summary", "exit", "detail", "trace"})
 #: Kinds that only say that something failed.
@@ -93,7 +93,7 @@ def keys_of(printed: Mapping[str, Printed], job: str, profile: OutputProfile) ->
 
 def is_specific(template: str, kinds: frozenset[str]) -> bool:
     """Return whether a template says more than that something failed."""
-    if kinds & _TROUBLES:
+    if kinds & TROUBLES:
         return True
     return not kinds <= _EMPTY and sum(map(_is_specific_word, _WORD.findall(template))) >= _WORDS
 
@@ -110,7 +110,7 @@ def without_margin(line: str) -> str:
 
 def _is_of_surroundings(template: str, kinds: frozenset[str]) -> bool:
     """Return whether a line is about what surrounds the tested code. Code that is quoted is indented."""
-    return bool(kinds & _TROUBLES) or not (kinds & _OF_CODE or template.startswith(_QUOTED_CODE))
+    return bool(kinds & TROUBLES) or not (kinds & _OF_CODE or template.startswith(_QUOTED_CODE))
 
 
 def _strongest(printed: Mapping[str, Printed], profile: OutputProfile) -> Iterator[tuple[str, frozenset[str]]]:

@@ -129,7 +129,7 @@ def evidence_of_subject(subject: Subject, output: OutputEvidence | None = None) 
     chosen = confirmed[:MAX_OBSERVATIONS]
     said = () if output is None else output.sentences
     if output is not None and (output.line is not None or output.tests):
-        chosen = _beside_output(chosen, subject)[:_BESIDE_OUTPUT]
+        chosen = _beside_output(chosen, subject, output)[:_BESIDE_OUTPUT]
     picture = draw(subject, [observation.column for observation in chosen if observation.column])
     profile = subject.profile
     evidence = Evidence(
@@ -144,12 +144,14 @@ def evidence_of_subject(subject: Subject, output: OutputEvidence | None = None) 
     return evidence, picture
 
 
-def _beside_output(chosen: Sequence[Observation], subject: Subject) -> list[Observation]:
-    """Return the observations on telemetry that add something to those on an output, or that all was as usual."""
+def _beside_output(chosen: Sequence[Observation], subject: Subject, output: OutputEvidence) -> list[Observation]:
+    """Return the observations on telemetry that add something to those on an output, or that all was as usual.
+
+    Telemetry does not show everything, so nothing is as usual where the output blames the machine.
+    """
     telling = [observation for observation in chosen if observation.tells]
-    usual = Observation(AS_USUAL)
-    if len(telling) < len(chosen) and follows(AS_USUAL, subject):
-        telling.append(usual)
+    if len(telling) < len(chosen) and not output.blames_machine and follows(AS_USUAL, subject):
+        telling.append(Observation(AS_USUAL))
     return telling
 
 

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ciml.runs.outputs import KeptOutput
-from ciml.transforms.logs.failure_keys import without_margin
+from ciml.transforms.logs.failure_keys import TROUBLES, without_margin
 from ciml.transforms.logs.profile import OutputProfile
 from ciml.transforms.logs.ranking import STRONG, ScannedOutput, is_known_template, rank, step_of
+from ciml.transforms.logs.signals import KINDS
 
 #: Longest quotations of a line, and of a name.
 MAX_CHARACTERS = 200
@@ -34,6 +35,7 @@ class QuotedLine(NamedTuple):
       file: name of the output's file; "" where it is not known.
       step: of the CI system, at most `MAX_NAME_CHARACTERS`; "" where the output names none.
       template: the line without numbers, paths and ids.
+      is_trouble: whether it names memory, a disk, the network, a service or a crash.
     """
 
     text: str
@@ -41,6 +43,7 @@ class QuotedLine(NamedTuple):
     file: str = ""
     step: str = ""
     template: str = ""
+    is_trouble: bool = False
 
     @property
     def sentence(self) -> str:
@@ -66,6 +69,7 @@ def quote(kept: KeptOutput, output: ScannedOutput, profile: OutputProfile, file:
     if worth.max(initial=0) < STRONG:
         return None
     index = int(np.argmax(worth))
+    code = int(output.codes[index])
     (text,) = output.text_of(np.array([index]))
     step = shortened(step_of(output, index), MAX_NAME_CHARACTERS)
     line = QuotedLine(
@@ -73,7 +77,8 @@ def quote(kept: KeptOutput, output: ScannedOutput, profile: OutputProfile, file:
         kept.number(index + 1),
         file,
         step if _is_in(step, kept) else "",
-        without_margin(output.templates[int(output.codes[index])].as_py()),
+        without_margin(output.templates[code].as_py()),
+        any(output.signals.kinds[code, KINDS.index(kind)] for kind in TROUBLES),
     )
     return line if is_quoted(line.sentence, kept) else None
 

@@ -107,6 +107,12 @@ class OutputEvidence:
             "url": self.url,
         }
 
+    @property
+    def blames_machine(self) -> bool:
+        """Whether the line, the spread of the failure or an operator names the machine or what surrounds the code."""
+        is_named = self.note is not None and self.note.cause == MACHINE
+        return is_named or self.near >= MACHINE_CHANGES or (self.line is not None and self.line.is_trouble)
+
     def record(self) -> dict[str, Any]:
         """Return the fields as JSON of a bounded size, as the record of a prediction has them."""
         failure = self.failure
@@ -281,7 +287,10 @@ def failed_tests_sentence(tests: Sequence[RunTest]) -> str:
 
 
 def _named_test(test: RunTest) -> str:
-    return f"“{shortened(test.name, MAX_NAME_CHARACTERS)}”{test.also}"
+    name = shortened(test.name)
+    if len(name) > MAX_NAME_CHARACTERS:
+        name = f"…{name[1 - MAX_NAME_CHARACTERS :].lstrip()}"  # the end tells tests of a file apart
+    return f"“{name}”{test.also}"
 
 
 def spread_sentence(failure: FailedRuns, near: int, line: QuotedLine | None = None) -> str:

@@ -102,7 +102,7 @@ def test_a_test_that_failed_on_other_changes_recently_is_said_to(data: DataRoot,
 def test_one_two_and_many_tests_are_named_in_one_sentence() -> None:
     tests = [RunTest("pytest", "a", 1, OtherChanges(1, NOW_US)), RunTest("pytest", "b" * 200, 2), RunTest("", "c", 3)]
     assert failed_tests_sentence(tests[:1]) == "The test “a” (also on 1 other change since 2026-11-18) failed."
-    assert failed_tests_sentence(tests[:2]).endswith(f"and “{'b' * 79}…” failed.")
+    assert failed_tests_sentence(tests[:2]).endswith(f"and “…{'b' * 79}” failed.")
     assert failed_tests_sentence(tests).startswith("3 tests failed, such as “a” (also")
 
 
@@ -226,10 +226,17 @@ def test_telemetry_follows_the_output_and_a_damaged_output_costs_its_sentences_a
     assert "no evidence of its output" in caplog.text
 
 
+KILLED = "It was ended by SIGKILL (exit status -9) after 59 s; passing runs take 54 to 64 s."
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (FAILING, "The machine behaved as usual."),
+        (
+            f"{PASSING}OSError: [Errno 28] No space left on device\n",
+            "It was ended by SIGKILL (exit status -9) after 59 s; passing runs take 54 to 64 s.",
+        ),
         ("collecting\n", "CPU, load, memory, disk and network were as in 20 passing runs of this job."),
     ],
 )
