@@ -46,6 +46,7 @@ _ENVIRONMENT = (
     r"\b(?:OS|IO|FileNotFound|Permission|FileExists|BlockingIO|ChildProcess|CalledProcess|Memory|Connection\w*"
     r"|\w*Timeout"
     r"|BrokenPipe|Process\w*|HTTP|URL|SSL|Socket|Network\w*)(?:Error|Exception)\b|Errno <\*>"
+    r"|^\s*ERROR$"  # Zuul's mark of a task that failed
 )
 
 #: A row of tests, a character each, of which one failed. It may be the last that a run prints before its time is over.
@@ -83,9 +84,12 @@ REASONS = (
 )
 #: Numbers that name a reason are masked in templates, so they are searched in the lines: by reason, a pattern.
 _NUMBERS = {
-    "resource": r"(?i)\b(?:HTTP\S*|status|error|returned)\b\D{0,20}\b(?:5\d\d|429)\b|\bexit(?:ed)?\b\D{0,20}\b137\b",
+    "resource": r"(?i)\b(?:HTTP\S*|status|error|returned)\b\D{0,20}\b(?:5\d\d|429)\b|\bexit(?:ed)?\b\D{0,20}\b137\b"
+    r"|\"rc\": (?:-9|137)\b",
     "dependency": r"(?i)\b(?:HTTP\S*|status|error|returned|code)\b\D{0,20}\bE?(?:404|410)\b",
 }
+#: The status of a task of Ansible. It counts whatever its line is worth: it is in the middle of others of its shape.
+_RESULT = r"^\s*\"rc\": <\*>,?$"
 #: Kinds of signals of such lines, and the most lines.
 _NUMBERED = ("status", "exit")
 _MAX_NUMBERED = 20
@@ -131,7 +135,8 @@ def reason_of(output: ScannedOutput, known: Container[str] = ()) -> str:
     is_new[known_ones] = False
     worth = _best_worth(output, {texts[index] for index in known_ones}) * is_new
     is_prominent = worth >= max(_PROMINENT * worth.max(initial=0), _LEAST)
-    by_number = _named_by_number(output, is_prominent & telling.is_numbered)
+    is_result = matches(output.templates, _RESULT) & (worth > 0)
+    by_number = _named_by_number(output, (is_prominent | is_result) & telling.is_numbered)
     for name, names in telling.reasons.items():
         if (is_prominent & names).any() or name in by_number:
             return name

@@ -81,7 +81,7 @@ _SERVICE = (
     # time is over
     r"|exceeded the maximum (?:execution )?time|took longer than|(?i:\btimed out\b|timeout (?:exceeded|expired"
     r"|when waiting))"
-    r"|result 'timeout'"
+    r"|result 'timeout'|\b\w*Timeout(?:Error|Exception|Expired)\b"
     # another holds it, or there are too many
     r"|[Cc]ould not get lock|(?:[Ff]ailed to|[Uu]nable to|[Ee]rror) acquir(?:e|ing) .{0,40}\block|[Ff]ailed to lock\b"
     r"|[Dd]evice or resource busy|[Rr]esource temporarily unavailable|[Tt]oo many open files"
@@ -159,7 +159,7 @@ SIGNALS = (
         "exit",
         5,
         r"(?i)exit(?:ed)?(?: with)?(?: status| code)? ?:?=? ?<\*>|\bError <\*>$|returned code: <\*>|rc=<\*>"
-        r"|\bcode <\*>",
+        r"|\"rc\": -?<\*>|\bcode <\*>",
     ),
     Signal("detail", 4, r"^\s*E\s+\S"),
     Signal("error", 4, r"^##\[error\]|^::error|^npm (?:ERR!|error)\b|^error\b|^ERROR\b|\*\*\* "),
