@@ -20,7 +20,9 @@ from ciml.pipelines.kafka.broker import Listing
 from ciml.services.feedback import FeedbackService, feedback_families
 from ciml.verdicts.feedback.config import Feedback, load_feedback
 from ciml.verdicts.feedback.truths import Correction, add_corrections
+from ciml.verdicts.signatures.stored import BOOKMARK
 from tests.scraping import collected
+from tests.verdicts.evidence.test_output import DOWN, fail, passing_runs
 from tests.verdicts.feedback.reviews import Review, ReviewSystem, feedback, prediction
 from tests.verdicts.feedback.worlds import take
 
@@ -131,3 +133,15 @@ def test_metrics_count_what_waits_and_what_is_settled(tmp_path: Path) -> None:
     # Prometheus does not count the first value of a new series as an increase.
     kinds = ("up", "down", "not_helpful")
     assert shown["ciml_feedback_reactions_total"] == {(kind, "review"): 0 for kind in kinds}
+
+
+def test_it_keeps_failure_signatures_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DataRoot.open(tmp_path / "data")
+    fail(passing_runs(data), 10, DOWN)
+    service = service_of(data, Review(), 0, monkeypatch)
+    service.plan({0: 0})
+    bookmark = data.failures.read(BOOKMARK)
+    assert b"could not reach the mirror" in bookmark
+    service.plan({0: 0})  # not every time
+    assert data.failures.read(BOOKMARK) == bookmark
+    service.close()

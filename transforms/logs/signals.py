@@ -243,6 +243,11 @@ def _signals_of_some(templates: pa.StringArray) -> Signals:
     return Signals(kinds, strength, {name: matches(templates, pattern) for name, pattern in MARKS.items()})
 
 
+def have_kind(templates: pa.StringArray, kind: str) -> bool:
+    """Return whether any template has a signal of a kind. Only its own signals are searched."""
+    return any(matches(templates, signal.pattern).any() for signal in SIGNALS if signal.kind == kind)
+
+
 def matches(templates: pa.StringArray, pattern: str) -> npt.NDArray[np.bool_]:
     """Return which templates have a match of a regular expression of RE2, bool [t]."""
     return flags_of(pc.match_substring_regex(templates, pattern))

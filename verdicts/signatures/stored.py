@@ -36,7 +36,7 @@ from ciml.transforms.logs.failure_keys import Key, keys_of, without_margin
 from ciml.transforms.logs.lines import lines_of_block
 from ciml.transforms.logs.profile import OutputProfile, Printed
 from ciml.transforms.logs.ranking import scan
-from ciml.transforms.logs.signals import KINDS, signals_of
+from ciml.transforms.logs.signals import have_kind
 from ciml.transforms.logs.signatures import SIGNATURES_KIND, Failure, Line, Signatures
 from ciml.transforms.logs.stored import PASSING_RUNS, stored_printed
 from ciml.transforms.logs.templates import templates_of
@@ -210,7 +210,7 @@ class SignatureReader:
 
     def _failed_tests(self, record: RunRecord, printed: Mapping[str, Printed]) -> list[str]:
         """Return the names of the tests that failed in a run; none if its text has expired."""
-        if not signals_of(strings(printed)).kinds[:, KINDS.index("test")].any():
+        if not have_kind(strings(printed), "test"):
             return []
         kept = read_output(self._raw, record.output)
         return [] if isinstance(kept, str) else [test.name for test in failed_tests(scan(kept.data))]

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from ciml.cli.commands.data.runs import command
 from ciml.data_root import DataRoot
+from ciml.verdicts.signatures.stored import BOOKMARK
 from tests.runs.compacting import FIRST, run
 from tests.runs.scenes import UNTRUSTED, RawStore
 
@@ -73,6 +74,7 @@ def test_one_run_is_shown(tmp_path: Path, stored: RawStore) -> None:
 
 def test_compacted_and_verified(tmp_path: Path, stored: RawStore) -> None:
     reported = ciml(tmp_path, "compact", "--json", "--grace", "0s")
+    assert DataRoot.open(tmp_path).failures.exists(BOOKMARK)  # signatures quote texts before these are removed
     assert reported.return_value == 0
     done = json.loads(reported.output)
     assert (done["packing"]["runs"], done["packing"]["alone"], done["swept"]["objects"]) == (2, 1, 2)
