@@ -54,7 +54,7 @@ COMMANDS: Table = {
             "ciml.cli.commands.learn.exclude:command",
             "Exclude runs from training, list and revert exclusions.",
         ),
-        "models": ("ciml.cli.commands.learn.models:command", "List, verify, roll back and mirror models."),
+        "models": ("ciml.cli.commands.learn.models:command", "List, compare, promote and withdraw models."),
         "export": ("ciml.cli.commands.learn.models:export", "Export experiments and models to MLflow."),
         "predict": ("ciml.cli.commands.learn.predict:command", "Predict for logs, or for a stream of runs."),
         "verdict": ("ciml.cli.commands.learn.verdict:command", "Show the verdict on a failed run."),

@@ -1,4 +1,4 @@
-"""Push, rollback and repair: how a blessed candidate becomes a served version.
+"""Push and repair: how a blessed candidate becomes a served version.
 
 A push has five steps, and may die after each of them:
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError, EngineError, IntegrityError, UnknownModelError
+from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.lineage import OFF, Data, Description, Lineage
 from ciml.manifest.log import Delta
 from ciml.serving.model_files import (
@@ -47,6 +47,14 @@ _STAGING = "staging-"
 
 class NotBlessedError(CimlError):
     """The candidate to push is not blessed by the gate."""
+
+
+class WithdrawnError(CimlError):
+    """The version is withdrawn: only a person's rollback restores it."""
+
+
+class HeldError(CimlError):
+    """A person holds the served version of the model."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,8 @@ def push(
 
     Raises:
       NotBlessedError: with the decision's reasons. Candidate and decision are recorded nevertheless.
+      HeldError: a person holds the model, and the label is ``stable``. Candidate and decision are recorded, too.
+      WithdrawnError: the candidate was pushed before, and its version is withdrawn.
       IntegrityError: if the candidate fails its checks, or its files changed meanwhile.
     """
     registry = Registry(data, model)
@@ -110,6 +120,7 @@ def push_candidate(
 
 def _push(registry: Registry, candidate: Candidate, label: str, check: bool) -> Pushed:
     reconcile(registry)
+    check_not_held(registry, label)
     if check:
         from ciml.serving.contract import check_candidate
 
@@ -174,14 +185,28 @@ def _commit(registry: Registry, number: int, label: str) -> None:
     """Record a staged version as pushed with its label; for a pushed version, record the label."""
 
     def build(state: RegistryState) -> Delta | None:
+        check_not_held(registry, label)
         version_state = state.versions[number].state
         if version_state == "staged":
             return {"kind": "pushed", "model_version": number, "labels": {label: number}}
+        if state.versions[number].withdrawn:
+            raise WithdrawnError(
+                f"model {registry.model}: version {number} was withdrawn; a rollback to it restores it"
+            )
         if version_state == "pushed":
             return None if state.labels.get(label) == number else {"kind": "labels", "labels": {label: number}}
         raise _abandoned(registry, number)
 
     registry.commit(build)
+
+
+def check_not_held(registry: Registry, label: str) -> None:
+    """Raise `HeldError` if a person holds the version that ``stable`` names, and the label is that one."""
+    hold = registry.known.hold
+    if hold is not None and label == STABLE:
+        raise HeldError(
+            f"model {registry.model} is held by {hold.author}: {hold.reason}; ciml models release ends that"
+        )
 
 
 def _abandoned(registry: Registry, number: int) -> CimlError:
@@ -208,47 +233,6 @@ def write_config(data: DataRoot) -> bool:
             return changed
         models.replace(CONFIG_NAME, text)
         changed = True
-
-
-def rollback(data: DataRoot, model: str, version: int | None = None, *, label: str = STABLE) -> Pushed:
-    """Move a label to an earlier version (or any pushed one).
-
-    The versions above the target, up to the one that the label named, are withdrawn and lose their labels. The version
-    of `STABLE` is withdrawn only by a rollback of `STABLE`.
-
-    Args:
-      version: the target; None means the predecessor of the version that the label names.
-
-    Raises:
-      CimlError: if there is no such version; `IntegrityError` if its files were altered.
-    """
-    registry = Registry(data, model)
-    state = registry.state
-    labelled = state.labels.get(label)
-    if labelled is None:
-        raise UnknownModelError(f"model {model}: no version has the label {label}")
-    target = state.predecessor(labelled) if version is None else version
-    if target is None:
-        raise CimlError(f"model {model}: version {labelled} has no predecessor; nothing to roll back to")
-    files = state.files(target)
-    folder = registry.folder(target)
-    try:
-        check_digests(folder.root, file_digests(folder), files)
-    except FileNotFoundError:
-        raise IntegrityError(f"{folder.root} is missing") from None
-
-    def build(state: RegistryState) -> Delta | None:
-        present = state.labels.get(label, 0)
-        if present == target:
-            return None
-        stable = None if label == STABLE else state.labels.get(STABLE)
-        withdrawn = [number for number in state.pushed() if target < number <= present and number != stable]
-        removed_labels = [name for name, number in state.labels.items() if name != label and number in withdrawn]
-        return {"kind": "labels", "labels": {label: target}, "withdrawn": withdrawn, "removed": removed_labels}
-
-    registry.commit(build)
-    write_config(data)
-    return Pushed(model, target, label, registry.state.versions[target].candidate)
 
 
 def reconcile(registry: Registry) -> list[str]:

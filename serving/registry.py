@@ -11,12 +11,14 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError, UnknownModelError
+from ciml.events.fields import is_clean
+from ciml.limits import MAX_TEXT_CHARACTERS
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.serving.model_files import ModelEntry, check_digests, check_model_name, file_digests, model_digest
 from ciml.storage import LocalStore, Store, open_store
@@ -105,6 +107,37 @@ class Version:
     withdrawn: bool = False
 
 
+@dataclass(frozen=True)
+class Signature:
+    """Who changed something, and why.
+
+    Attributes:
+      author: a person, or a command of ciml.
+      reason: one line.
+    """
+
+    author: str
+    reason: str
+
+    def check(self) -> Signature:
+        """Return the signature. Raises `CimlError` if a part is empty, or no printable line."""
+        for name, value in vars(self).items():
+            if not value.strip() or len(value) > MAX_TEXT_CHARACTERS or not is_clean(value):
+                raise CimlError(f"{name}: want one printable line of at most {MAX_TEXT_CHARACTERS} characters")
+        return self
+
+
+@dataclass(frozen=True)
+class Hold(Signature):
+    """Who holds a version in service, and why.
+
+    Attributes:
+      version: the version that is held.
+    """
+
+    version: int
+
+
 @dataclass(eq=False)
 class RegistryState:
     """The state of a registry after its deltas.
@@ -116,6 +149,7 @@ class RegistryState:
       versions: all model versions, by number.
       labels: the version number of each label.
       last_candidate: the id of the last recorded candidate; "" before the first.
+      hold: who holds the version that ``stable`` names, so that no push replaces it; None if nobody does.
     """
 
     version: int = 0
@@ -124,6 +158,7 @@ class RegistryState:
     versions: dict[int, Version] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     last_candidate: str = ""
+    hold: Hold | None = None
 
     def apply(self, version: int, delta: Delta) -> None:
         """Apply the next delta. Raises `IntegrityError` if it contradicts the earlier ones."""
@@ -160,9 +195,15 @@ class RegistryState:
     def _change_labels(self, delta: Delta) -> None:
         for number in delta.get("withdrawn", ()):
             self.versions[number] = replace(self.versions[number], withdrawn=True)
+        if self.hold is not None and self.versions[self.hold.version].withdrawn:
+            self.hold = None
         self._label(delta["labels"])
         for label in delta.get("removed", ()):
             self.labels.pop(label, None)
+
+    def _hold(self, delta: Delta) -> None:
+        is_held = delta["kind"] == "hold"
+        self.hold = Hold(delta["author"], delta["reason"], delta["model_version"]) if is_held else None
 
     def _label(self, labels: Mapping[str, int]) -> None:
         for label, number in labels.items():
@@ -227,6 +268,8 @@ _APPLY_KIND: Mapping[str, Callable[[RegistryState, Delta], None]] = {
     "pushed": RegistryState._end_push,
     "abandoned": RegistryState._end_push,
     "labels": RegistryState._change_labels,
+    "hold": RegistryState._hold,
+    "release": RegistryState._hold,
 }
 
 
@@ -255,6 +298,15 @@ class Registry:
         """
         catch_up(self._log, self._state)
         return self._state
+
+    @property
+    def known(self) -> RegistryState:
+        """The state as last read: within ``build`` of `commit`, the one that the delta follows."""
+        return self._state
+
+    def deltas(self) -> Iterator[Delta]:
+        """Yield all deltas, in order: what the registry has ever recorded."""
+        return (delta for _, delta in self._log.since(0))
 
     def commit(self, build: Callable[[RegistryState], Delta | None]) -> int | None:
         """Append the delta that ``build`` derives from the current state; see `ciml.manifest.log.commit`."""

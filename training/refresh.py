@@ -38,6 +38,7 @@ from ciml.training.experiment import NORMALISATION, Experiment, metrics_path, re
 from ciml.training.experiments.results import default_experiment
 from ciml.trust import PolicySource, TrustPolicy
 from ciml.verdict_rules import PROFILES, VERDICTS
+from ciml.version import __version__
 
 if TYPE_CHECKING:
     from ciml.training.calibration.calibrate import Calibrated
@@ -112,6 +113,7 @@ class Candidate:
             "experiment": self.experiment.to_json(),
             "normalisation": NORMALISATION,
             "refresh": refresh_key(self.snapshot.digest, self.experiment),
+            "ciml": __version__,
             "rejected": self.snapshot.rejected(),
         }
 

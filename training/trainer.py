@@ -19,7 +19,7 @@ from ciml.events.records import RunFacts
 from ciml.lineage import Lineage, lineage_of
 from ciml.progress import Progress, no_progress
 from ciml.serving.model_files import check_digests, copy_model
-from ciml.serving.push import NotBlessedError, push, push_candidate, reconcile
+from ciml.serving.push import HeldError, NotBlessedError, WithdrawnError, push, push_candidate, reconcile
 from ciml.serving.registry import STABLE, Decision, Registry, registered_models
 from ciml.storage import open_store
 from ciml.training.data.snapshot import facts_of_spans, read_snapshot
@@ -38,7 +38,8 @@ class TrainResult:
     """The result of `run_once`.
 
     Attributes:
-      outcome: ``pushed``; ``rejected`` by the gate or the model server; ``nothing_new``.
+      outcome: ``pushed``; ``rejected`` by the gate or the model server; ``held``: blessed, but a person holds the
+        model; ``nothing_new``.
       reasons: of the outcome, a line each.
       version: the pushed version.
       champion: the version that was served before.
@@ -49,7 +50,7 @@ class TrainResult:
       warnings: served versions of the model that learned from excluded runs, a line each.
     """
 
-    outcome: Literal["pushed", "rejected", "nothing_new"]
+    outcome: Literal["pushed", "rejected", "held", "nothing_new"]
     reasons: tuple[str, ...]
     version: int | None = None
     champion: int | None = None
@@ -64,6 +65,7 @@ class TrainResult:
         summaries = {
             "pushed": f"pushed version {self.version}",
             "rejected": "not pushed",
+            "held": "blessed, and not pushed yet",
             "nothing_new": "nothing to do",
         }
         details = [*figure_lines(self.metrics), *self.reasons]
@@ -150,7 +152,8 @@ def _last_key(registry: Registry) -> str | None:
     """Return the `refresh_key` of the last candidate; None if its push is pending, or it has no decision."""
     state = registry.state
     last = state.candidates.get(state.last_candidate)
-    if last is None or last.id not in state.decisions or state.pending() is not None:
+    is_due = state.pending() is not None and state.hold is None
+    if last is None or last.id not in state.decisions or is_due:
         return None
     key = last.facts.get("refresh")
     return key if isinstance(key, str) else None
@@ -195,21 +198,26 @@ def _push(
     decision = candidate.decision
     facts = {**candidate.facts(), "champion": champion}
     version = None
+    outcome: Literal["pushed", "rejected", "held"] = "rejected"
     reasons = decision.reasons
     folder = open_store(candidate.folder)
     try:
         version = push(
             config.data, config.model, folder, decision, label=config.label, facts=facts, lineage=lineage
         ).version
+        outcome = "pushed"
     except NotBlessedError:
         pass  # the push has recorded the candidate and its decision
+    except (HeldError, WithdrawnError) as error:
+        outcome = "held" if isinstance(error, HeldError) else "rejected"
+        reasons = (str(error), *reasons)
     except IntegrityError as error:
         # The gate passed it, but the server cannot load it.
         reasons = (str(error),)
         recorded = registry.record_candidate(folder, facts)
         registry.record_decision(recorded.id, Decision(False, reasons, decision.metrics))
     return TrainResult(
-        outcome="rejected" if version is None else "pushed",
+        outcome=outcome,
         reasons=tuple(reasons),
         version=version,
         champion=champion,

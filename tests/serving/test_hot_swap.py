@@ -22,8 +22,9 @@ from ciml.errors import CimlError
 from ciml.http.intake import RequestError
 from ciml.serving import push as push_module
 from ciml.serving.client import ClientPolicy, ModelClient
+from ciml.serving.ledger import rollback
 from ciml.serving.model_files import ModelEntry, render_config
-from ciml.serving.push import rollback, write_config
+from ciml.serving.push import write_config
 from ciml.serving.registry import Registry
 from ciml.serving.server.server import ModelServer, ServerOptions
 from tests.serving.models_fixture import direct, push_models, runs, save_model

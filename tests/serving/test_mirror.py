@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
+from ciml.serving.ledger import rollback
 from ciml.serving.mirror import mirror
 from ciml.serving.model_files import file_digests, parse_config
-from ciml.serving.push import rollback
 from ciml.serving.registry import Registry
 from ciml.storage import open_store
 from tests.durable import Steps

@@ -15,6 +15,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.serving import contract
 from ciml.serving import push as push_module
+from ciml.serving.ledger import rollback
 from ciml.serving.model_files import list_versions, parse_config
 from ciml.serving.push import (
     NotBlessedError,
@@ -22,7 +23,6 @@ from ciml.serving.push import (
     push,
     push_candidate,
     reconcile,
-    rollback,
     verify_versions,
     write_config,
 )

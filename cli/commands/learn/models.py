@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.cli.command import make_command
+from ciml.cli.commands.learn.versions import COMMANDS
 from ciml.cli.options import Data, Json
 from ciml.cli.output import print_warnings
 from ciml.cli.running import Foreground, find_own_modules, stop_on_signals
@@ -159,36 +160,6 @@ def registry_json(registry: Registry) -> dict[str, Any]:
     return {"labels": dict(sorted(state.labels.items())), "served": state.served(), "candidates": candidates}
 
 
-class RollbackOptions(Data):
-    """Options of ``ciml models rollback``.
-
-    Attributes:
-      version: Version to serve. [default: the previous one]
-      label: Label to move.
-    """
-
-    model: str = argument()
-    version: int | None = option(kind="count")
-    label: str = option("stable")
-
-
-@make_command("rollback")
-def rollback_model(options: RollbackOptions) -> None:
-    """Move a label to an earlier version.
-
-    Later versions are withdrawn until a rollback names them with --version.
-
-    \b
-    Example:
-      ciml models rollback provider --data-path data
-      ciml models rollback provider --version 3 --data-path data
-    """
-    from ciml.serving.push import rollback
-
-    moved = rollback(options.root, options.model, options.version, label=options.label)
-    click.echo(f"{options.model}: {moved.label} = {moved.version}")
-
-
 @make_command("verify")
 def verify_models(options: ModelOptions) -> int:
     """Verify the files of all versions.
@@ -285,14 +256,14 @@ def _mirror_once(options: MirrorOptions) -> set[str]:
     return {f"BROKEN {fault}" for fault in mirrored.faults}
 
 
-@click.group("models", commands=[list_models, rollback_model, verify_models, reconcile_models, mirror_models])
+@click.group("models", commands=[list_models, *COMMANDS, verify_models, reconcile_models, mirror_models])
 def command() -> None:
-    """List, verify, roll back and mirror models.
+    """List, compare, promote and withdraw models.
 
     \b
     Example:
       ciml models list --data-path data
-      ciml models rollback provider --data-path data
+      ciml models rollback provider --reason "worse since Monday" --data-path data
       ciml models verify --data-path data
     """
 

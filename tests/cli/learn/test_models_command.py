@@ -68,6 +68,38 @@ def test_rollback(data: DataRoot) -> None:
     assert "no model 'x'" in run("models", "verify", "x", "--data-path", data.url).output
 
 
+def test_decisions_are_recorded_and_listed(data: DataRoot) -> None:
+    signed = ("--reason", "release week", "--author", "ann", "--data-path", data.url)
+    assert run("models", "hold", "m", *signed).output == "m: version 2 is held\n"
+    assert "held by ann: release week" in run("models", "rollback", "m", *signed).output
+    assert run("models", "release", "m", *signed).output == "m: released\n"
+    assert run("models", "promote", "m", "--version", "1", "--label", "canary", *signed).output == "m: canary = 1\n"
+    withdrawn = run("models", "withdraw", "m", "2", *signed).output
+    assert withdrawn == "m: withdrawn: 2\nm: stable = 1\n"
+    lines = run("models", "withdraw", "m", "1", *signed).output.splitlines()
+    assert sorted(lines[1:]) == [
+        f"m: {label} = nothing; train a model by ciml refresh" for label in ("canary", "stable")
+    ]
+    entries = run("models", "history", "m", "--json", "--data-path", data.url).output.splitlines()
+    by_ann = [entry["action"] for entry in map(json.loads, entries) if entry["author"] == "ann"]
+    assert by_ann == ["hold", "release", "promote", "withdraw", "withdraw"]
+    table = run("models", "history", "m", "--data-path", data.url).output
+    assert "release week" in table
+    assert "hold version 2" in table
+
+
+def test_versions_are_shown_and_compared(data: DataRoot) -> None:
+    place = ("--data-path", data.url)
+    shown = json.loads(run("models", "show", "m", "2", "--json", *place).output)
+    assert (shown["version"], shown["dataset"], shown["decision"]["metrics"]) == (2, "small", {"accuracy": 0.2})
+    assert "decision.metrics.accuracy" in run("models", "show", "m", "2", *place).output
+    differing = json.loads(run("models", "diff", "m", "1", "2", "--json", *place).output)
+    assert differing["decision.metrics.accuracy"] == [0.1, 0.2]
+    assert "dataset" not in differing
+    assert "dataset" in json.loads(run("models", "diff", "m", "1", "2", "--all", "--json", *place).output)
+    assert "no version 9" in run("models", "show", "m", "9", *place).output
+
+
 def test_verify_and_reconcile(data: DataRoot) -> None:
     done = run("models", "verify", "--data-path", data.url)
     assert done.output == "m: 2 of 2 versions are as recorded\n"

@@ -29,7 +29,7 @@ from ciml.pipelines.mlflow import (
     params_of,
     trial_records,
 )
-from ciml.serving.push import rollback
+from ciml.serving.ledger import rollback
 from ciml.serving.registry import Decision, Registry
 from ciml.serving.server.model.loaded_model import load_model
 from ciml.storage import open_store

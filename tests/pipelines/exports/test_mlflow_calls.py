@@ -12,7 +12,8 @@ from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
 from ciml.pipelines import mlflow as export_module
 from ciml.pipelines.mlflow import RunRecord, _Export, _one_line_errors
-from ciml.serving.push import push, rollback
+from ciml.serving.ledger import rollback
+from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.storage import open_store
 

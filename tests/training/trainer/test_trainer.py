@@ -18,9 +18,9 @@ from ciml.metrics import Board
 from ciml.services.trainer import registry_families
 from ciml.serving.client import ModelClient
 from ciml.serving.contract import check_candidate
+from ciml.serving.ledger import hold, release, rollback
 from ciml.serving.model_files import parse_config
-from ciml.serving.push import rollback
-from ciml.serving.registry import Decision, Registry
+from ciml.serving.registry import Decision, Registry, Signature
 from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.storage import open_store
 from ciml.training import trainer as trainer_module
@@ -134,6 +134,23 @@ def test_what_a_fooled_gate_blesses_is_still_not_pushed(config: TrainConfig, scr
     state = Registry(config.data, "m").state
     assert not state.decisions[state.last_candidate].blessed
     assert run_once(config).outcome == "nothing_new"
+
+
+def test_a_held_model_is_refreshed_and_pushed_after_its_release(config: TrainConfig, scripted: Scripted) -> None:
+    scripted(1)
+    run_once(config)
+    registry = Registry(config.data, "m")
+    hold(registry, Signature("ann", "release week"))
+    refreshing = scripted(2)
+    held = run_once(config)
+    assert (held.outcome, held.version, held.champion) == ("held", None, 1)
+    assert held.reasons[0].startswith("model m is held by ann: release week")
+    assert run_once(config).outcome == "nothing_new"  # the same candidate is not trained again
+    assert refreshing.lasts == ["key1", "key2"]
+    release(registry, Signature("ann", "the release is out"))
+    released = run_once(config)
+    assert (released.outcome, released.version) == ("pushed", 2)
+    assert registry.state.champion == 2
 
 
 #: Killed before the gate's decision is stored, a trainer trains again; later, it completes the push.

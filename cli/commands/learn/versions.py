@@ -1,0 +1,293 @@
+"""The commands of ``ciml models`` by which people decide about versions, and read the ledger of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ciml.cli.command import make_command
+from ciml.cli.options import Data, Json, JsonLines, Signed
+from ciml.cli.output import print_columns, print_table, printable
+from ciml.options import argument, flag, option
+
+if TYPE_CHECKING:
+    from ciml.data_root import DataRoot
+    from ciml.serving.ledger import Entry
+    from ciml.serving.registry import Registry, Signature
+
+
+class DecisionOptions(Data, Signed):
+    """Options of a decision about a model.
+
+    Attributes:
+      reason: Why, for readers of the history.
+    """
+
+    reason: str = option(metavar="TEXT", required=True)
+
+    def signature(self) -> Signature:
+        """Return author and reason."""
+        from ciml.serving.registry import Signature
+
+        return Signature(self.signed_by(), self.reason)
+
+
+class ModelDecisionOptions(DecisionOptions):
+    """Options of a decision about a whole model."""
+
+    model: str = argument()
+
+
+def _registry(root: DataRoot, model: str) -> Registry:
+    """Return the registry of a model. Raises `CimlError` for an unknown one."""
+    from ciml.serving.registry import known_registries
+
+    return known_registries(root, model)[model]
+
+
+class RollbackOptions(DecisionOptions):
+    """Options of ``ciml models rollback``.
+
+    Attributes:
+      version: Version to serve. [default: the previous one]
+      label: Label to move.
+      reason: Why, for readers of the history.
+    """
+
+    model: str = argument()
+    version: int | None = option(kind="count")
+    label: str = option("stable")
+    reason: str = option("no reason was given", metavar="TEXT")
+
+
+@make_command("rollback")
+def rollback_model(options: RollbackOptions) -> None:
+    """Move a label to an earlier version.
+
+    Later versions are withdrawn until a rollback names them with --version.
+
+    \b
+    Example:
+      ciml models rollback provider --reason "worse since Monday" --data-path data
+      ciml models rollback provider --version 3 --data-path data
+    """
+    from ciml.serving.ledger import rollback
+
+    signed = options.signature()
+    moved = rollback(options.root, options.model, options.version, label=options.label, signed=signed)
+    click.echo(f"{options.model}: {moved.label} = {moved.version}")
+
+
+class PromoteOptions(DecisionOptions):
+    """Options of ``ciml models promote``.
+
+    Attributes:
+      version: Version to label.
+      label: Label to move.
+    """
+
+    model: str = argument()
+    version: int = option(kind="count", required=True)
+    label: str = option("stable")
+
+
+@make_command("promote")
+def promote_version(options: PromoteOptions) -> None:
+    """Give a pushed version a label.
+
+    \b
+    Example:
+      ciml models promote provider --version 7 --reason "good as canary for a week" --data-path data
+    """
+    from ciml.serving.ledger import promote
+
+    moved = promote(_registry(options.root, options.model), options.version, options.signature(), label=options.label)
+    click.echo(f"{options.model}: {moved.label} = {moved.version}")
+
+
+class WithdrawOptions(DecisionOptions):
+    """Options of ``ciml models withdraw``."""
+
+    model: str = argument()
+    versions: tuple[int, ...] = argument("VERSION…", "count", many=True)
+
+
+@make_command("withdraw")
+def withdraw_versions(options: WithdrawOptions) -> None:
+    """Take versions out of service.
+
+    A label that names one of them moves to the highest lower version that is not withdrawn; without one, nothing is
+    served under it. No refresh restores a withdrawn version.
+
+    \b
+    Example:
+      ciml models withdraw provider 6 7 --reason "learned from a poisoned source" --data-path data
+    """
+    from ciml.serving.ledger import withdraw
+
+    if not options.versions:
+        raise click.UsageError("name at least one version")
+    moved = withdraw(_registry(options.root, options.model), list(options.versions), options.signature())
+    click.echo(f"{options.model}: withdrawn: {', '.join(map(str, options.versions))}")
+    for label, version in moved.items():
+        now = "nothing; train a model by ciml refresh" if version is None else version
+        click.echo(f"{options.model}: {label} = {now}")
+
+
+@make_command("hold")
+def hold_model(options: ModelDecisionOptions) -> None:
+    """Keep the stable version in service.
+
+    Refreshes go on, and their candidates are recorded. None is pushed as stable until ciml models release.
+
+    \b
+    Example:
+      ciml models hold provider --reason "release week" --data-path data
+    """
+    from ciml.serving.ledger import hold
+
+    registry = _registry(options.root, options.model)
+    hold(registry, options.signature())
+    click.echo(f"{options.model}: version {registry.state.champion} is held")
+
+
+@make_command("release")
+def release_model(options: ModelDecisionOptions) -> None:
+    """End a hold.
+
+    The next refresh pushes the last candidate, if it was blessed meanwhile.
+
+    \b
+    Example:
+      ciml models release provider --reason "the release is out" --data-path data
+    """
+    from ciml.serving.ledger import release
+
+    release(_registry(options.root, options.model), options.signature())
+    click.echo(f"{options.model}: released")
+
+
+class HistoryOptions(Data, JsonLines):
+    """Options of ``ciml models history``."""
+
+    model: str = argument()
+
+
+@make_command("history")
+def show_history(options: HistoryOptions) -> None:
+    """List what happened to a model.
+
+    These are its candidates, the decisions of the gate, pushes, and the decisions of people, from the oldest.
+
+    \b
+    Example:
+      ciml models history provider --data-path data
+    """
+    from ciml.serving.ledger import Entry, history
+
+    entries = history(_registry(options.root, options.model))
+    options.show_all(entries, _print_entries, Entry.to_json)
+
+
+def _print_entries(entries: list[Entry]) -> None:
+    print_table(("time", "what", "by", "why"), [tuple(_row(entry)) for entry in entries])
+
+
+def _row(entry: Entry) -> Iterator[str]:
+    yield datetime.fromtimestamp(entry.time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
+    version = "" if entry.version is None else f" version {entry.version}"
+    withdrawn = f", withdrawn: {', '.join(map(str, entry.withdrawn))}" if entry.withdrawn else ""
+    labels = "".join(f", {label} = {number}" for label, number in entry.labels.items())
+    yield f"{entry.action}{version}{' ' + entry.candidate if entry.candidate else ''}{labels}{withdrawn}"
+    yield printable(entry.author)
+    yield printable("; ".join(entry.reasons))
+
+
+class ShowOptions(Data, Json):
+    """Options of ``ciml models show``."""
+
+    model: str = argument()
+    version: int = argument("VERSION", "count")
+
+
+@make_command("show")
+def show_version(options: ShowOptions) -> None:
+    """Show all that is recorded of a version.
+
+    These are data set, snapshot, experiment, version of ciml, figures, the gate's decision and the files' digest.
+
+    \b
+    Example:
+      ciml models show provider 7 --data-path data
+    """
+    from ciml.serving.ledger import facts_of_version
+
+    registry = _registry(options.root, options.model)
+    options.show(facts_of_version(registry, options.version), _print_facts)
+
+
+def _print_facts(facts: Mapping[str, Any]) -> None:
+    print_columns([(name, printable(str(value))) for name, value in _flat(facts)])
+
+
+class DiffOptions(Data, Json):
+    """Options of ``ciml models diff``.
+
+    Attributes:
+      all: Equal values too.
+    """
+
+    model: str = argument()
+    version: int = argument("VERSION", "count")
+    other: int = argument("OTHER", "count")
+    all: bool = flag()
+
+
+@make_command("diff")
+def diff_versions(options: DiffOptions) -> None:
+    """Compare two versions of a model.
+
+    \b
+    Example:
+      ciml models diff provider 6 7 --data-path data
+    """
+    from ciml.serving.ledger import facts_of_version
+
+    registry = _registry(options.root, options.model)
+    one, two = (dict(_flat(facts_of_version(registry, number))) for number in (options.version, options.other))
+    rows = [(name, one.get(name), two.get(name)) for name in dict.fromkeys((*one, *two))]
+    differing = [row for row in rows if options.all or row[1] != row[2]]
+
+    def text(rows: list[tuple[str, Any, Any]]) -> None:
+        headings = ("", f"version {options.version}", f"version {options.other}")
+        print_table(headings, [(name, _text(left), _text(right)) for name, left, right in rows])
+
+    options.show(differing, text, lambda rows: {name: values for name, *values in rows})
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else printable(str(value))
+
+
+def _flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (name, value) of nested facts, with dotted names."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+COMMANDS: list[click.Command] = [
+    show_history,
+    show_version,
+    diff_versions,
+    rollback_model,
+    promote_version,
+    withdraw_versions,
+    hold_model,
+    release_model,
+]
