@@ -44,7 +44,7 @@ COMMANDS: Table = {
         "explain": ("ciml.cli.commands.data.explain:command", "Show the lines that explain a failed job."),
         "failures": ("ciml.cli.commands.data.failures:command", "Show lines that failed runs share."),
         "drift": ("ciml.cli.commands.data.drift:command", "Detect data drift."),
-        "trust": ("ciml.cli.commands.data.trust:command", "Check and apply a trust policy, explain a run's trust."),
+        "trust": ("ciml.cli.commands.data.trust:command", "Check and apply trust policies, explain a run."),
         "dead-letters": ("ciml.cli.commands.data.dead_letters:command", "List, count, show and replay dead letters."),
     },
     "Learn": {

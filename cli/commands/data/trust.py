@@ -251,7 +251,7 @@ def history(options: HistoryOptions) -> None:
 
 @click.group("trust", commands=[check, apply, history, explain])
 def command() -> None:
-    """Check and apply a trust policy, explain a run's trust.
+    """Check and apply trust policies, explain a run.
 
     A trust policy says which runs may train a model. A data root has one, which every command and service uses.
 
