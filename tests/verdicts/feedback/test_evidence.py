@@ -11,10 +11,12 @@ from ciml.data_root import DataRoot
 from ciml.errors import EngineError
 from ciml.transforms.profiles import Profile, Profiles
 from ciml.verdicts.feedback.config import Policy
-from ciml.verdicts.feedback.evidence import compare_run, output_link
+from ciml.verdicts.feedback.evidence import compare_run, find_evidence, output_link
 from ciml.verdicts.feedback.judgement import Silence, decide_feedback
+from ciml.verdicts.feedback.text import Style, marker_of, render
 from tests.verdicts.evidence import stored
 from tests.verdicts.evidence.subjects import profiles, run_of
+from tests.verdicts.evidence.test_output import DOWN, NOW_US, fail, passing_runs
 from tests.verdicts.feedback import reviews
 
 
@@ -133,3 +135,38 @@ def test_a_message_links_to_hosts_of_the_policy_alone(url: str, hosts: tuple[str
     judged = decide_feedback(reviews.prediction(auth=auth), reviews.feedback(), (), int(reviews.NOW_S * 1e6)).item
     assert judged is not None
     assert output_link(url, judged, Policy(link_hosts=hosts)) == link
+
+
+def test_a_message_on_a_stored_run_quotes_links_and_names(tmp_path: Path) -> None:
+    data = DataRoot.open(tmp_path / "data")
+    raw = passing_runs(data)
+    for number in (10, 11):
+        fail(raw, number, f"##[group]Run make setup\n##[endgroup]\n{DOWN}", project="org/project")
+    page = "https://git.example.org/p/-/jobs/7"
+    run = stored.FAILED.replace(
+        adapter="gitlab",
+        url=page,
+        auth="token",
+        project="org/project",
+        change="12",
+        patchset="3",
+        end_us=NOW_US,
+    )
+    raw.add([(run, stored.STARVED)], outputs={run.run_id: f"##[group]Run make setup\n##[endgroup]\n{DOWN}".encode()})
+    stored.push(data, tmp_path / "model", profiles(60))
+    (path,) = [path for path in data.raw.list() if path.startswith("runs/") and run.run_id in path]
+    judged = decide_feedback(stored.prediction(run, path), reviews.feedback(), (), NOW_US).item
+    assert judged is not None
+    finding = find_evidence(data, judged, Policy(link_hosts=("git.example.org",)))
+    style = Style("gitlab", 4000, True, Policy())
+    body = render([finding], marker_of("review", "org/project", "12"), judged.ref, style).body
+    signature = finding.observations[1].partition("(signature ")[2][:6]
+    assert body.split("\n")[4:9] == [
+        "- “error: could not reach the mirror of packages” is new in this job (line 4 of its output, step “Run make "
+        "setup”).",
+        f"- 3 runs of 3 changes failed like this since 2026-11-18 (signature {signature}…); 3 changes within 6 hours "
+        "indicate the machine.",
+        "- It was ended by SIGKILL (exit status -9) after 59 s; passing runs take 54 to 64 s.",
+        "- From second 20, steal was 41 %; passing runs have 0 %.",
+        f"- [Its output]({page}#L4)",
+    ]
