@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from ciml.datasets.definition import NO_OUTPUT_FEATURE
 from ciml.errors import IntegrityError
 from ciml.events.outcomes import CODE, MACHINE
 from ciml.events.records import Record
@@ -76,6 +77,8 @@ class VerdictRules(Record, frozen=True, omit_defaults=True, gc=False):
       calibration: how the probabilities were calibrated, for reports: ``method``, ``runs``, …
       groups: the calibration runs by job; under `POOLED` the runs of all other jobs.
       ranges: of the runs that the model learned; None in earlier models, for which no run is outside.
+      without_output: the pooled calibration runs that have no output. A run without one is compared with these, and
+        the other pooled runs have one. None where a part has too few runs, or the model takes no outputs.
     """
 
     classes: tuple[str, ...]
@@ -83,14 +86,28 @@ class VerdictRules(Record, frozen=True, omit_defaults=True, gc=False):
     calibration: Mapping[str, Any]
     groups: Mapping[str, Group]
     ranges: LearnedRanges | None = None
+    without_output: Group | None = None
 
     def group_of(self, job: str) -> str:
         """Return the name of a job's group."""
         return job if job in self.groups else POOLED
 
-    def set_of(self, job: str, probabilities: Mapping[str, float]) -> tuple[str, ...]:
+    def compared_with(self, job: str, *, without_output: bool = False) -> Group:
+        """Return the calibration runs that a run of a job is compared with."""
+        name = self.group_of(job)
+        if name == POOLED and without_output and self.without_output is not None:
+            return self.without_output
+        return self.groups[name]
+
+    def lacks_output(self, means: NDArray[np.floating] | None) -> bool:
+        """Return whether a run has no output, given float [F], the means of its windows."""
+        if means is None or self.ranges is None or NO_OUTPUT_FEATURE not in self.ranges.features:
+            return False
+        return bool(means[self.ranges.features.index(NO_OUTPUT_FEATURE)] > 0)
+
+    def set_of(self, job: str, probabilities: Mapping[str, float], *, without_output: bool = False) -> tuple[str, ...]:
         """Return the classes that a run may have, in the model's order: possibly all, possibly none."""
-        group = self.groups[self.group_of(job)]
+        group = self.compared_with(job, without_output=without_output)
         min_p_value = 1 - self.coverage
         return tuple(name for name in self.classes if group.p_value(name, probabilities[name]) >= min_p_value)
 
@@ -184,10 +201,12 @@ def make_verdict(
       rules: the rules of the model.
       means: float [F], the means of the run's windows; None skips the comparison with the learned ranges.
     """
-    group_name = rules.group_of(job)
-    group = rules.groups[group_name]
+    without_output = rules.lacks_output(means)
+    group = rules.compared_with(job, without_output=without_output)
     outside = None if rules.ranges is None or means is None else rules.ranges.outside(means)
-    possible_classes = rules.set_of(job, probabilities) if outside is None else rules.classes
+    possible_classes = rules.classes
+    if outside is None:
+        possible_classes = rules.set_of(job, probabilities, without_output=without_output)
     likely_class = max(rules.classes, key=lambda name: probabilities[name])  # the first of equals, as in `class_of`
     cause = likely_class if possible_classes == (likely_class,) else UNKNOWN
     return Verdict(
@@ -196,7 +215,7 @@ def make_verdict(
         probabilities={name: probabilities[name] for name in rules.classes},
         set=possible_classes,
         coverage=rules.coverage,
-        group=group_name,
+        group=rules.group_of(job),
         runs=group.runs,
         base_rate=group.base_rate,
         retry=_RETRY.get(cause, "unsure"),
@@ -222,6 +241,8 @@ def read_rules(data: bytes, classes: Sequence[str], features: Sequence[str], whe
         raise IntegrityError(f"{where}: the group {POOLED!r} of all other jobs is missing")
     for name, group in rules.groups.items():
         _check_group(group, rules.classes, f"{where}: group {name!r}")
+    if rules.without_output is not None:
+        _check_group(rules.without_output, rules.classes, f"{where}: without_output")
     if rules.ranges is not None and (problem := check_ranges(rules.ranges, features)):
         raise IntegrityError(f"{where}: {problem}")
     return rules

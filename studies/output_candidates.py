@@ -24,11 +24,11 @@ from ciml.transforms.logs.features import telling_templates
 from ciml.transforms.logs.profile import OutputProfile, differences_of, printed_templates
 from ciml.transforms.logs.ranking import ScannedOutput
 from ciml.transforms.logs.templates import template_digest
+from studies.figures import RESAMPLES
 from studies.verdict_outputs import DEV_OF, macro_f1, make_output_profiles, read_outputs, with_outputs
 from studies.verdicts import (
     EXAMPLES,
     NETWORK,
-    RESAMPLES,
     Fold,
     Recorded,
     Verdicts,

@@ -30,6 +30,7 @@ from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.evidence import compare_profile
 from ciml.verdicts.feedback.judgement import Silence, doubt_of
 from ciml.verdicts.feedback.standing import RERUNS, REVIEWER, RecordedVerdict, Standings
+from studies.figures import share_with_interval
 from studies.verdicts import (
     EXAMPLES,
     Answer,
@@ -41,7 +42,6 @@ from studies.verdicts import (
     fold_of_later_runs,
     folds_of,
     read,
-    share_with_interval,
     telemetry_definition,
     verdicts_of_fold,
 )

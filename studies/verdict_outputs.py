@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +27,11 @@ from ciml.training.experiment import Experiment
 from ciml.transforms.logs.features import output_features
 from ciml.transforms.logs.profile import MIN_RUNS, OutputProfile, printed_templates
 from ciml.transforms.logs.ranking import ScannedOutput, scan
+from studies.figures import RESAMPLES, table
 from studies.verdicts import (
     BASELINES,
     EXAMPLES,
     NETWORK,
-    RESAMPLES,
     Answer,
     Fold,
     Recorded,
@@ -42,7 +43,6 @@ from studies.verdicts import (
     figures,
     folds_of,
     read,
-    table,
     telemetry_definition,
     verdicts_by,
 )
@@ -168,7 +168,7 @@ def compare(
     made = list(with_outputs(runs, outputs, folds_of(runs, definition, labels, folds, repeats, DEV_OF)))
     found = {}
     for name, answer in methods(runs, experiment).items():
-        if only in name:
+        if re.search(only, name):
             verdicts = verdicts_by(answer, made, labels, facts, experiment.coverage, outside=name not in BASELINES)
             found[name] = figures_of(verdicts, labels, groups)
             print(name, {key: round(value[0], 3) for key, value in found[name].items()}, flush=True)
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--hold", choices=("changes", "jobs"), default="changes", help="what is held out whole")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", default="", help="a part of the names of the methods")
+    parser.add_argument("--only", default="", help="a regular expression over the names of methods")
     options = parser.parse_args()
     outputs = read_outputs(options.folders)
     runs = read(options.folders)

@@ -29,6 +29,7 @@ from ciml.events.records import RunFacts
 from ciml.training.experiment import Experiment
 from ciml.transforms.logs.features import output_features
 from ciml.transforms.logs.ranking import ScannedOutput, scan
+from studies.figures import table
 from studies.verdict_outputs import DEV_OF, TELEMETRY, figures_of, read_outputs, with_outputs
 from studies.verdicts import (
     BASELINES,
@@ -46,7 +47,6 @@ from studies.verdicts import (
     fold_of_later_runs,
     folds_of,
     read,
-    table,
     telemetry_definition,
     verdicts_by,
     verdicts_of_fold,

@@ -32,6 +32,7 @@ from ciml.events.run_facts import facts_from_listing
 from ciml.runs.causes import Causes
 from ciml.runs.run_log import RunDelta, RunRecord
 from ciml.telemetry import telemetry_columns
+from ciml.training.calibration.calibrate import lacks_output
 from ciml.training.calibration.calibrators import fit_calibrator
 from ciml.training.calibration.sets import learned_ranges, make_rules
 from ciml.training.estimators import Rows, fit, inputs_for
@@ -43,11 +44,11 @@ from ciml.transforms.examples.prepare import prepare_many, run_means
 from ciml.transforms.parse.logs import Log, parse_logs
 from ciml.transforms.profiles import Profiles, make_profiles
 from ciml.verdict_rules import UNKNOWN, Verdict, make_verdict
+from studies.figures import share_with_interval, table
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 #: The part of a fold's learning changes that calibrate. In examples/cause.toml, which has outputs, it is a half.
 DEV_OF = 4
-RESAMPLES = 2000
 #: The small network that was the example until trees could be served.
 NETWORK = Experiment(
     name="network",
@@ -344,7 +345,10 @@ def verdicts_of_fold(
     dev, held = (values.astype(np.float32) for values in answer(fold, labels))
     calibrator = fit_calibrator(dev, labels[fold.dev])
     jobs = [failed[row].build_name for row in fold.dev]
-    rules = make_rules(calibrator.apply(dev), labels[fold.dev], jobs, CAUSES, coverage=coverage, calibration={})
+    lacks = lacks_output(fold.inputs[fold.dev], fold.features) if outside else None
+    rules = make_rules(
+        calibrator.apply(dev), labels[fold.dev], jobs, CAUSES, coverage=coverage, calibration={}, without_output=lacks
+    )
     means = run_means(fold.inputs, fold.n_windows)
     if outside:
         rows = np.concatenate([fold.learned, fold.dev])
@@ -393,20 +397,6 @@ def _counts(found: Verdicts, labels: np.ndarray) -> dict[str, tuple[np.ndarray, 
     return counts
 
 
-def share_with_interval(top: np.ndarray, bottom: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
-    """Return the share of the sums of ``top`` and ``bottom`` [n], with its interval by a bootstrap of groups."""
-    names, index = np.unique(groups, return_inverse=True)
-    tops = np.bincount(index, top)
-    bottoms = np.bincount(index, bottom)
-    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        resampled = (drawn @ tops) / (drawn @ bottoms)
-        value = tops.sum() / bottoms.sum() if bottoms.sum() else np.nan
-    resampled = resampled[np.isfinite(resampled)]
-    low, high = np.quantile(resampled, (0.025, 0.975)) if resampled.size else (np.nan, np.nan)
-    return float(value), float(low), float(high)
-
-
 def reliability(found: Verdicts, labels: np.ndarray, bins: int = 5) -> list[tuple[int, float, float]]:
     """Return (verdicts, mean probability, share that was right) by the probability of the most probable class."""
     probability = found.probability.max(axis=2).ravel()
@@ -449,17 +439,6 @@ def methods(runs: Recorded, experiment: Experiment) -> dict[str, Answer]:
         "random forest, no exit status": by_experiment(forest, no_exit),
         "network of 16, no exit status": by_experiment(NETWORK, no_exit),
     }
-
-
-def table(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], names: Sequence[str]) -> str:
-    """Return a table in Markdown."""
-    lines = [f"| method | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for method, figures_of_method in rows.items():
-        cells = (
-            f"{value:.2f} ({low:.2f}–{high:.2f})" for value, low, high in (figures_of_method[name] for name in names)
-        )
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def main() -> None:

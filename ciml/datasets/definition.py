@@ -54,6 +54,8 @@ LOG_PREFIX = "log:"
 LOG_FEATURES = tuple(
     f"{LOG_PREFIX}{name}" for name in "resource dependency crash program other silent unavailable".split()
 )
+#: Above 0 in a run without an output.
+NO_OUTPUT_FEATURE = LOG_FEATURES[-1]
 #: Of each telemetry feature: its mean, its largest window and its last window.
 PROFILE_PARTS = ("mean", "max", "last")
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.definition import NO_OUTPUT_FEATURE, ResolvedDefinition
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import IntegrityError, NoTrainingDataError
 from ciml.events.outcomes import CAUSE
@@ -20,7 +20,7 @@ from ciml.events.records import RunFacts
 from ciml.storage import Store
 from ciml.training.calibration.calibrators import Calibrator, fit_calibrator, log_loss
 from ciml.training.calibration.sets import learned_ranges, make_rules
-from ciml.training.data.examples import file_tasks, read_facts, read_rows
+from ciml.training.data.examples import file_tasks, read_facts, read_rows, read_snapshot_examples
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.experiment import Experiment
 from ciml.transforms.examples.prepare import run_means, split_of, subject_of
@@ -59,6 +59,7 @@ def calibrate(
     *,
     used: Iterable[RunFacts],
     ranges: Callable[[], LearnedRanges | None] = lambda: None,
+    without_output: NDArray[np.bool_] | None = None,
 ) -> Calibrated:
     """Fit the calibrator of an experiment, and the sets of verdicts where the label is a cause.
 
@@ -73,6 +74,7 @@ def calibrate(
       labels: int [n].
       used: the runs that the model learned, and is tested on.
       ranges: computes the ranges of the runs that it learned and of the dev runs; called only for a model of verdicts.
+      without_output: bool [n], the dev runs without an output, by `lacks_output`.
 
     Raises:
       NoTrainingDataError: if there are no dev runs, or isotonic calibration has dev runs of one change.
@@ -101,6 +103,9 @@ def calibrate(
     }
     if resolved.definition.class_label != CAUSE:
         return Calibrated(calibrator, None, description)
+    learned = ranges()
+    # Without ranges, a reader of the rules cannot tell runs without an output from others.
+    lacking = None if learned is None or without_output is None else without_output[for_sets]
     rules = make_rules(
         calibrated[for_sets],
         labels[for_sets],
@@ -108,8 +113,22 @@ def calibrate(
         resolved.classes,
         coverage=experiment.coverage,
         calibration=description,
+        without_output=lacking,
     )
-    return Calibrated(calibrator, rules.replace(ranges=ranges()), description)
+    return Calibrated(calibrator, rules.replace(ranges=learned), description)
+
+
+def lacks_output(inputs: NDArray[np.floating], features: Sequence[str]) -> NDArray[np.bool_] | None:
+    """Return which runs have no output, bool [n]; None if the features have no output.
+
+    Args:
+      inputs: float [n, L, F], not normalised.
+      features: names of the F features.
+    """
+    if NO_OUTPUT_FEATURE not in features:
+        return None
+    is_lacking: NDArray[np.bool_] = inputs[:, 0, list(features).index(NO_OUTPUT_FEATURE)] > 0
+    return is_lacking
 
 
 def calibrate_on_dev(
@@ -126,6 +145,10 @@ def calibrate_on_dev(
     facts = read_facts(root, snapshot)
     dev = list(snapshot.runs("dev"))
     labels = np.array([run.label for run in dev], np.int64)
+    features = snapshot.resolved.features
+    lacking = None
+    if NO_OUTPUT_FEATURE in features:
+        lacking = lacks_output(read_snapshot_examples(root, snapshot, "dev")[1].inputs, features)
     return calibrate(
         experiment,
         snapshot.resolved,
@@ -134,6 +157,7 @@ def calibrate_on_dev(
         labels,
         used=[facts[run.run_id] for run in snapshot.runs("train", "test")],
         ranges=lambda: _ranges(root, snapshot, facts),
+        without_output=lacking,
     )
 
 

@@ -31,6 +31,9 @@ SHARE = 0.95
 GROUP_RUNS = 100
 #: Least number of calibration runs of each class of a group for sets whose coverage holds for each class.
 CLASS_RUNS = 50
+#: Least number of pooled calibration runs with an output, and of those without, for own sets of each. Of fewer than 20
+#: runs, a single wrong one leaves all classes possible at a coverage of 0.9.
+OUTPUT_RUNS = 20
 #: Most calibration runs for which the sets of `ciml.verdict_rules` are compared with those of crepes.
 _COMPARED_RUNS = 500
 
@@ -43,6 +46,7 @@ def make_rules(
     *,
     coverage: float,
     calibration: Mapping[str, Any],
+    without_output: NDArray[np.bool_] | None = None,
 ) -> VerdictRules:
     """Calibrate the sets of classes.
 
@@ -53,6 +57,8 @@ def make_rules(
       classes: names of the C classes.
       coverage: the share of runs whose class shall be in their set, below 1.
       calibration: how the probabilities were calibrated, for reports.
+      without_output: bool [n], the runs without an output; None for a model that takes none. Of the pooled runs, they
+        are compared with each other if `OUTPUT_RUNS` of these have an output, and as many have none.
 
     Raises:
       IntegrityError: if `ciml.verdict_rules` and crepes disagree on the sets of these runs.
@@ -60,13 +66,24 @@ def make_rules(
     jobs_with_sets = job_groups(jobs)
     group_of = np.array([job if job in jobs_with_sets else POOLED for job in jobs], object)
     label_scores = _nonconformity_scores(probabilities)[np.arange(len(labels)), labels]
+    is_apart = _compared_apart(group_of == POOLED, without_output)
     groups: dict[str, Group] = {}
     for name in (POOLED, *sorted(jobs_with_sets)):
-        is_member = group_of == name
+        is_member = (group_of == name) & ~is_apart
         groups[name] = _make_group(label_scores[is_member], labels[is_member], classes)
-    rules = VerdictRules(tuple(classes), coverage, dict(calibration), groups)
-    _check_by_crepes(rules, probabilities, jobs)
+    apart = _make_group(label_scores[is_apart], labels[is_apart], classes) if is_apart.any() else None
+    rules = VerdictRules(tuple(classes), coverage, dict(calibration), groups, without_output=apart)
+    _check_by_crepes(rules, probabilities, jobs, is_apart)
     return rules
+
+
+def _compared_apart(is_pooled: NDArray[np.bool_], without_output: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """Return which runs without an output are compared with each other, bool [n]: none if a part has too few runs."""
+    if without_output is None:
+        return np.zeros_like(is_pooled)
+    is_apart: NDArray[np.bool_] = is_pooled & without_output
+    fewest = min(int(is_apart.sum()), int((is_pooled & ~without_output).sum()))
+    return is_apart if fewest >= OUTPUT_RUNS else np.zeros_like(is_pooled)
 
 
 def job_groups(jobs: Sequence[str]) -> set[str]:
@@ -119,13 +136,16 @@ def decimals(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.array(flat, np.float64).reshape(probabilities.shape)
 
 
-def _check_by_crepes(rules: VerdictRules, probabilities: NDArray[np.float32], jobs: Sequence[str]) -> None:
+def _check_by_crepes(
+    rules: VerdictRules, probabilities: NDArray[np.float32], jobs: Sequence[str], is_apart: NDArray[np.bool_]
+) -> None:
     """Raise `IntegrityError` if crepes and `ciml.verdict_rules` disagree on the sets of evenly spread runs."""
     rows = np.linspace(0, len(jobs) - 1, min(len(jobs), _COMPARED_RUNS)).round().astype(int)
     compared_jobs = [jobs[row] for row in rows]
-    by_crepes = sets_by_crepes(rules, probabilities[rows], compared_jobs)
-    for job, shares, is_in_set in zip(compared_jobs, decimals(probabilities[rows]).tolist(), by_crepes, strict=True):
-        set_by_rules = rules.set_of(job, dict(zip(rules.classes, shares, strict=True)))
+    by_crepes = sets_by_crepes(rules, probabilities[rows], compared_jobs, is_apart[rows])
+    shares_of_rows = decimals(probabilities[rows]).tolist()
+    for job, shares, apart, is_in_set in zip(compared_jobs, shares_of_rows, is_apart[rows], by_crepes, strict=True):
+        set_by_rules = rules.set_of(job, dict(zip(rules.classes, shares, strict=True)), without_output=bool(apart))
         set_by_crepes = tuple(rules.classes[label] for label in np.flatnonzero(is_in_set))
         if set_by_rules != set_by_crepes:
             raise IntegrityError(
@@ -133,20 +153,28 @@ def _check_by_crepes(rules: VerdictRules, probabilities: NDArray[np.float32], jo
             )
 
 
-def sets_by_crepes(rules: VerdictRules, probabilities: NDArray[np.float32], jobs: Sequence[str]) -> NDArray[np.bool_]:
+def sets_by_crepes(
+    rules: VerdictRules,
+    probabilities: NDArray[np.float32],
+    jobs: Sequence[str],
+    without_output: NDArray[np.bool_] | None = None,
+) -> NDArray[np.bool_]:
     """Return the sets of runs by crepes, bool [n, C].
 
     Args:
       rules: hold the scores of the calibration runs.
       probabilities: float32 [n, C].
       jobs: of each run.
+      without_output: bool [n], the runs without an output; None if all have one.
     """
     from crepes import ConformalClassifier
 
     scores = _nonconformity_scores(probabilities)
     is_in_set = np.zeros(probabilities.shape, bool)
-    for name, group in rules.groups.items():
-        rows = np.flatnonzero([rules.group_of(job) == name for job in jobs])
+    lacks = np.zeros(len(jobs), bool) if without_output is None else without_output
+    compared = [rules.compared_with(job, without_output=bool(flag)) for job, flag in zip(jobs, lacks, strict=True)]
+    for group in filter(None, (*rules.groups.values(), rules.without_output)):
+        rows = np.flatnonzero([one is group for one in compared])
         for label, class_name in enumerate(rules.classes):
             calibration_scores = group.scores[class_name if class_name in group.scores else POOLED]
             classifier = ConformalClassifier()

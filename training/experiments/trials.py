@@ -21,7 +21,7 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.progress import Progress
 from ciml.storage import Store
 from ciml.storage.json_files import read_stored, seal
-from ciml.training.calibration.calibrate import Calibrated, calibrate
+from ciml.training.calibration.calibrate import Calibrated, calibrate, lacks_output
 from ciml.training.calibration.sets import learned_ranges
 from ciml.training.data.examples import InMemoryDataset
 from ciml.training.data.snapshot import no_training_runs
@@ -237,6 +237,7 @@ class Trial:
             rows.labels,
             used=[facts[position] for position in [*self.train_positions, *self.dataset.of("test")]],
             ranges=self._ranges,
+            without_output=lacks_output(self.dataset.rows.inputs[dev], self.dataset.snapshot.resolved.features),
         )
 
     def _ranges(self) -> LearnedRanges | None:

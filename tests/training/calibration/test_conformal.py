@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
+from ciml.datasets.definition import NO_OUTPUT_FEATURE, DatasetDefinition, ResolvedDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.training.calibration import sets as calibration_sets
@@ -64,6 +64,48 @@ def test_a_single_wrong_run_of_fewer_than_twenty_leaves_all_classes_possible(
     labels = np.ones(runs, np.int64)
     labels[0] = 0
     assert rules_of(said, labels, ["a"] * runs).set_of("a", {"code": 0.02, "machine": 0.98}) == expected
+
+
+def mixed(seed: int, runs: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return answers and labels of runs, every second without an output: four in ten of their answers are wrong."""
+    random = np.random.default_rng(seed)
+    lacking = np.arange(runs) % 2 == 0
+    labels = random.integers(0, 2, runs)
+    likely = np.where(random.random(runs) < np.where(lacking, 0.6, 0.99), labels, 1 - labels)
+    certain = np.where(lacking, random.uniform(0.5, 0.8, runs), random.uniform(0.8, 0.99, runs))
+    said = np.stack([np.where(likely == 0, certain, 1 - certain), np.where(likely == 1, certain, 1 - certain)], axis=1)
+    return said.astype(np.float32), labels.astype(np.int64), lacking
+
+
+def test_the_coverage_holds_for_runs_with_and_without_an_output() -> None:
+    said, labels, lacking = mixed(0, 600)
+    together = rules_of(said, labels, ["a"] * 600)
+    ranges = LearnedRanges(600, ("usr", NO_OUTPUT_FEATURE), (0.0, 0.0), (1.0, 10.0), 0.5)
+    apart = make_rules(
+        said, labels, ["a"] * 600, CLASSES, coverage=0.9, calibration={}, without_output=lacking
+    ).replace(ranges=ranges)
+    assert read_rules(json.dumps(apart.to_json()).encode(), CLASSES, ranges.features, "m") == apart
+    fresh, fresh_labels, lacks = mixed(1, 10_000)
+    means = np.stack([np.zeros(10_000), 10.0 * lacks], axis=1)
+    shares = decimals(fresh)
+
+    def coverage(rules: VerdictRules, some: NDArray[np.bool_]) -> float:
+        figures = verdict_figures(rules, shares[some], fresh_labels[some], ["a"] * int(some.sum()), means[some])
+        return float(figures["coverage"]["value"])
+
+    assert coverage(together, lacks) < 0.87
+    for some in (lacks, ~lacks):
+        assert coverage(apart, some) == pytest.approx(0.9, abs=0.03) or coverage(apart, some) > 0.9
+
+
+@pytest.mark.parametrize(("without", "expected"), [(19, False), (20, True), (41, True), (42, False)])
+def test_few_runs_with_or_without_an_output_are_compared_with_all(without: int, expected: bool) -> None:
+    said, labels, _ = mixed(2, 61)
+    lacking = np.arange(61) < without
+    rules = make_rules(said, labels, ["a"] * 61, CLASSES, coverage=0.9, calibration={}, without_output=lacking)
+    assert (rules.without_output is not None) is expected
+    assert rules.groups[""].runs == (61 - without if expected else 61)
+    assert ("without_output" in rules.to_json()) is expected
 
 
 @pytest.mark.parametrize(("rare", "own"), [(50, True), (49, False)])
