@@ -17,6 +17,8 @@ from ciml.integrations.review import ChangeRef, Head, Posted
 from ciml.limits import MAX_RETRY_AFTER_S
 from ciml.verdicts.feedback.config import Feedback
 from ciml.verdicts.feedback.outbox import SETTLE_S, silence
+from ciml.verdicts.feedback.reactions import derive_corrections
+from ciml.verdicts.signatures.notes import Note
 from tests.durable import Died
 from tests.tier import tries
 from tests.verdicts.feedback.reviews import NOW_S, Review, feedback, prediction
@@ -39,6 +41,25 @@ def test_a_verdict_becomes_one_message(world: World) -> None:
     assert (entry.posted is not None, entry.causes, entry.is_open) == (True, "machine", False)
     world.work()
     assert world.review.calls == ["head", "find", "post"]
+
+
+@pytest.mark.parametrize("can_edit", [True, False])
+def test_a_reaction_is_to_the_cause_that_an_operator_named(world: World, can_edit: bool) -> None:
+    """Without an edit, a system gets another message only if the stated cause differs."""
+    world.review.can_edit = can_edit
+    world.note = Note("5d5efe4cbf26", "ada", cause="code")
+    world.say(prediction())
+    (entry,) = world.entries()
+    assert (entry.causes, [item.cause for item in entry.items.values()]) == ("code", ["machine"])
+    corrections = derive_corrections(entry, {"up": ["rita"]}, ["review:rita"], 1)
+    assert [correction.cause for correction in corrections] == ["code"]
+    world.say(prediction(2))
+    assert len(world.review.messages) == 1
+    world.note = None
+    world.say(prediction(3))
+    assert len(world.review.messages) == (1 if can_edit else 2)
+    (entry,) = world.entries()
+    assert entry.causes == "machine"
 
 
 @pytest.mark.parametrize(("jobs", "waits_s", "text"), [(3, 10.0, "3 jobs failed: 3 probably"), (6, 0.0, "jobs failed")])

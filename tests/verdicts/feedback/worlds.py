@@ -21,6 +21,7 @@ from ciml.verdicts.feedback.judgement import Item
 from ciml.verdicts.feedback.outbox import Outbox
 from ciml.verdicts.feedback.state import Entry, FeedbackState
 from ciml.verdicts.feedback.text import Finding
+from ciml.verdicts.signatures.notes import Note
 from tests.durable import Died
 from tests.verdicts.feedback.reviews import NOW_S, Review
 
@@ -49,6 +50,7 @@ class World:
     shown: list[str] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)
     evidence: tuple[str, ...] = ("From minute 3 steal was 41 %.",)
+    note: Note | None = None
     away: bool = False
 
     def __post_init__(self) -> None:
@@ -70,7 +72,7 @@ class World:
     def _evidence(self, item: Item) -> Finding:
         if self.away:
             raise EngineError("the store does not answer")
-        return Finding(item, self.evidence)
+        return Finding(item, self.evidence, note=self.note)
 
     def take(self, *records: dict[str, Any]) -> None:
         """Read predictions from the topic."""
