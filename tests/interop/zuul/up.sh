@@ -57,16 +57,16 @@ install_all() {
 configure() {
   id zuul >/dev/null 2>&1 || useradd -r -m -d /var/lib/zuul -s /bin/bash zuul
   prefix=$(python3 -c 'import sys; print(sys.base_prefix)')
-  ciml=$("$python" -c 'import ciml, pathlib, sys
-paths = {sys.prefix, sys.base_prefix, str(pathlib.Path(ciml.__file__).parents[1])}
-print(":".join(sorted(paths)))')
+  ciml=$("$python" -c 'import ciml, os, pathlib, sys
+paths = {sys.prefix, sys.base_prefix, pathlib.Path(ciml.__file__).parents[1]}
+print(":".join(sorted(map(os.path.realpath, paths))))') # bubblewrap cannot bind a link
   sed -e "s#@DIR@#$folder#g; s#@ANSIBLE@#$folder/ansible#g; s#@VENV@#$folder/venv#g; s#@PYTHON@#$prefix:$ciml#g" \
     "$here/zuul.conf" >"$folder/etc/zuul.conf"
   cp "$here/main.yaml" "$here/logging.conf" "$folder/etc/"
   "$python" - "$folder" >"$folder/etc/site-vars.yaml" <<'P'
 import ciml, json, pathlib, sys
 checkout = str(pathlib.Path(ciml.__file__).parents[1])
-print(json.dumps({"zuul_site": {"logs": f"{sys.argv[1]}/sites", "python": sys.executable, "dool": str(pathlib.Path(sys.executable).with_name("dool")), "checkout": checkout}}))
+print(json.dumps({"zuul_site": {"logs": f"{sys.argv[1]}/sites", "scratch": f"{sys.argv[1]}/scratch", "mirror": "http://127.0.0.1:19002", "python": sys.executable, "dool": str(pathlib.Path(sys.executable).with_name("dool")), "checkout": checkout}}))
 P
   [ -e "$folder/etc/id_rsa" ] || ssh-keygen -q -t rsa -b 2048 -m PEM -N '' -f "$folder/etc/id_rsa"
   [ -e "$folder/etc/ciml_key" ] || ssh-keygen -q -t ed25519 -N '' -f "$folder/etc/ciml_key"
@@ -129,7 +129,7 @@ start_zuul() {
 }
 
 check_needs
-mkdir -p "$folder"/{etc,logs,pids,sites,state/{scheduler,executor,web},jobs,gerrit/classes/com/google/gerrit/common,gerrit/site/etc,tls,pg}
+mkdir -p "$folder"/{etc,logs,pids,sites,scratch,state/{scheduler,executor,web},jobs,gerrit/classes/com/google/gerrit/common,gerrit/site/etc,tls,pg}
 began=$(date +%s)
 [ -e "$folder/installed" ] || install_all
 [ "${2:-}" != install ] || exit 0

@@ -3,6 +3,7 @@
 import hashlib
 import sqlite3
 import zlib
+from pathlib import Path
 
 
 def total(amounts):
@@ -21,6 +22,13 @@ def packed(amounts):
 def unpacked(data):
     """Return the amounts of compressed bytes."""
     return [int(part) for part in zlib.decompress(data).decode().split(",")]
+
+
+def saved(amounts, folder):
+    """Return the amounts as they are read from a file that was written to a folder."""
+    path = Path(folder, "amounts")
+    path.write_text("\n".join(map(str, amounts)))
+    return [int(line) for line in path.read_text().splitlines()]
 
 
 def seal(data, rounds):
