@@ -128,17 +128,20 @@ def test_a_reader_that_waits_stops_the_command(tmp_path: Path) -> None:
 
 
 def test_a_signal_ends_a_recorder_whose_reader_waits(tmp_path: Path) -> None:
-    process = start(tmp_path, "sh", "-c", "head -c 100000 /dev/zero; echo end >&2", stdout=-1, stderr=-1)
+    process = start(tmp_path, "sh", "-c", "head -c 100000 /dev/zero; echo $$ >&2", stdout=-1, stderr=-1)
     assert process.stderr is not None
-    assert process.stderr.readline() == b"end\n"
-    time.sleep(0.5)
+    command = int(process.stderr.readline())
+    wait_for(lambda: not psutil.pid_exists(command))
+    time.sleep(0.1)
     process.terminate()
     assert process.wait(30) == 0
 
 
 def test_children_that_outlive_the_command_keep_their_streams(tmp_path: Path) -> None:
-    process = start(tmp_path, "sh", "-c", "echo early; (sleep 3; echo late) & exit 3", stdout=-1)
-    assert process.wait(2.9) == 3
+    script = "echo early; (until [ -e go ]; do sleep 0.1; done; echo late) & exit 3"
+    process = start(tmp_path, "sh", "-c", script, stdout=-1, cwd=tmp_path)
+    assert process.wait(60) == 3
+    (tmp_path / "go").touch()
     assert process.communicate(timeout=30)[0] == b"early\nlate\n"
     assert recorded(tmp_path) == b"early\n"
 
@@ -146,7 +149,7 @@ def test_children_that_outlive_the_command_keep_their_streams(tmp_path: Path) ->
 def test_a_terminal_stays_one_of_its_size(tmp_path: Path) -> None:
     terminal, side = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, b"\x21\x00\x5b\x00\x00\x00\x00\x00")
-    script = "test -t 1 && test -t 2 && stty size <&1; trap 'stty size <&1; exit 4' WINCH; while :; do sleep 0.1; done"
+    script = "trap 'stty size <&1; exit 4' WINCH; test -t 1 && test -t 2 && stty size <&1; while :; do sleep 0.1; done"
     process = start(tmp_path, "sh", "-c", script, stdout=side, stderr=side)
     os.close(side)
     assert os.read(terminal, 100) == b"33 91\r\n"
