@@ -54,6 +54,8 @@ COMMANDS: Table = {
             "ciml.cli.commands.learn.exclude:command",
             "Exclude runs from training, list and revert exclusions.",
         ),
+        "purge": ("ciml.cli.commands.learn.purge:purge_command", "Take back what models learned from runs."),
+        "why-trained": ("ciml.cli.commands.learn.purge:why_trained", "Show which models learned from a run."),
         "models": ("ciml.cli.commands.learn.models:command", "List, compare, promote and withdraw models."),
         "export": ("ciml.cli.commands.learn.models:export", "Export experiments and models to MLflow."),
         "predict": ("ciml.cli.commands.learn.predict:command", "Predict for logs, or for a stream of runs."),

@@ -1,36 +1,32 @@
 """The trainer: refreshes a model, and pushes a candidate that the gate blessed.
 
 After a kill, the next refresh repeats what was not recorded, and pushes a blessed candidate that was not pushed. An
-exclusion withdraws no model: a refresh only warns of served versions that learned from runs which are excluded now.
+exclusion withdraws no served version: a refresh only warns of those that learned from runs which are excluded now, and
+`ciml.training.purge` withdraws them. What was excluded while a candidate was trained is not served, though.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.events.records import RunFacts
 from ciml.lineage import Lineage, lineage_of
 from ciml.progress import Progress, no_progress
+from ciml.serving.ledger import withdraw
 from ciml.serving.model_files import check_digests, copy_model
 from ciml.serving.push import HeldError, NotBlessedError, WithdrawnError, push, push_candidate, reconcile
-from ciml.serving.registry import STABLE, Decision, Registry, registered_models
+from ciml.serving.registry import STABLE, Decision, Registry, Signature
 from ciml.storage import open_store
-from ciml.training.data.snapshot import facts_of_spans, read_snapshot
 from ciml.training.evaluation.candidate import Champion
 from ciml.training.evaluation.text import figure_lines
-from ciml.training.exclusions import exclusions_of, stored_exclusions
 from ciml.training.experiment import Experiment
+from ciml.training.learned import candidate_learned_excluded, models_with_excluded_runs
 from ciml.training.refresh import Candidate, Skipped, TrainConfig, refresh
-
-#: Run ids that a warning lists; it counts the others.
-_LISTED_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,8 @@ def _refresh_and_push(
 def _push_pending(registry: Registry, config: TrainConfig, progress: Progress, lineage: Lineage) -> TrainResult | None:
     """Push the candidate of a trainer that died between decision and push, if its decision is still valid.
 
-    The decision compared the candidate with the champion of that time; it is invalid for another champion.
+    The decision compared the candidate with the champion of that time; it is invalid for another champion, and for a
+    candidate that learned from runs which were excluded since.
 
     Returns:
       The result of the push; None if there is no such candidate, or its files are missing or altered.
@@ -131,6 +128,13 @@ def _push_pending(registry: Registry, config: TrainConfig, progress: Progress, l
     state = registry.state
     candidate = state.pending()
     if candidate is None or candidate.facts.get("champion") != state.champion:
+        return None
+    try:
+        if candidate_learned_excluded(config.data, config.model, candidate):
+            return None
+    except EngineError:
+        raise
+    except CimlError:  # its runs are not known any more
         return None
     progress("push", 1, 1)
     try:
@@ -216,6 +220,8 @@ def _push(
         reasons = (str(error),)
         recorded = registry.record_candidate(folder, facts)
         registry.record_decision(recorded.id, Decision(False, reasons, decision.metrics))
+    if version is not None and (excluded := _withdraw_excluded(registry, version)):
+        version, outcome, reasons = None, "rejected", (excluded,)
     return TrainResult(
         outcome=outcome,
         reasons=tuple(reasons),
@@ -228,85 +234,20 @@ def _push(
     )
 
 
-@dataclass(frozen=True)
-class ModelWithExcludedRuns:
-    """A served version of a model that learned from excluded runs.
+def _withdraw_excluded(registry: Registry, version: int) -> str:
+    """Withdraw a version that was just pushed, if its runs were excluded while it was trained.
 
-    Attributes:
-      model: its name.
-      version: of the model.
-      labels: of the version, such as ``stable``; none for the champion's predecessor.
-      runs: ids of the excluded training runs, in the snapshot's order.
-      fault: why they cannot be determined; "" if they can.
+    A purge stores the exclusion first, and then withdraws the versions that it finds. So either it has found this
+    version, or the exclusion is found here.
+
+    Returns:
+      The reason; "" for a version that may stay.
     """
-
-    model: str
-    version: int
-    labels: tuple[str, ...]
-    runs: tuple[str, ...] = ()
-    fault: str = ""
-
-    def __str__(self) -> str:
-        version = f"model {self.model} version {self.version} ({', '.join(self.labels) or 'kept for a rollback'})"
-        if self.fault:
-            return f"{version}: cannot determine whether it learned excluded runs: {self.fault}"
-        count = len(self.runs)
-        runs = "1 excluded run" if count == 1 else f"{count} excluded runs"
-        listed = ", ".join(self.runs[:_LISTED_RUNS])
-        if count > _LISTED_RUNS:
-            listed += f" and {count - _LISTED_RUNS} more"
-        return f"{version} learned {runs} ({listed}) and is still served; replace it by ciml refresh, or roll back"
-
-
-def models_with_excluded_runs(data: DataRoot, models: Sequence[str] | None = None) -> list[ModelWithExcludedRuns]:
-    """Return the served versions that learned from runs which are excluded now.
-
-    Args:
-      data: the data root of the models.
-      models: their names; all by default.
-    """
-    names = registered_models(data) if models is None else models
-    versions = [version for name in names for version in _served_versions(data, name)]
-    return [version for version in versions if version.runs or version.fault]
-
-
-def _served_versions(data: DataRoot, model: str) -> Iterator[ModelWithExcludedRuns]:
-    state = Registry(data, model).state
-    for version in state.served():
-        labels = tuple(sorted(label for label, number in state.labels.items() if number == version))
-        facts = state.candidates[state.versions[version].candidate].facts
-        if "snapshot" not in facts or "dataset" not in facts:
-            continue  # pushed by other means than a refresh
-        try:
-            runs = _excluded_runs(data, model, facts["dataset"], facts["snapshot"])
-        except EngineError:
-            raise
-        except CimlError as error:
-            yield ModelWithExcludedRuns(model, version, labels, fault=str(error))
-            continue
-        yield ModelWithExcludedRuns(model, version, labels, tuple(runs))
-
-
-def _excluded_runs(data: DataRoot, model: str, dataset_name: str, digest: str) -> list[str]:
-    """Return the excluded training runs of a model's snapshot.
-
-    Raises:
-      CimlError: if its data set or its snapshot was removed, or altered.
-    """
-    dataset = data.dataset(dataset_name)
-    try:
-        state = dataset.state()
-    except CimlError:
-        if not exclusions_of(data):
-            return []  # without exclusions, the runs of a removed data set do not matter
-        raise
-    exclusions = stored_exclusions(dataset, state)
-    if not exclusions:
-        return []
-    snapshot = read_snapshot(data.trainer(model), digest)
-    learned = [(run.run_id, run.build_name) for run in snapshot.runs("train", "dev")]
-    facts = {run_id: RunFacts(run_id, "", job) for run_id, job in learned}
-    if exclusions.needs_facts:
-        versions = [state.spans[span.span][span.version] for span in snapshot.spans]
-        facts |= facts_of_spans(dataset.raw(state), versions)
-    return [run_id for run_id, _ in learned if exclusions.reason(facts[run_id]) is not None]
+    candidate = registry.state.candidates[registry.state.versions[version].candidate]
+    excluded = candidate_learned_excluded(registry.data, registry.model, candidate)
+    if not excluded:
+        return ""
+    runs = "1 run that was" if len(excluded) == 1 else f"{len(excluded)} runs that were"
+    reason = f"learned {runs} excluded while it was trained"
+    withdraw(registry, [version], Signature("the trainer", f"version {version} {reason}"))
+    return f"version {version} {reason}, and is withdrawn; refresh again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,14 @@ from ciml.cli.command import DefaultGroup, make_command
 from ciml.cli.options import Data, Json, Signed
 from ciml.cli.output import print_warnings
 from ciml.data_root import DataRoot
-from ciml.options import argument, flag, option
+from ciml.options import Options, argument, flag, option
 
 if TYPE_CHECKING:
     from ciml.training.exclusions import Exclusion, StoredExclusion
 
 
-class AddOptions(Data, Signed):
-    """Options of ``ciml exclude`` without a command.
+class RunChoice(Options):
+    """The runs of a command: one, or all that match each of the other options.
 
     Attributes:
       run_id: Run id, source~native id~attempt.
@@ -31,7 +32,6 @@ class AddOptions(Data, Signed):
       change: Change of the runs.
       since_us: Runs that ran at or after TIME, ISO 8601; UTC without a zone.
       until_us: Runs that started before TIME; needs --since.
-      reason: Reason, for readers of the list and of metrics.
     """
 
     run_id: str = option("", flags="--run", metavar="ID")
@@ -43,6 +43,22 @@ class AddOptions(Data, Signed):
     change: str = option("", metavar="ID")
     since_us: int | None = option(kind="instant", flags="--since")
     until_us: int | None = option(kind="instant", flags="--until")
+
+    def exclusion(self, reason: str) -> Exclusion:
+        """Return the exclusion of these runs. Raises `CimlError` if the options name none."""
+        from ciml.training.exclusions import Exclusion
+
+        given = {field.name: getattr(self, field.name) for field in fields(RunChoice)}
+        return Exclusion(reason, **given).check()
+
+
+class AddOptions(RunChoice, Data, Signed):
+    """Options of ``ciml exclude`` without a command.
+
+    Attributes:
+      reason: Reason, for readers of the list and of metrics.
+    """
+
     reason: str = option(metavar="TEXT", required=True)
 
 
@@ -61,8 +77,7 @@ def add(options: AddOptions) -> None:
     from ciml.training import exclusions
 
     data = options.root
-    given = ("reason", "run_id", "job", "source", "since_us", "until_us", "project", "branch", "owner", "change")
-    exclusion = exclusions.Exclusion(**{name: getattr(options, name) for name in given})
+    exclusion = options.exclusion(options.reason)
     (stored,) = exclusions.add(data.exclusions, [exclusion], author=options.signed_by())
     matching = _count_matching(data, exclusion)
     note = "" if matching is None else f"; stored runs that match: {matching:,}"
@@ -159,7 +174,7 @@ def _count_matching(data: DataRoot, exclusion: Exclusion) -> int | None:
 
 def _warn_of_models(data: DataRoot) -> None:
     """Warn of each served model that learned from an excluded run."""
-    from ciml.training.trainer import models_with_excluded_runs
+    from ciml.training.learned import models_with_excluded_runs
 
     print_warnings(map(str, models_with_excluded_runs(data)))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.cli.command import make_command
+from ciml.cli.commands.learn.purge import who_learned
 from ciml.cli.commands.learn.versions import COMMANDS
 from ciml.cli.options import Data, Json
 from ciml.cli.output import print_warnings
@@ -110,7 +111,7 @@ def list_models(options: ListOptions) -> None:
       ciml models list --data-path data
       ciml models list provider --data-path data --json
     """
-    from ciml.training.trainer import models_with_excluded_runs
+    from ciml.training.learned import models_with_excluded_runs
 
     models = {name: registry_json(registry) for name, registry in options.registries().items()}
     print_warnings(map(str, models_with_excluded_runs(options.root, list(models))))
@@ -256,7 +257,7 @@ def _mirror_once(options: MirrorOptions) -> set[str]:
     return {f"BROKEN {fault}" for fault in mirrored.faults}
 
 
-@click.group("models", commands=[list_models, *COMMANDS, verify_models, reconcile_models, mirror_models])
+@click.group("models", commands=[list_models, *COMMANDS, who_learned, verify_models, reconcile_models, mirror_models])
 def command() -> None:
     """List, compare, promote and withdraw models.
 

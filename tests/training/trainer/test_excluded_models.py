@@ -13,7 +13,7 @@ from ciml.errors import EngineError
 from ciml.storage import LocalStore
 from ciml.training.data.snapshot import make_snapshot, read_snapshot
 from ciml.training.exclusions import Exclusion, add, revert
-from ciml.training.trainer import models_with_excluded_runs
+from ciml.training.learned import models_with_excluded_runs
 from ciml.trust import TrustPolicy
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "data_root" / "data"

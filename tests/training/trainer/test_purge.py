@@ -1,0 +1,144 @@
+"""A purge: after it, no served version has learned from the runs, or it is said what is missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.cli.main import cli
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError, EngineError
+from ciml.serving.ledger import history
+from ciml.serving.registry import Registry, Signature
+from ciml.training import trainer as trainer_module
+from ciml.training.evaluation.gate import GatePolicy
+from ciml.training.exclusions import Exclusion, Exclusions, add, read_state
+from ciml.training.learned import parts_of_run, versions_that_learned
+from ciml.training.purge import Purged, purge
+from ciml.training.refresh import TrainConfig
+from ciml.training.trainer import TrainResult, run_once
+from tests.training.conftest import QUICK
+from tests.training.trainer.test_excluded_models import GOLDEN, runs
+
+ANN = Signature("ann", "forged results")
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> DataRoot:
+    """A data root of an older version, whose model ``provider`` has one version."""
+    shutil.copytree(GOLDEN, tmp_path / "data")
+    return DataRoot.open(tmp_path / "data")
+
+
+def forged(data: DataRoot) -> Exclusion:
+    return Exclusion("forged results", runs(data, "train")[0])
+
+
+def test_the_versions_that_learned_are_withdrawn_and_nothing_serves(golden: DataRoot) -> None:
+    (purged,) = purge(golden, forged(golden), ANN, None)
+    assert purged == Purged("provider", (1,), (1,), None, None, ("nothing serves: it was not trained again",))
+    state = Registry(golden, "provider").state
+    assert (state.labels, state.served(), state.versions[1].withdrawn) == ({}, [], True)
+    (stored,) = read_state(golden.exclusions).active()
+    assert (stored.exclusion, stored.author) == (forged(golden), "ann")
+    last = list(history(Registry(golden, "provider")))[-1]
+    assert (last.action, last.author, last.reasons, last.withdrawn) == ("withdraw", "ann", ("forged results",), (1,))
+    assert purge(golden, Exclusion("other", job="elsewhere"), ANN, None) == []
+
+
+def test_a_purge_that_was_interrupted_is_completed_by_the_same_call(golden: DataRoot) -> None:
+    trained: list[str] = []
+
+    def retrain(model: str, dataset: str) -> TrainResult:
+        trained.append(f"{model} of {dataset}")
+        if len(trained) == 1:
+            raise EngineError("the store does not answer")
+        return TrainResult("rejected", ("12 held-out runs, at least 20 are needed",))
+
+    with pytest.raises(EngineError):
+        purge(golden, forged(golden), ANN, retrain)
+    assert Registry(golden, "provider").state.served() == []
+    (purged,) = purge(golden, forged(golden), ANN, retrain)
+    assert trained == ["provider of provider"] * 2
+    assert (purged.withdrawn, purged.learned, purged.champion) == ((), (1,), None)
+    assert purged.missing == ("nothing serves: 12 held-out runs, at least 20 are needed",)
+    assert read_state(golden.exclusions).version == 1
+
+
+def test_a_model_that_cannot_be_trained_again_is_named(golden: DataRoot) -> None:
+    def retrain(model: str, dataset: str) -> TrainResult:
+        raise CimlError("no training runs")
+
+    (purged,) = purge(golden, forged(golden), ANN, retrain)
+    assert purged.missing[0] == "was not trained again: no training runs"
+
+
+def test_a_version_whose_runs_are_not_known_is_left_to_a_person(golden: DataRoot) -> None:
+    exclusion = forged(golden)
+    shutil.rmtree(Path(golden.url, "trainer"))
+    (purged,) = purge(golden, exclusion, ANN, None)
+    assert (purged.withdrawn, purged.champion) == ((), None)
+    (missing,) = purged.missing
+    assert missing.startswith("cannot determine whether version 1 learned from these runs: no snapshot")
+    assert missing.endswith("ciml models withdraw provider 1")
+    assert Registry(golden, "provider").state.champion == 1
+
+
+def test_who_learned_and_why(golden: DataRoot) -> None:
+    (found,) = versions_that_learned(golden, Exclusions((forged(golden),)))
+    assert (found.model, found.version, found.labels, len(found.runs)) == ("provider", 1, ("stable",), 1)
+    (part,) = parts_of_run(golden, runs(golden, "test")[0])
+    assert (part.model, part.version, part.role, part.withdrawn) == ("provider", 1, "test", False)
+    assert list(parts_of_run(golden, "zuul~nothing~1")) == []
+
+
+def test_runs_that_were_excluded_while_a_version_was_trained_withdraw_it(golden: DataRoot) -> None:
+    registry = Registry(golden, "provider")
+    assert trainer_module._withdraw_excluded(registry, 1) == ""
+    add(golden.exclusions, [forged(golden)])
+    reason = trainer_module._withdraw_excluded(registry, 1)
+    assert reason == "version 1 learned 1 run that was excluded while it was trained, and is withdrawn; refresh again"
+    assert registry.state.served() == []
+
+
+@pytest.mark.whole
+def test_a_purge_ends_with_a_version_that_never_saw_the_runs(data: DataRoot) -> None:
+    gate = GatePolicy(min_test_runs=5, tolerance=1.0, baseline_tolerance=1.0, above_base_rate=-1.0)
+    config = TrainConfig(data, "providers", "m", QUICK, gate=gate)
+    assert run_once(config).version == 1
+    (learned,) = versions_that_learned(data, Exclusions((Exclusion("all", source="zuul"),)))
+    poisoned = Exclusion("forged results", learned.runs[0])
+    (purged,) = purge(data, poisoned, ANN, lambda model, dataset: run_once(config))
+    assert (purged.withdrawn, purged.champion, purged.missing) == ((1,), 2, ())
+    assert purged.lines()[-1] == "m: version 2 serves, and never learned from these runs"
+    (only,) = versions_that_learned(data, Exclusions((poisoned,)))
+    assert (only.version, only.withdrawn) == (1, True)
+    assert [part.version for part in parts_of_run(data, learned.runs[0])] == [1]
+
+
+def ciml(data: DataRoot, *words: str) -> Result:
+    return CliRunner().invoke(cli, [*words, "--data-path", data.url])
+
+
+def test_the_commands(golden: DataRoot) -> None:
+    run_id = runs(golden, "train")[0]
+    assert "provider" in ciml(golden, "models", "who-learned", "--run", run_id).output
+    (part,) = json.loads(ciml(golden, "why-trained", run_id, "--json").output)
+    assert (part["version"], part["role"]) == (1, "train")
+    assert "train" in ciml(golden, "why-trained", run_id).output
+    assert "ciml trust explain" in ciml(golden, "why-trained", "zuul~nothing~1").output
+    words = ("purge", "--run", run_id, "--reason", "forged", "--author", "ann", "--no-retrain")
+    done = CliRunner().invoke(cli, [*words, "--data-path", golden.url], standalone_mode=False)
+    assert done.return_value == 5
+    assert done.output.splitlines() == [
+        "provider: versions withdrawn: 1",
+        "provider: nothing serves: it was not trained again",
+    ]
+    assert "withdrawn" in ciml(golden, "models", "who-learned", "--run", run_id).output
+    assert "no version learned" in ciml(golden, "models", "who-learned", "--job", "elsewhere").output
+    other = ("purge", "--job", "elsewhere", "--reason", "forged", "--author", "ann")
+    assert "are excluded from now on" in ciml(golden, *other).output
