@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from ciml.data_root import DataRoot
@@ -129,6 +130,7 @@ def apply_policy(
         return {"kind": "policy", "time_us": time_us, "author": author, "reason": reason, "policy": document}
 
     version = commit(ManifestLog(store), state, build)
+    _follower(store.root).forget()
     return None if version is None else state.policies[-1]
 
 
@@ -144,18 +146,12 @@ def policy_of(root: DataRoot, path: str | os.PathLike[str] | None = None, *furth
       further: other data roots, such as the one whose raw store is read.
 
     Raises:
-      CimlError: a file is not a policy.
+      CimlError: a file is not a policy. The store is read when the policy is asked for.
     """
-    roots = tuple(dict.fromkeys((root, *further)))
-    stored = next((one for one in roots if _follower(one.trust.root).in_force(reread_s=0)), None)
+    folders = tuple(dict.fromkeys(one.trust.root for one in (root, *further)))
     if path is not None:
-        if stored is not None:
-            _log.warning("%s judges in place of the trust policy of %s, in this process alone", path, stored.url)
-        return TrustPolicy.load(path)
-    if stored is not None and os.environ.get(POLICY_VARIABLE):
-        _log.warning("%s is ignored: %s has a trust policy of its own", POLICY_VARIABLE, stored.url)
-    fallback = TrustPolicy.load(None)
-    return RootPolicy(tuple(one.trust.root for one in roots), fallback)
+        return _Trial(TrustPolicy.load(path), os.fspath(path), folders)
+    return RootPolicy(folders, TrustPolicy.load(None))
 
 
 @dataclass(frozen=True)
@@ -178,10 +174,32 @@ class RootPolicy:
           IntegrityError: a policy is damaged, or of a later version of ciml.
         """
         for folder in self.folders:
-            stored = _follower(folder).in_force(REREAD_S)
+            stored = _follower(folder).in_force()
             if stored is not None:
+                if os.environ.get(POLICY_VARIABLE):
+                    _warn_once(f"{POLICY_VARIABLE} is ignored: {folder} has a trust policy")
                 return stored
         return self.fallback
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A policy that judges in place of those of data roots."""
+
+    policy: TrustPolicy
+    path: str
+    folders: tuple[str, ...]
+
+    def current(self) -> TrustPolicy:
+        for folder in self.folders:
+            if _follower(folder).in_force() is not None:
+                _warn_once(f"{self.path} judges in place of the trust policy in {folder}, in this process alone")
+        return self.policy
+
+
+@cache
+def _warn_once(line: str) -> None:
+    _log.warning("%s", line)
 
 
 class _Follower:
@@ -193,10 +211,15 @@ class _Follower:
         self._read_s = float("-inf")
         self._lock = threading.Lock()
 
-    def in_force(self, reread_s: float) -> TrustPolicy | None:
-        """Return the policy in force at most so many seconds ago; None if there is none."""
+    def forget(self) -> None:
+        """Read the policies again when they are next asked for."""
         with self._lock:
-            if time.monotonic() - self._read_s >= reread_s:
+            self._read_s = float("-inf")
+
+    def in_force(self) -> TrustPolicy | None:
+        """Return the policy in force at most `REREAD_S` ago; None if there is none."""
+        with self._lock:
+            if time.monotonic() - self._read_s >= REREAD_S:
                 catch_up(self._log, self._state)
                 self._read_s = time.monotonic()
             stored = self._state.in_force

@@ -433,10 +433,10 @@ class Data(StoredRuns):
           CimlError: the run did not fail or cannot be predicted, or no model gives verdicts.
 
         Example:
-          >>> data.verdict("zuul~5f0c~1")
+          >>> data.verdict("zuul~5f0c~1")  # doctest: +ELLIPSIS
           Traceback (most recent call last):
           ...
-          ciml.errors.UnknownRunError: no run 'zuul~5f0c~1' in data; list runs by ciml runs list
+          ciml.errors.UnknownRunError: no run 'zuul~5f0c~1' in ...data; list runs by ciml runs list
         """
         from ciml.api.verdicts import find_verdict
 

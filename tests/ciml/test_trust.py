@@ -114,7 +114,7 @@ def test_the_environment_names_the_policy_where_no_other_is_named(
 
 def test_no_payload_names_its_adapter() -> None:
     run = {"id": "1", "job": "j", "result": "SUCCESS", "end_time": 1795522800, "adapter": "zuul", "auth": "mqtt-user"}
-    facts, _ = facts_from_run(run, run_identity(run, "zuul"), "finished")
+    facts, *_ = facts_from_run(run, run_identity(run, "zuul"), "finished")
     assert (facts.adapter, facts.auth) == ("", "")
 
 

@@ -112,7 +112,7 @@ def test_ingest_finds_the_log_and_the_output_of_a_run(kafka: str, topic: Callabl
     policy = FetchPolicy().allowing(roots=(str(logs),))
     fetched, _ = run_fetch(policy, facts.log_url)
     assert fetched == [gzip.decompress((output.parent / "dstat-csv_log.txt.gz").read_bytes())]
-    read = fetch_outputs([output_addresses(policy, facts)], policy, lambda _, chunks: b"".join(chunks), 30.0)
+    read = fetch_outputs([output_addresses(policy, facts)], policy, lambda _, address, chunks: b"".join(chunks), 30.0)
     assert [gzip.decompress(data) for data in read if isinstance(data, bytes)] == [b"printed\n"]
 
 

@@ -262,7 +262,7 @@ def test_a_run_unlike_the_learned_ones_is_unknown_in_the_stream_a_file_and_by_id
     for verdict in verdicts:
         assert verdict is not None
         assert (verdict.cause, verdict.set, verdict.retry) == ("unknown", CAUSES, "unsure")
-        assert verdict.probability > 0.99  # of a model that extrapolates
+        assert verdict.probability > 0.95  # of a model that extrapolates
         assert verdict.outside is not None
         assert verdict.outside.feature.startswith("1m")
         assert verdict.outside.value > 2 * verdict.outside.high

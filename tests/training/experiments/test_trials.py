@@ -150,6 +150,7 @@ def test_a_calibration_keeps_dev_apart_and_moves_probabilities_not_classes(data:
     raw = sure.fitted.predict(rows.inputs, rows.n_windows)
     logits = np.log(np.maximum(raw, 1e-300)) / calibration["temperature"]
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    shares = (1 - calibration["doubt"]) * shares + calibration["doubt"] / shares.shape[1]
     found = scores(
         shares, rows.labels, dataset.snapshot.resolved.classes, dataset.rows.labels[sure.train_positions], resamples=0
     )
