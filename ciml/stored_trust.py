@@ -18,8 +18,7 @@ from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
-from ciml.events.fields import is_clean
-from ciml.limits import MAX_TEXT_CHARACTERS
+from ciml.events.fields import check_line
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.storage import Store, open_store
 from ciml.trust import POLICY_VARIABLE, PolicySource, TrustPolicy
@@ -117,9 +116,8 @@ def apply_policy(
     """
     if document is not None:
         TrustPolicy.from_json(document)
-    for name, value in (("author", author), ("reason", reason)):
-        if not value.strip() or len(value) > MAX_TEXT_CHARACTERS or not is_clean(value):
-            raise CimlError(f"{name}: want one printable line of at most {MAX_TEXT_CHARACTERS} characters")
+    check_line("author", author)
+    check_line("reason", reason)
     state = PolicyState()
 
     def build() -> Delta | None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ciml.events.records import KIND_WORDS
@@ -41,6 +42,11 @@ def print_lines(lines: Iterable[str]) -> None:
 
     for line in lines:
         click.echo(line)
+
+
+def minute_of(time_us: int) -> str:
+    """Return a time in UTC to the minute; ``time_us`` is in epoch microseconds."""
+    return datetime.fromtimestamp(time_us / 1e6, timezone.utc).strftime("%Y-%m-%d %H:%M")
 
 
 def printable(text: str) -> str:

@@ -95,8 +95,7 @@ def withdraw(registry: Registry, versions: list[int], signed: Signature) -> dict
         new = [number for number in versions if not state.versions[number].withdrawn]
         for label, number in state.labels.items():
             if number in new:
-                left = [one for one in state.pushed() if one < number and not state.versions[one].withdrawn]
-                moved[label] = max((one for one in left if one not in new), default=None)
+                moved[label] = state.predecessor(number, without=new)
         labels = {label: number for label, number in moved.items() if number is not None}
         for number in set(labels.values()):
             _check_files(registry, number)

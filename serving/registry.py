@@ -11,14 +11,13 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError, UnknownModelError
-from ciml.events.fields import is_clean
-from ciml.limits import MAX_TEXT_CHARACTERS
+from ciml.events.fields import check_line
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.serving.model_files import ModelEntry, check_digests, check_model_name, file_digests, model_digest
 from ciml.storage import LocalStore, Store, open_store
@@ -122,8 +121,7 @@ class Signature:
     def check(self) -> Signature:
         """Return the signature. Raises `CimlError` if a part is empty, or no printable line."""
         for name, value in vars(self).items():
-            if not value.strip() or len(value) > MAX_TEXT_CHARACTERS or not is_clean(value):
-                raise CimlError(f"{name}: want one printable line of at most {MAX_TEXT_CHARACTERS} characters")
+            check_line(name, value)
         return self
 
 
@@ -231,9 +229,15 @@ class RegistryState:
         """Return the pushed versions, ascending."""
         return self.in_state("pushed")
 
-    def predecessor(self, number: int) -> int | None:
-        """Return the rollback target of ``number``: the highest lower version that was not withdrawn."""
-        targets = [lower for lower in self.pushed() if lower < number and not self.versions[lower].withdrawn]
+    def predecessor(self, number: int, without: Collection[int] = ()) -> int | None:
+        """Return the rollback target of ``number``: the highest lower version that was not withdrawn.
+
+        Args:
+          number: of a version.
+          without: versions that are about to be withdrawn.
+        """
+        lower = [other for other in self.pushed() if other < number and other not in without]
+        targets = [other for other in lower if not self.versions[other].withdrawn]
         return max(targets, default=None)
 
     def served(self) -> list[int]:

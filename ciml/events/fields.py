@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any
 
-from ciml.errors import RejectedInput
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import REDACTED, redact_text, shown
 from ciml.limits import EARLIEST_US, LATEST_US, MAX_ID_CHARACTERS, MAX_TEXT_CHARACTERS
 
@@ -161,6 +161,12 @@ def is_clean(text: str) -> bool:
     """
     # Almost every text is printable, which is quick to test. Some printable-looking spaces (U+00A0) are not.
     return text.isprintable() or not any(unicodedata.category(character) in _UNSAFE for character in text)
+
+
+def check_line(name: str, text: str) -> None:
+    """Raise `CimlError` unless a text that a person gives is one printable line, and not empty."""
+    if not text.strip() or len(text) > MAX_TEXT_CHARACTERS or not is_clean(text):
+        raise CimlError(f"{name}: want one printable line of at most {MAX_TEXT_CHARACTERS} characters")
 
 
 def is_proof(text: str) -> bool:

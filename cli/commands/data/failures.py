@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
 from ciml.cli.command import DefaultGroup, make_command
 from ciml.cli.options import Data, Json, JsonLines, Signed
-from ciml.cli.output import print_columns, print_table, printable
+from ciml.cli.output import minute_of, print_columns, print_table, printable
 from ciml.options import argument, option, repeated
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def _row(one: FailedRuns) -> tuple[str | int, ...]:
     if len(line) > _LINE_CHARACTERS:
         line = f"{line[: _LINE_CHARACTERS - 1]}…"
     note = "\n".join(_notes(one))
-    return one.id, f"{line}\n{note}".rstrip(), one.runs, one.changes, jobs, _time(one.last_us), one.indicates
+    return one.id, f"{line}\n{note}".rstrip(), one.runs, one.changes, jobs, minute_of(one.last_us), one.indicates
 
 
 def _notes(one: FailedRuns) -> Iterator[str]:
@@ -81,7 +80,7 @@ def _notes(one: FailedRuns) -> Iterator[str]:
         yield f"same as {one.same_as}"
     if one.note is not None:
         said = ": ".join(filter(None, (one.note.name, one.note.cause, one.note.text)))
-        yield f"{said} ({one.note.author}, {_time(one.note.time_us)})"
+        yield f"{said} ({one.note.author}, {minute_of(one.note.time_us)})"
 
 
 class ShowOptions(Data, Json):
@@ -113,7 +112,7 @@ def _print(one: FailedRuns) -> None:
         ("line", printable(one.text)),
         ("first in", place),
         ("compared", f"within job {one.job}" if one.job else "across all jobs"),
-        ("seen", f"{_time(one.first_us)} to {_time(one.last_us)}"),
+        ("seen", f"{minute_of(one.first_us)} to {minute_of(one.last_us)}"),
         ("runs", f"{one.runs:,}, {one.trusted:,} trusted; latest: {_latest(one.latest_runs)}"),
         ("changes", f"{one.changes:,}, at most {one.spread:,} within 6 h; latest: {_latest(one.latest_changes)}"),
         ("jobs", _counts(one.jobs)),
@@ -172,10 +171,6 @@ def _latest(names: Iterable[str]) -> str:
 def _counts(counts: dict[str, int]) -> str:
     """Return counts, the greatest first: ``a 3, b 1``."""
     return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
-
-
-def _time(time_us: int) -> str:
-    return datetime.fromtimestamp(time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 @click.group("failures", cls=DefaultGroup, default="list", commands=[list_failures, show, name_failure])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, Signed
-from ciml.cli.output import print_table, printable
+from ciml.cli.output import minute_of, print_table, printable
 from ciml.errors import UnknownRunError
 from ciml.options import TrustOptions, argument, flag, option
 
@@ -212,7 +211,7 @@ def apply(options: ApplyOptions) -> None:
 
 
 def _stored_line(stored: StoredPolicy) -> str:
-    applied = datetime.fromtimestamp(stored.time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
+    applied = minute_of(stored.time_us)
     rules = "the policy of each process"
     if stored.policy is not None:
         rules = f"policy {stored.policy.digest} ({', '.join(rule.name for rule in stored.policy.rules)})"

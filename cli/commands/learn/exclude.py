@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
 from ciml.cli.command import DefaultGroup, make_command
 from ciml.cli.options import Data, Json, Signed
-from ciml.cli.output import print_warnings
+from ciml.cli.output import minute_of, print_warnings
 from ciml.data_root import DataRoot
 from ciml.options import Options, argument, flag, option
 
@@ -116,7 +115,7 @@ def list_exclusions(options: ListOptions) -> None:
         click.echo(json.dumps([stored.to_json() for stored in exclusions], indent=2))
         return
     for stored in exclusions:
-        added = datetime.fromtimestamp(stored.time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
+        added = minute_of(stored.time_us)
         by = f"{stored.author}: " if stored.author else ""
         note = "" if stored.reverted_us is None else f"  ({_reverted(stored)})"
         click.echo(f"{stored.id:>4}  {added}  {by}{stored.exclusion.describe()}: {stored.exclusion.reason}{note}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, JsonLines, Signed
-from ciml.cli.output import print_columns, print_table, printable
+from ciml.cli.output import minute_of, print_columns, print_table, printable
 from ciml.options import argument, flag, option
 
 if TYPE_CHECKING:
@@ -197,7 +196,7 @@ def _print_entries(entries: list[Entry]) -> None:
 
 
 def _row(entry: Entry) -> Iterator[str]:
-    yield datetime.fromtimestamp(entry.time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
+    yield minute_of(entry.time_us)
     version = "" if entry.version is None else f" version {entry.version}"
     withdrawn = f", withdrawn: {', '.join(map(str, entry.withdrawn))}" if entry.withdrawn else ""
     labels = "".join(f", {label} = {number}" for label, number in entry.labels.items())
