@@ -59,6 +59,7 @@ MAX_OUTPUT_STORED_LINE_BYTES = 64 << 10  # of a stored line: minified code has s
 MAX_OUTPUT_WIRE_BYTES = 1024 * MIB  # of one output as it is transferred
 MAX_OUTPUT_KEY_LINES = 200  # after the beginning of a private key, within which its end is searched: RSA has 100
 MAX_STORED_TEMPLATES_BYTES = 16 * MIB  # of one output; later templates count as one
+MAX_READ_OUTPUTS_BYTES = 64 << 20  # of text, of the outputs that a process read last and may need again
 MAX_OUTPUT_TEMPLATES = 200_000  # of one output, 150 bytes each; later ones count as one
 #: Signatures of failed runs. A full state takes about 10 MB; it is read and written by each `ciml failures`.
 MAX_SIGNATURES = 2_000

@@ -20,7 +20,7 @@ import pyarrow as pa
 from ciml.datasets.definition import LOG_FEATURES, LOG_PREFIX
 from ciml.transforms.logs.ranking import ScannedOutput, rank
 from ciml.transforms.logs.signals import KINDS, Signals, matches, signals_of
-from ciml.transforms.logs.text_arrays import strings
+from ciml.transforms.logs.text_arrays import RowOfText, int64s, strings
 
 Flags = npt.NDArray[np.bool_]
 
@@ -127,15 +127,15 @@ def output_features(output: ScannedOutput | None, known: Container[str] = ()) ->
 
 def reason_of(output: ScannedOutput, known: Container[str] = ()) -> str:
     """Return the reason that the output of a failed run names, of `REASONS` and `NO_REASONS`."""
-    telling = _telling(output.templates, output.signals)
+    telling = _telling(output.templates)
     indices = np.flatnonzero(telling.is_any)
-    texts = dict(zip(indices.tolist(), output.templates.take(_indices(indices)).to_pylist(), strict=True))
+    texts = dict(zip(indices.tolist(), output.templates.take(int64s(indices)).to_pylist(), strict=True))
     known_ones = [index for index, text in texts.items() if text in known]
     is_new = telling.is_any.copy()
     is_new[known_ones] = False
     worth = _best_worth(output, {texts[index] for index in known_ones}) * is_new
     is_prominent = worth >= max(_PROMINENT * worth.max(initial=0), _LEAST)
-    is_result = matches(output.templates, _RESULT) & (worth > 0)
+    is_result = telling.is_result & (worth > 0)
     by_number = _named_by_number(output, (is_prominent | is_result) & telling.is_numbered)
     for name, names in telling.reasons.items():
         if (is_prominent & names).any() or name in by_number:
@@ -146,9 +146,7 @@ def reason_of(output: ScannedOutput, known: Container[str] = ()) -> str:
 def telling_templates(templates: Sequence[str]) -> list[str]:
     """Return the templates that name a reason or have a signal: of those of passing runs, only these matter."""
     candidates = strings(templates)
-    telling: list[str] = candidates.take(
-        _indices(np.flatnonzero(_telling(candidates, signals_of(candidates)).is_any))
-    ).to_pylist()
+    telling: list[str] = candidates.take(int64s(np.flatnonzero(_telling(candidates).is_any))).to_pylist()
     return telling
 
 
@@ -161,26 +159,47 @@ def _named_by_number(output: ScannedOutput, is_numbered: Flags) -> set[str]:
     return {name for name, pattern in _NUMBERS.items() if matches(texts, pattern).any()}
 
 
+#: What a template names.
+_TELLS = np.dtype([("reasons", bool, len(REASONS)), ("is_numbered", bool), ("is_result", bool), ("is_signal", bool)])
+
+
 class _Telling(NamedTuple):
-    """Which of t templates name what: the reasons by name, a number, a signal, and any of these; each bool [t]."""
+    """Which of t templates name what; each bool [t].
+
+    Attributes:
+      reasons: by name.
+      is_numbered: its lines may name a reason by a number.
+      is_result: it is the status of a task.
+      is_signal: it has a signal.
+      is_any: it has a signal, or names a reason.
+    """
 
     reasons: dict[str, Flags]
     is_numbered: Flags
+    is_result: Flags
     is_signal: Flags
     is_any: Flags
 
 
-def _telling(templates: pa.StringArray, signals: Signals) -> _Telling:
+def _telling(templates: pa.StringArray) -> _Telling:
+    rows = _rows_of(templates)
+    reasons = {reason.name: rows["reasons"][:, index] for index, reason in enumerate(REASONS)}
+    any_of = rows["is_signal"] | rows["reasons"].any(axis=1)
+    return _Telling(reasons, rows["is_numbered"], rows["is_result"], rows["is_signal"], any_of)
+
+
+def _find_telling(templates: pa.StringArray) -> npt.NDArray[np.void]:
+    """Return what n templates name, as `_TELLS` [n]."""
+    signals = signals_of(templates)
     is_signal = signals.strength >= _SIGNAL
     is_benign = (signals.strength > 0) & ~is_signal
-    reasons = {reason.name: _names(templates, signals, reason) & ~is_benign for reason in REASONS}
-    is_numbered = np.any([signals.kinds[:, KINDS.index(kind)] for kind in _NUMBERED], axis=0) & is_signal
-    return _Telling(reasons, is_numbered, is_signal, np.any([is_signal, *reasons.values()], axis=0))
-
-
-def _indices(values: npt.NDArray[np.int64]) -> pa.Int64Array:
-    """Return indices for Arrow, without pandas."""
-    return pa.Int64Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values.astype(np.int64))])
+    rows = np.zeros(len(templates), _TELLS)
+    for index, reason in enumerate(REASONS):
+        rows["reasons"][:, index] = _names(templates, signals, reason) & ~is_benign
+    rows["is_numbered"] = signals.kinds[:, [KINDS.index(kind) for kind in _NUMBERED]].any(axis=1) & is_signal
+    rows["is_result"] = matches(templates, _RESULT)
+    rows["is_signal"] = is_signal
+    return rows
 
 
 def _best_worth(output: ScannedOutput, known: Collection[str]) -> npt.NDArray[np.float64]:
@@ -198,3 +217,6 @@ def _names(templates: pa.StringArray, signals: Signals, reason: Reason) -> Flags
     if reason.unless:
         names &= ~matches(templates, reason.unless)
     return names
+
+
+_rows_of = RowOfText(_find_telling)

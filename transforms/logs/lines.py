@@ -6,14 +6,14 @@ as it is, so that it can be quoted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ciml.limits import MAX_OUTPUT_LINE_CHARACTERS
-from ciml.transforms.logs.text_arrays import replace_where, sizes_of
+from ciml.transforms.logs.text_arrays import int64s, replace_where, sizes_of
 
 #: Lines are made in blocks of so many bytes: large enough for Arrow's vectors, small beside the output.
 _BLOCK_BYTES = 4 << 20
@@ -61,9 +61,10 @@ def blocks_of(data: bytes) -> Iterator[tuple[int, int]]:
         begin = end + 1
 
 
-def lines_of_block(block: bytes) -> pa.StringArray:
-    """Return the clean lines of a block of `blocks_of`."""
-    return _clean(_lines_of(block), block)
+def lines_of_block(block: bytes, indices: Iterable[int] | None = None) -> pa.StringArray:
+    """Return the clean lines of a block of `blocks_of`, or only those with some indices, counted from 0."""
+    lines = _lines_of(block)
+    return _clean(lines if indices is None else lines.take(int64s(indices)), block)
 
 
 def plain_lines_of_block(block: bytes) -> pa.StringArray:

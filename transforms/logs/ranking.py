@@ -19,7 +19,7 @@ from ciml.limits import MAX_OUTPUT_TEMPLATES
 from ciml.transforms.logs.lines import blocks_of, lines_of_block
 from ciml.transforms.logs.signals import Signals, signals_of
 from ciml.transforms.logs.templates import shapes_of, templates_of
-from ciml.transforms.logs.text_arrays import codes_of, sizes_of, strings
+from ciml.transforms.logs.text_arrays import RowOfText, codes_of, sizes_of, strings
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -85,9 +85,10 @@ class ScannedOutput:
         texts: list[str] = []
         for block in np.unique(np.searchsorted(firsts, indices, "right") - 1):
             begin, end, first = self.blocks[block]
-            lines = lines_of_block(self.data[begin:end])
-            inside = indices[(indices >= first) & (indices < first + len(lines))]
-            texts += [lines[int(index - first)].as_py() for index in inside]
+            is_inside = (indices >= first) & (
+                indices < (firsts[block + 1] if block + 1 < len(firsts) else len(self.codes))
+            )
+            texts += lines_of_block(self.data[begin:end], indices[is_inside] - first).to_pylist()
         return texts
 
 
@@ -180,8 +181,8 @@ def _own_worth(output: ScannedOutput, is_known: Flags | None) -> Floats:
     by_template = output.signals.strength.copy()
     if is_known is not None:
         by_template = np.where(is_known, by_template * _KNOWN_KEEPS, np.maximum(by_template, _NEW))
-    shapes = codes_of(shapes_of(output.templates), {}, len(output.templates))[output.codes]
-    earlier, number = _repetitions(shapes)
+    _, shapes = np.unique(_shape_of(output.templates), return_inverse=True)
+    earlier, number = _repetitions(shapes[output.codes])
     worth = by_template[output.codes] / repetition(earlier, number)
     worth[_between(output, "echo", "echoed")] *= _ECHO_KEEPS
     cleanup = output.marked("cleanup")
@@ -201,7 +202,15 @@ def is_known_template(output: ScannedOutput, known: Container[str]) -> Flags:
     return np.fromiter((template in known for template in output.templates.to_pylist()), bool, len(output.templates))
 
 
-def _repetitions(shapes: npt.NDArray[np.int32]) -> tuple[Floats, Floats]:
+def _hashes_of_shapes(templates: pa.StringArray) -> npt.NDArray[np.int64]:
+    """Return what tells the shapes of n templates apart, int64 [n]."""
+    return np.fromiter(map(hash, shapes_of(templates).to_pylist()), np.int64, len(templates))
+
+
+_shape_of = RowOfText(_hashes_of_shapes)
+
+
+def _repetitions(shapes: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Return for each line the number of earlier lines of its shape, and of all lines of its shape."""
     counts = np.bincount(shapes)
     order = np.argsort(shapes, kind="stable")

@@ -1,13 +1,17 @@
-"""The stored outputs of runs as features need them: reduced to templates, one at a time."""
+"""The stored outputs of runs, reduced to templates, one at a time."""
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from ciml.errors import IntegrityError
 from ciml.events.records import OutputFile
+from ciml.limits import MAX_READ_OUTPUTS_BYTES
 from ciml.manifest.log import ManifestLog
-from ciml.runs.outputs import read_output
+from ciml.runs.outputs import KeptOutput, read_output
 from ciml.runs.run_log import find_rows
 from ciml.storage import Store
 from ciml.transforms.logs.ranking import ScannedOutput, scan
@@ -41,9 +45,67 @@ class StoredOutputs:
           EngineError: the store does not answer.
         """
         try:
-            output = read_output(self._raw, self._files.get(run_id))
+            read = read_scanned(self._raw, self._files.get(run_id))
         except IntegrityError:
             if not self._skips_damaged:
                 raise
             return None
-        return None if isinstance(output, str) else scan(output.data)
+        return None if isinstance(read, str) else read.scanned
+
+
+class ReadOutput(NamedTuple):
+    """A stored output, and the same reduced to templates."""
+
+    kept: KeptOutput
+    scanned: ScannedOutput
+
+
+class LastRead:
+    """The outputs that were read last. Thread-safe.
+
+    Args:
+      most: bytes of their text.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._size = 0
+        self._outputs: OrderedDict[str, ReadOutput] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, url: str) -> ReadOutput | None:
+        with self._lock:
+            return self._outputs.get(url)
+
+    def add(self, url: str, output: ReadOutput) -> None:
+        with self._lock:
+            if url in self._outputs:
+                return
+            self._outputs[url] = output
+            self._size += len(output.kept.data)
+            while self._size > self._most:
+                _, oldest = self._outputs.popitem(last=False)
+                self._size -= len(oldest.kept.data)
+
+
+#: Features of a run need its output, and a moment later the evidence of its verdict does.
+_last_read = LastRead(MAX_READ_OUTPUTS_BYTES)
+
+
+def read_scanned(raw: Store, file: OutputFile | None) -> ReadOutput | str:
+    """Return a stored output and its templates, or the reason why there is none; see `read_output`.
+
+    Raises:
+      IntegrityError: it is damaged, or lost before its time.
+      EngineError: the store does not answer.
+    """
+    url = raw.url(file.path) if file is not None and not file.missing else ""
+    output = _last_read.get(url)
+    if output is not None:
+        return output
+    kept = read_output(raw, file)
+    if isinstance(kept, str):
+        return kept
+    output = ReadOutput(kept, scan(kept.data))
+    _last_read.add(url, output)
+    return output

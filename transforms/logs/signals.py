@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ciml.transforms.logs.text_arrays import flags_of
+from ciml.transforms.logs.text_arrays import RowOfText, flags_of
 
 
 class Signal(NamedTuple):
@@ -222,32 +222,36 @@ _ANY = tuple(
 
 def signals_of(templates: pa.StringArray) -> Signals:
     """Find the signals of templates of `ciml.transforms.logs.templates.templates_of`."""
+    rows = _rows_of(templates)
+    return Signals(rows["kinds"], rows["strength"], {name: rows["marks"][:, at] for at, name in enumerate(MARKS)})
+
+
+#: The signals of a template.
+_ROW = np.dtype([("kinds", bool, len(KINDS)), ("strength", float), ("marks", bool, len(MARKS))])
+
+
+def _find_signals(templates: pa.StringArray) -> npt.NDArray[np.void]:
+    """Return the signals of n templates, as `_ROW` [n]."""
     any_signal = reduce(pc.or_, (pc.match_substring_regex(templates, pattern) for pattern in _ANY))
-    some = np.flatnonzero(flags_of(any_signal))
-    found = _signals_of_some(templates.filter(any_signal))
-    kinds = np.zeros((len(templates), len(KINDS)), bool)
-    strength = np.zeros(len(templates))
-    kinds[some] = found.kinds
-    strength[some] = found.strength
-    marks = {}
-    for name, has in found.marks.items():
-        marks[name] = np.zeros(len(templates), bool)
-        marks[name][some] = has
-    return Signals(kinds, strength, marks)
+    rows = np.zeros(len(templates), _ROW)
+    rows[flags_of(any_signal)] = _find_signals_of_some(templates.filter(any_signal))
+    return rows
 
 
-def _signals_of_some(templates: pa.StringArray) -> Signals:
-    kinds = np.zeros((len(templates), len(KINDS)), bool)
+def _find_signals_of_some(templates: pa.StringArray) -> npt.NDArray[np.void]:
+    rows = np.zeros(len(templates), _ROW)
     strongest = np.zeros(len(templates))
     number = np.zeros(len(templates))
     for signal in SIGNALS:
         has = matches(templates, signal.pattern)
-        kinds[:, KINDS.index(signal.kind)] |= has
+        rows["kinds"][:, KINDS.index(signal.kind)] |= has
         strongest = np.maximum(strongest, signal.strength * has)
         number += has
-    strength = strongest + _FURTHER * np.clip(number - 1, 0, 4) + _PLACE_ADDS * matches(templates, _PLACE)
-    strength[matches(templates, _BENIGN)] *= _BENIGN_KEEPS
-    return Signals(kinds, strength, {name: matches(templates, pattern) for name, pattern in MARKS.items()})
+    rows["strength"] = strongest + _FURTHER * np.clip(number - 1, 0, 4) + _PLACE_ADDS * matches(templates, _PLACE)
+    rows["strength"][matches(templates, _BENIGN)] *= _BENIGN_KEEPS
+    for index, pattern in enumerate(MARKS.values()):
+        rows["marks"][:, index] = matches(templates, pattern)
+    return rows
 
 
 def have_kind(templates: pa.StringArray, kind: str) -> bool:
@@ -258,3 +262,6 @@ def have_kind(templates: pa.StringArray, kind: str) -> bool:
 def matches(templates: pa.StringArray, pattern: str) -> npt.NDArray[np.bool_]:
     """Return which templates have a match of a regular expression of RE2, bool [t]."""
     return flags_of(pc.match_substring_regex(templates, pattern))
+
+
+_rows_of = RowOfText(_find_signals)

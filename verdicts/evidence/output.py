@@ -20,12 +20,13 @@ from ciml.events.records import OutputFile, RunFacts
 from ciml.events.redaction import REDACTED
 from ciml.manifest.log import ManifestLog
 from ciml.runs.latest_runs import entries_of, row_of
-from ciml.runs.outputs import KeptOutput, read_output
+from ciml.runs.outputs import KeptOutput
 from ciml.runs.run_log import RunRecord
 from ciml.runs.state import open_raw
 from ciml.transforms.logs.failed_tests import FailedTest, OtherChanges, failed_tests
 from ciml.transforms.logs.profile import OutputProfile
 from ciml.transforms.logs.ranking import ScannedOutput, scan
+from ciml.transforms.logs.run_outputs import ReadOutput, read_scanned
 from ciml.transforms.logs.signatures import CODE_RUNS, MACHINE_CHANGES
 from ciml.transforms.logs.stored import stored_profile
 from ciml.verdicts.evidence.line import MAX_NAME_CHARACTERS, QuotedLine, is_in_line, quote, shortened
@@ -186,9 +187,8 @@ def evidence_of_output(
       EngineError: the store does not answer.
       IntegrityError: its output is damaged.
     """
-    read = read_output(data.raw, stored)
-    kept = KeptOutput(b"", 0) if isinstance(read, str) else read
-    output = scan(kept.data)
+    read = read_scanned(data.raw, stored)
+    kept, output = ReadOutput(KeptOutput(b"", 0), scan(b"")) if isinstance(read, str) else read
     failed = _quotable_tests(kept, output)
     with shared_signatures(data).read(budget_s) as reader:
         known = reader.profile(facts.build_name) if profile is None else profile

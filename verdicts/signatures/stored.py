@@ -35,7 +35,7 @@ from ciml.transforms.logs.failed_tests import RecentTests, failed_tests
 from ciml.transforms.logs.failure_keys import Key, keys_of, without_margin
 from ciml.transforms.logs.lines import lines_of_block
 from ciml.transforms.logs.profile import OutputProfile, Printed
-from ciml.transforms.logs.ranking import scan
+from ciml.transforms.logs.run_outputs import read_scanned
 from ciml.transforms.logs.signals import have_kind
 from ciml.transforms.logs.signatures import SIGNATURES_KIND, Failure, Line, Signatures
 from ciml.transforms.logs.stored import PASSING_RUNS, stored_printed
@@ -212,8 +212,8 @@ class SignatureReader:
         """Return the names of the tests that failed in a run; none if its text has expired."""
         if not have_kind(strings(printed), "test"):
             return []
-        kept = read_output(self._raw, record.output)
-        return [] if isinstance(kept, str) else [test.name for test in failed_tests(scan(kept.data))]
+        read = read_scanned(self._raw, record.output)
+        return [] if isinstance(read, str) else [test.name for test in failed_tests(read.scanned)]
 
     def profile(self, job: str) -> OutputProfile:
         """Return the profile of the latest passing runs of a job. A run whose output is damaged does not count."""

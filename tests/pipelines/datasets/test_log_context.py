@@ -17,12 +17,13 @@ from ciml.events.records import Message
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.ingest.committer import render_runs
-from ciml.runs.outputs import expire_before
+from ciml.runs.outputs import KeptOutput, expire_before
 from ciml.serving.predict.predictor import Announcement, read_announcement
 from ciml.training.data.snapshot import SnapshotRun
 from ciml.training.evaluation.candidate import _predict_from_raw
 from ciml.transforms.examples.prepare import prepare_many
-from ciml.transforms.logs.run_outputs import StoredOutputs, outputs_of_stored
+from ciml.transforms.logs.ranking import scan
+from ciml.transforms.logs.run_outputs import LastRead, ReadOutput, StoredOutputs, outputs_of_stored, read_scanned
 from tests.messages import check
 from tests.pipelines.datasets.test_context import RUNS, definition, rows
 from tests.runs.scenes import RawStore
@@ -117,6 +118,27 @@ def test_a_damaged_output_does_not_stop_the_stream(data: DataRoot, raw: RawStore
     assert StoredOutputs(data.raw, {run.run_id: run.output}, skips_damaged=True)(run.run_id) is None
     with pytest.raises(IntegrityError, match="is in the manifest but does not exist"):
         StoredOutputs(data.raw, {run.run_id: run.output})(run.run_id)
+
+
+def test_features_and_evidence_read_an_output_once(data: DataRoot, raw: RawStore) -> None:
+    stored(raw)
+    run = next(run for run in announced(data) if run.output is not None)
+    assert run.output is not None
+    scanned = StoredOutputs(data.raw, {run.run_id: run.output})(run.run_id)
+    data.raw.delete(run.output.path)
+    read = read_scanned(data.raw, run.output)
+    assert isinstance(read, ReadOutput)
+    assert read.scanned is scanned
+
+
+def test_the_outputs_that_were_read_last_take_bounded_memory() -> None:
+    last = LastRead(most=8)
+    for name in "abc":
+        last.add(name, ReadOutput(KeptOutput(name.encode() * 4, 1), scan(name.encode() * 4)))
+    last.add("c", ReadOutput(KeptOutput(b"c" * 4, 1), scan(b"c" * 4)))
+    assert [name for name in "abc" if last.get(name)] == ["b", "c"]
+    last.add("large", ReadOutput(KeptOutput(b"d" * 9, 1), scan(b"d" * 9)))
+    assert [name for name in ("b", "c", "large") if last.get(name)] == []
 
 
 @pytest.mark.parametrize("output", [{"path": "runs/other"}, {"path": 3}, "text", {"unknown": 1}])

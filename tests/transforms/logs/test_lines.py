@@ -77,3 +77,11 @@ def test_blocks_change_nothing(texts: list[str], size: int) -> None:
     for text, line in zip(texts, whole, strict=False):
         if re.fullmatch(r"[a-z ]*", text):
             assert line == text.rstrip()
+
+
+@given(st.lists(st.text(st.sampled_from("ab 1\r\x1bé"), max_size=8), min_size=1, max_size=8), st.data())
+def test_some_lines_of_a_block_are_those_of_all(texts: list[str], data: st.DataObject) -> None:
+    block = "\n".join(texts).encode()
+    all_lines = module.lines_of_block(block).to_pylist()
+    indices = data.draw(st.lists(st.integers(0, len(all_lines) - 1)))
+    assert module.lines_of_block(block, indices).to_pylist() == [all_lines[index] for index in indices]

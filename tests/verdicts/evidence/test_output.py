@@ -10,6 +10,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.events.records import RunFacts
 from ciml.runs.outputs import TEXTS
+from ciml.transforms.logs import run_outputs
 from ciml.transforms.logs.failed_tests import OtherChanges
 from ciml.verdicts.evidence import evidence_of
 from ciml.verdicts.evidence.check import follows
@@ -211,8 +212,9 @@ def evidence_with(tmp_path: Path, data: DataRoot, raw: RawStore, table: Any, tex
 
 
 def test_telemetry_follows_the_output_and_a_damaged_output_costs_its_sentences_alone(
-    tmp_path: Path, data: DataRoot, raw: RawStore, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, data: DataRoot, raw: RawStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(run_outputs, "_last_read", run_outputs.LastRead(0))  # the second time, it is read again
     said = evidence_with(tmp_path, data, raw, STARVED, FAILING)
     assert said[:2] == (SAID, TEST)
     (text,) = [path for path in data.raw.list(TEXTS) if FAILED.run_id in path]
