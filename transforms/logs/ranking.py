@@ -17,7 +17,7 @@ import pyarrow as pa
 from ciml.globs import linear_pattern
 from ciml.limits import MAX_OUTPUT_TEMPLATES
 from ciml.transforms.logs.lines import blocks_of, lines_of_block
-from ciml.transforms.logs.signals import Signals, signals_of
+from ciml.transforms.logs.signals import KINDS, Signals, signals_of
 from ciml.transforms.logs.templates import shapes_of, templates_of
 from ciml.transforms.logs.text_arrays import RowOfText, codes_of, sizes_of, strings
 
@@ -182,6 +182,9 @@ def _own_worth(output: ScannedOutput, is_known: Flags | None) -> Floats:
     if is_known is not None:
         by_template = np.where(is_known, by_template * _KNOWN_KEEPS, np.maximum(by_template, _NEW))
     _, shapes = np.unique(_shape_of(output.templates), return_inverse=True)
+    # The status of a process is often in the middle of lines of its shape: it is compared with its template alone.
+    is_status = output.signals.kinds[:, KINDS.index("exit")]
+    shapes[is_status] = len(shapes) + np.flatnonzero(is_status)
     earlier, number = _repetitions(shapes[output.codes])
     worth = by_template[output.codes] / repetition(earlier, number)
     worth[_between(output, "echo", "echoed")] *= _ECHO_KEEPS

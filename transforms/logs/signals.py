@@ -185,6 +185,9 @@ _BENIGN = (
     r"|continue-on-error|fail-fast|fail_ci|^\s*>?\s+(?:raise|return|except|def|if|with|for|assert) |^\s+[\^~]+$"
 )
 _BENIGN_KEEPS = 0.3
+#: A mark without a word of explanation says that something failed, and not what.
+_BARE = r"^\s*(?i:errors?|fail(?:ed|ure)?)[.:!]?\s*$"
+_BARE_STRENGTH = 4.0
 
 #: Marks of steps: where one begins, where its command has been printed, where it failed, and where the job cleans up.
 MARKS = {
@@ -249,6 +252,8 @@ def _find_signals_of_some(templates: pa.StringArray) -> npt.NDArray[np.void]:
         number += has
     rows["strength"] = strongest + _FURTHER * np.clip(number - 1, 0, 4) + _PLACE_ADDS * matches(templates, _PLACE)
     rows["strength"][matches(templates, _BENIGN)] *= _BENIGN_KEEPS
+    is_bare = matches(templates, _BARE)
+    rows["strength"][is_bare] = np.minimum(rows["strength"][is_bare], _BARE_STRENGTH)
     for index, pattern in enumerate(MARKS.values()):
         rows["marks"][:, index] = matches(templates, pattern)
     return rows

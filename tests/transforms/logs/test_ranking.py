@@ -89,6 +89,12 @@ def test_a_hundred_findings_do_not_hide_a_rare_one() -> None:
     assert "fatal: cannot read the configuration" in texts(data, 200)
 
 
+def test_the_status_of_a_process_says_more_than_a_bare_mark() -> None:
+    result = ["{", '  "delta": "0:00:05.1",', '  "end": "2026-11-30 04:44:10",', '  "msg": "",', '  "rc": -9,', "}"]
+    assert texts("\n".join(["test_a_sum ...", "ERROR", *result]), 12) == ['  "rc": -9,']
+    assert texts("\n".join(["AssertionError: 1 != 2", "ERROR", *result]), 23) == ["AssertionError: 1 != 2"]
+
+
 def test_cleaning_up_and_printed_commands_are_no_causes() -> None:
     data = "\n".join(
         [
