@@ -8,6 +8,7 @@ of the ranges that it learned (`LearnedRanges`), and is often confidently wrong.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,6 +80,8 @@ class VerdictRules(Record, frozen=True, omit_defaults=True, gc=False):
       ranges: of the runs that the model learned; None in earlier models, for which no run is outside.
       without_output: the pooled calibration runs that have no output. A run without one is compared with these, and
         the other pooled runs have one. None where a part has too few runs, or the model takes no outputs.
+      keeps_likely: whether a set always contains the most probable class, so that no set is empty. False in earlier
+        models, whose empty sets make a verdict unknown.
     """
 
     classes: tuple[str, ...]
@@ -87,6 +90,7 @@ class VerdictRules(Record, frozen=True, omit_defaults=True, gc=False):
     groups: Mapping[str, Group]
     ranges: LearnedRanges | None = None
     without_output: Group | None = None
+    keeps_likely: bool = False
 
     def group_of(self, job: str) -> str:
         """Return the name of a job's group."""
@@ -106,10 +110,19 @@ class VerdictRules(Record, frozen=True, omit_defaults=True, gc=False):
         return bool(means[self.ranges.features.index(NO_OUTPUT_FEATURE)] > 0)
 
     def set_of(self, job: str, probabilities: Mapping[str, float], *, without_output: bool = False) -> tuple[str, ...]:
-        """Return the classes that a run may have, in the model's order: possibly all, possibly none."""
+        """Return the classes that a run may have, in the model's order: possibly all.
+
+        With `keeps_likely`, the most probable class is one of them; of several equal ones, each is. That only adds to
+        the coverage.
+        """
         group = self.compared_with(job, without_output=without_output)
         min_p_value = 1 - self.coverage
-        return tuple(name for name in self.classes if group.p_value(name, probabilities[name]) >= min_p_value)
+        likely = max(probabilities[name] for name in self.classes) if self.keeps_likely else math.inf
+        return tuple(
+            name
+            for name in self.classes
+            if probabilities[name] >= likely or group.p_value(name, probabilities[name]) >= min_p_value
+        )
 
 
 class Group(Record, frozen=True, gc=False):

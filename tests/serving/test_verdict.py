@@ -55,6 +55,25 @@ def test_a_class_is_possible_where_enough_runs_of_it_fitted_no_better(
     assert verdict.group == ("unit" if job == "unit" else "")
 
 
+@pytest.mark.parametrize(
+    ("job", "code", "cause", "possible"),
+    [
+        ("other", 0.95, "code", ("code",)),
+        ("other", 0.63, "code", ("code",)),  # no run of any class was so unsure
+        ("other", 0.4, "machine", ("machine",)),
+        ("other", 0.5, "unknown", CLASSES),  # none is the most probable one
+        ("unit", 0.63, "unknown", CLASSES),  # the set had the less probable one alone
+    ],
+)
+def test_the_most_probable_class_is_possible_in_a_model_that_keeps_it(
+    job: str, code: float, cause: str, possible: tuple[str, ...]
+) -> None:
+    rules = read_rules(changed(keeps_likely=True), CLASSES, (), "x")
+    verdict = make_verdict(job, {"code": code, "machine": round(1 - code, 2)}, rules)
+    assert (verdict.cause, verdict.set) == (cause, possible)
+    assert "keeps_likely" not in RULES.to_json()  # an earlier model's
+
+
 def test_the_record_has_the_facts_of_the_run_and_the_verdict() -> None:
     found = json.loads(json.dumps(recorded_verdict(FACTS, {"code": 0.95, "machine": 0.05}, RULES, WINDOWS)))
     assert found == {

@@ -74,7 +74,7 @@ def make_rules(
     apart = _make_group(label_scores[is_apart], labels[is_apart], classes) if is_apart.any() else None
     rules = VerdictRules(tuple(classes), coverage, dict(calibration), groups, without_output=apart)
     _check_by_crepes(rules, probabilities, jobs, is_apart)
-    return rules
+    return rules.replace(keeps_likely=True)
 
 
 def _compared_apart(is_pooled: NDArray[np.bool_], without_output: NDArray[np.bool_] | None) -> NDArray[np.bool_]:

@@ -66,6 +66,15 @@ def test_a_single_wrong_run_of_fewer_than_twenty_leaves_all_classes_possible(
     assert rules_of(said, labels, ["a"] * runs).set_of("a", {"code": 0.02, "machine": 0.98}) == expected
 
 
+def test_no_set_is_empty_where_the_model_is_surer_of_the_calibration_runs() -> None:
+    said = np.tile(np.array([[0.03, 0.97]], np.float32), (30, 1))
+    rules = rules_of(said, np.ones(30, np.int64), ["a"] * 30)
+    unsure = {"code": 0.6, "machine": 0.4}
+    assert rules.set_of("a", unsure) == ("code",)
+    assert rules.replace(keeps_likely=False).set_of("a", unsure) == ()
+    assert rules.set_of("a", {"code": 0.5, "machine": 0.5}) == CLASSES  # none is the most probable one
+
+
 def mixed(seed: int, runs: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
     """Return answers and labels of runs, every second without an output: four in ten of their answers are wrong."""
     random = np.random.default_rng(seed)
@@ -172,8 +181,11 @@ def test_counting_gives_the_sets_of_crepes(runs: list[tuple[int, int, str]], cov
     rules = read_rules(json.dumps(rules.to_json()).encode(), CLASSES, (), "x")
     by_crepes = sets_by_crepes(rules, said, jobs)
     for row, (job, shares) in enumerate(zip(jobs, decimals(said).tolist(), strict=True)):
-        found = rules.set_of(job, dict(zip(CLASSES, shares, strict=True)))
-        assert [name in found for name in CLASSES] == by_crepes[row].tolist()
+        by_class = dict(zip(CLASSES, shares, strict=True))
+        earlier = rules.replace(keeps_likely=False).set_of(job, by_class)
+        assert [name in earlier for name in CLASSES] == by_crepes[row].tolist()
+        is_likely = np.array(shares) == max(shares)
+        assert [name in rules.set_of(job, by_class) for name in CLASSES] == (by_crepes[row] | is_likely).tolist()
 
 
 def test_rules_that_crepes_contradicts_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
