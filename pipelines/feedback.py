@@ -25,8 +25,9 @@ from ciml.manifest.replica import LogReplica
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.reader import read_range
 from ciml.pipelines.processor import Processor, ProcessorConfig
+from ciml.verdict_rules import UNKNOWN
 from ciml.verdicts.feedback.config import Feedback, Policy
-from ciml.verdicts.feedback.judgement import Compare, Item, Judgement, Silence, decide_feedback
+from ciml.verdicts.feedback.judgement import Compare, IsNoted, Item, Judgement, Silence, decide_feedback
 from ciml.verdicts.feedback.outbox import SETTLE_S
 from ciml.verdicts.feedback.standing import Standings
 from ciml.verdicts.feedback.state import FEEDBACK, FeedbackState
@@ -72,12 +73,14 @@ class Judge:
     Attributes:
       feedback: the configuration.
       compare: see `ciml.verdicts.feedback.judgement.Compare`.
+      is_noted: see `ciml.verdicts.feedback.judgement.IsNoted`.
       is_trusted: whether a run is trusted.
       is_known: whether the cause of a run is known already; see `Judgement.with_run`.
     """
 
     feedback: Feedback
     compare: Compare = lambda record: None
+    is_noted: IsNoted = lambda run_id: False
     is_trusted: Callable[[str], bool] = lambda run_id: False
     is_known: Callable[[str], bool] = lambda run_id: False
 
@@ -91,7 +94,7 @@ class Judge:
             record = parse_json(message.value or b"")
             if not isinstance(record, dict):
                 return _UNUSABLE
-            judgement = decide_feedback(record, self.feedback, muted, now_us, self.compare)
+            judgement = decide_feedback(record, self.feedback, muted, now_us, self.compare, self.is_noted)
         except RejectedInput:
             return _UNUSABLE
         except EngineError:
@@ -197,11 +200,19 @@ def delta_of_judgements(state: FeedbackState, results: Iterable[Judged], policy:
 
 
 def judge_by_history(judgement: Judgement, standings: Standings) -> tuple[Item | None, Silence | None]:
-    """Return the verdict to send, with the record of its model; or the reason for silence."""
+    """Return the verdict to send, with the record of its model; or the reason for silence.
+
+    An operator's note is sent if the model may say any cause: in shadow mode, nothing is sent.
+    """
     item = judgement.item
     verdict = judgement.verdict
     if item is None or verdict is None:
         return None, judgement.silence
+    if item.cause == UNKNOWN:
+        causes = [standings.of(verdict.model, verdict.project, cause) for cause in standings.policy.causes]
+        if any(standing.mode == "active" for standing in causes):
+            return item, None
+        return None, Silence(causes[0].mode, causes[0].detail) if causes else Silence("unknown")
     standing = standings.of(verdict.model, verdict.project, verdict.cause)
     if standing.mode != "active":
         return None, Silence(standing.mode, standing.detail)

@@ -30,7 +30,7 @@ from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.services.decide import ServiceProgress
 from ciml.services.service import TopicService
 from ciml.verdicts.feedback.config import Feedback
-from ciml.verdicts.feedback.evidence import compare_run, find_evidence
+from ciml.verdicts.feedback.evidence import compare_run, find_evidence, is_noted
 from ciml.verdicts.feedback.judgement import Item, Silence, decide_feedback
 from ciml.verdicts.feedback.outbox import Outbox
 from ciml.verdicts.feedback.reactions import Reader
@@ -103,7 +103,8 @@ class FeedbackService(TopicService[FeedbackState]):
         policy = config.feedback.policy
         self._truths = Truths(config.data, settle_untrusted=policy.settle_untrusted)
         compare = partial(compare_run, config.data, policy)
-        judge = Judge(config.feedback, compare, self._truths.is_trusted, self._truths.is_known)
+        noted = partial(is_noted, config.data)
+        judge = Judge(config.feedback, compare, noted, self._truths.is_trusted, self._truths.is_known)
         super().__init__("ciml-feedback", FeedbackProcessor(config, judge))
         self.processor: FeedbackProcessor
         self._show = show or _log_message
@@ -278,7 +279,7 @@ def try_messages(data: DataRoot, feedback: Feedback, records: Iterable[Mapping[s
     compare = partial(compare_run, data, policy)
     entries: dict[str, Entry] = {}
     for record in records:
-        judgement = decide_feedback(record, feedback, muted, 0, compare)
+        judgement = decide_feedback(record, feedback, muted, 0, compare, partial(is_noted, data))
         item, silence = judge_by_history(judgement, standings)
         if item is not None:
             entry = _entry_of(item)
@@ -307,7 +308,9 @@ def _render(data: DataRoot, feedback: Feedback, committing: LogReplica[FeedbackS
     outbox = Outbox(system.name, committing, feedback.policy, evidence, client=None, markup=_markup_of(system))
     run_ids = tuple(item.run_id for item in entry.items.values())
     change = entry.change.change or entry.change.head
-    return Trial(run_ids, "", "", system.name, entry.change.project, change, outbox.message(entry).body)
+    message = outbox.message(entry)
+    text = None if message is None else message.body
+    return Trial(run_ids, "" if text else "unknown", "", system.name, entry.change.project, change, text)
 
 
 def feedback_families(state: FeedbackState, systems: Iterable[str]) -> Iterator[Family]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ciml.verdicts.evidence import Evidence
 
 T = TypeVar("T")
+#: Time for reading the outputs of runs that are not in the signatures yet, s. Beyond it, a run has no note.
+_BUDGET_S = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -47,6 +49,26 @@ def compare_run(data: DataRoot, policy: Policy, record: Mapping[str, Any]) -> Si
     if not has_ranges:
         return Silence("outside", "the model does not know the ranges of the runs that it learned; refresh it")
     return compare_profile(evidence, policy)
+
+
+def is_noted(data: DataRoot, run_id: str) -> bool:
+    """Return whether an operator has a note on the failure of a run.
+
+    Raises:
+      EngineError: the store does not answer.
+    """
+    from ciml.verdicts.signatures.notes import read_notes
+    from ciml.verdicts.signatures.stored import shared_signatures
+
+    def read() -> bool:
+        notes = read_notes(data.failures)
+        if not notes.by_signature:
+            return False
+        with shared_signatures(data).read(_BUDGET_S) as reader:
+            signature = reader.signatures.of_run(run_id)
+        return signature is not None and notes.of(signature.id) is not None
+
+    return bool(_read({"run_id": run_id}, read))
 
 
 def _read(record: Mapping[str, Any], read: Callable[[], T]) -> T | None:

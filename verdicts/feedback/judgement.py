@@ -1,5 +1,7 @@
 """Judges a prediction by itself (pure): it becomes a verdict to send on a patch set, or a reason for silence.
 
+An operator's note on the failure is sent even if the verdict is not; then the item's cause is `UNKNOWN`.
+
 `ciml.verdicts.feedback.standing` decides afterwards whether the history of the model permits the message.
 """
 
@@ -16,7 +18,7 @@ from ciml.globs import glob_pattern
 from ciml.integrations.review import ChangeRef
 from ciml.intervals import wilson
 from ciml.serving.predict.log import is_of_candidate, prediction_id
-from ciml.verdict_rules import Verdict
+from ciml.verdict_rules import UNKNOWN, Verdict
 from ciml.verdicts.feedback.config import Feedback, Policy
 from ciml.verdicts.feedback.standing import RecordedVerdict
 
@@ -54,7 +56,8 @@ class Item(Record, frozen=True, gc=False):
       system: name of the review system.
       project, change, patchset, head, head_project, head_branch: of the change; see `ChangeRef`.
       job, run_id: of the run.
-      cause, probability, retry: the verdict.
+      cause: the verdict; `UNKNOWN` if an operator's note alone is sent.
+      probability, retry: of the verdict.
       end_us: the run's end, or the time of its prediction, epoch microseconds.
       prediction: the record on the topic, without measurements.
       right, settled: among the last settled verdicts of this cause, the number of right ones, and the number of all.
@@ -133,6 +136,8 @@ class Judgement(NamedTuple):
 
 #: Returns why the evidence of a prediction's record is not enough; None where it is.
 Compare = Callable[[Mapping[str, Any]], Silence | None]
+#: Returns whether an operator has a note on the failure of a run, given its id.
+IsNoted = Callable[[str], bool]
 
 
 def decide_feedback(
@@ -141,6 +146,7 @@ def decide_feedback(
     muted: Iterable[str],
     now_us: int,
     compare: Compare = lambda record: None,
+    is_noted: IsNoted = lambda run_id: False,
 ) -> Judgement:
     """Judge a prediction by the verdict, its evidence and the change, in this order; the first reason decides.
 
@@ -152,6 +158,7 @@ def decide_feedback(
       muted: globs of projects that were muted at run time.
       now_us: the present, epoch microseconds.
       compare: see `Compare`; called for verdicts that are certain enough, even if they are too late for a message.
+      is_noted: see `IsNoted`; called for the other verdicts.
     """
     if is_of_candidate(record):
         return Judgement(None, Silence("candidate"))
@@ -176,7 +183,7 @@ def decide_feedback(
     if doubt is None:
         doubt = compare(record)
     verdict = _to_history(prediction, now_us, claim=doubt is None)
-    if doubt is not None:
+    if doubt is not None and not is_noted(prediction.run_id):
         return Judgement(None, doubt, verdict)
     if is_muted(run.project, (*policy.muted_projects, *muted)):
         return Judgement(None, Silence("muted_project"), verdict)
@@ -188,7 +195,8 @@ def decide_feedback(
         return Judgement(None, Silence("no_system"), verdict)
     if age_us > policy.max_age_s * 1e6:
         return Judgement(None, Silence("late"), verdict)  # for a message alone
-    return Judgement(_item(system.name, prediction, record, end_us), None, verdict)
+    item = _item(system.name, prediction, record, end_us)
+    return Judgement(item if doubt is None else item.replace(cause=UNKNOWN), None, verdict)
 
 
 def _read_prediction(record: Mapping[str, Any]) -> _Prediction | None:

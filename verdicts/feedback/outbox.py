@@ -171,8 +171,10 @@ class Outbox:
             self._close(entry, "late")
             return
         if self.client is None:
-            self.show(entry, self.message(entry))
-            self._close(entry, "dry_run")
+            message = self.message(entry)
+            if message is not None:
+                self.show(entry, message)
+            self._close(entry, "dry_run" if message is not None else "no_note")
             return
         client = self.client
         head = self._timed("head", lambda: client.head(entry.change))
@@ -187,6 +189,9 @@ class Outbox:
 
     def _send(self, client: ReviewClient, entry: Entry) -> None:
         message = self.message(entry, client)
+        if message is None:
+            self._close(entry, "no_note")
+            return
         previous = self._find(client, entry.change, message.marker)
         if previous is not None and message.stamp in previous.body:
             self._close(entry, "unchanged", posted=previous, causes=causes_in(message))
@@ -247,15 +252,16 @@ class Outbox:
         else:
             self._close(entry, "not_found", "the call of unknown outcome has changed nothing")
 
-    def message(self, entry: Entry, client: ReviewClient | None = None) -> Rendered:
-        """Write the message on a patch set."""
+    def message(self, entry: Entry, client: ReviewClient | None = None) -> Rendered | None:
+        """Write the message on a patch set; return None if it was to have notes alone, and they are gone."""
         policy = self.policy
         if client is not None:
             style = Style(client.format, min(client.most_bytes, policy.max_bytes), client.can_react, policy)
         else:
             style = Style(self.markup, policy.max_bytes, self.markup != "gerrit", policy)
         marker = marker_of(self.name, entry.change.project, entry.change.change)
-        return render([self.evidence(item) for item in entry.items.values()], marker, entry.change, style)
+        findings = [finding for item in entry.items.values() if (finding := self.evidence(item)).is_worth_sending]
+        return render(findings, marker, entry.change, style) if findings else None
 
     def _close(
         self, entry: Entry, outcome: str, detail: str = "", posted: Posted | None = None, causes: str = ""

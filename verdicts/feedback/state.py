@@ -32,7 +32,9 @@ SECONDS = (5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0)
 
 Action = Literal["post", "edit"]
 #: Outcomes of a message, closed sets and labels of a metric. Only these leave an entry without a pending verdict.
-FINAL = frozenset("posted edited unchanged said dry_run outdated merged abandoned missing muted late refused".split())
+FINAL = frozenset(
+    "posted edited unchanged said dry_run no_note outdated merged abandoned missing muted late refused".split()
+)
 #: Of an intent that changed nothing: the message is tried again.
 AGAIN = frozenset({"not_sent", "not_found"})
 _OF_MESSAGES = frozenset({"posted", "edited"})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ciml.digest import sha256_json
 from ciml.integrations.markup import cut, inert, name
 from ciml.integrations.review import ChangeRef, Format, Rendered
+from ciml.verdict_rules import UNKNOWN
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.judgement import Item
 from ciml.verdicts.signatures.notes import Note
@@ -23,6 +24,7 @@ _MOST_OBSERVATIONS_EACH = 1
 _CAUSE_WORDS = {"code": "this change", "machine": "the machine"}
 #: The cause that an operator named: that of all runs which failed alike, not of this change alone.
 _NAMED_CAUSES = {"code": "the code", "machine": "the machine"}
+_NO_VERDICT = "The model gives no verdict: it is not certain enough of a cause."
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _NUMBER = re.compile(r"[0-9]{1,6}")
 _STAMP = re.compile(r"ciml:[0-9a-f]{16}:(?P<patchset>[0-9a-f]{8}):(?P<causes>[a-z+]{1,20}):[0-9a-f]{12}")
@@ -33,7 +35,7 @@ class Finding:
     """A verdict with its evidence.
 
     Attributes:
-      item: the verdict.
+      item: the verdict; its cause is `UNKNOWN` if only the note is sent.
       observations: checked sentences, the strongest first; they may hold hostile names. The note's comes first.
       picture: address of the picture below our own base URL; "" for none.
       output: address of the output at a host of the policy; "" for none.
@@ -50,6 +52,11 @@ class Finding:
     def named_cause(self) -> str:
         """The cause that an operator named; "" without one."""
         return "" if self.note is None else self.note.cause
+
+    @property
+    def is_worth_sending(self) -> bool:
+        """Whether there is a verdict, or a note in place of it."""
+        return self.item.cause != UNKNOWN or self.note is not None
 
     @property
     def cause(self) -> str:
@@ -91,7 +98,7 @@ def patchset_key(change: ChangeRef) -> str:
 
 
 def causes_of(findings: Iterable[Finding]) -> str:
-    """Return the causes that a message states as one word: ``code``, ``machine`` or ``code+machine``."""
+    """Return the causes that a message states as one word: ``code``, ``code+machine``, …; ``unknown`` for a note."""
     return "+".join(sorted({finding.cause for finding in findings}))
 
 
@@ -130,7 +137,8 @@ def render(findings: Sequence[Finding], marker: str, change: ChangeRef, style: S
             details = _blocks_of_run(ordered[0], observations, style)
         else:
             details = _blocks_of_runs(ordered, jobs, observations, style)
-        blocks = [f"{_bold(title, style.format)}.", *details, *_rerun_lines(ordered, style), _footer(change, style)]
+        blocks = [f"{_bold(title, style.format)}.", *details, *_rerun_lines(ordered, style)]
+        blocks.append(_footer(change, style, is_note=all(finding.item.cause == UNKNOWN for finding in ordered)))
         text = "\n\n".join(blocks)
         stamp = prefix + hashlib.sha256(text.encode()).hexdigest()[:12]
         body = f"{text}\n\n{stamp if style.format == 'gerrit' else f'<!-- {stamp} -->'}"
@@ -154,6 +162,8 @@ def _title(ordered: Sequence[Finding]) -> str:
         job = name(finding.item.job, _NAME_BYTES)
         if finding.named_cause:
             return f"{job} failed; {_named(finding)}"
+        if finding.cause == UNKNOWN:
+            return f"{job} failed; {_author(finding)} has a note on it"
         return f"{job} failed, probably because of {_CAUSE_WORDS[finding.cause]}"
     parts = []
     for cause, words in _CAUSE_WORDS.items():
@@ -162,13 +172,18 @@ def _title(ordered: Sequence[Finding]) -> str:
             parts.append(f"{count} probably because of {words}")
     if named := sum(bool(finding.named_cause) for finding in ordered):
         parts.append(f"{named} for a cause that was named by hand")
+    if noted := sum(finding.cause == UNKNOWN for finding in ordered):
+        parts.append(f"{noted} with a note by hand")
     return f"{len(ordered)} jobs failed: {', '.join(parts)}"
 
 
 def _named(finding: Finding) -> str:
     """Return the cause that an operator named, and who it was."""
-    author = "" if finding.note is None else finding.note.author
-    return f"{name(author, _NAME_BYTES)} named the cause: {_NAMED_CAUSES[finding.named_cause]}"
+    return f"{_author(finding)} named the cause: {_NAMED_CAUSES[finding.named_cause]}"
+
+
+def _author(finding: Finding) -> str:
+    return name("" if finding.note is None else finding.note.author, _NAME_BYTES)
 
 
 def _blocks_of_run(finding: Finding, observations: int, style: Style) -> list[str]:
@@ -179,6 +194,8 @@ def _blocks_of_run(finding: Finding, observations: int, style: Style) -> list[st
         lines.append(f"- {_link('Its output', finding.output, style.format)}")
     if finding.picture and observations:
         lines.append(f"- {_link('Picture of its telemetry', finding.picture, style.format)}")
+    if item.cause == UNKNOWN:
+        return [_NO_VERDICT, "\n".join(lines)] if lines else [_NO_VERDICT]
     whose = f"The model's own verdict is {_CAUSE_WORDS[item.cause]}. Its" if finding.named_cause else "The model's"
     support = f"{whose} probability is {_probability_text(item)}. {_track_record(item)}"
     return [support, "\n".join(lines)] if lines else [support]
@@ -190,11 +207,8 @@ def _blocks_of_runs(ordered: Sequence[Finding], jobs: int, observations: int, st
     for finding in ordered[:jobs]:
         item = finding.item
         job = name(item.job, _NAME_BYTES)
-        verdict = f"{_CAUSE_WORDS[item.cause]} ({_probability_text(item)})"
-        if finding.named_cause:
-            verdict = f"{_named(finding)}; the model's own verdict is {verdict}"
         sentences = finding.sentences(observations)
-        lines.append(" ".join([f"- {job}: {verdict}.", _track_record(item), *sentences]))
+        lines.append(" ".join([f"- {job}: {_verdict_of_job(finding)}", *sentences]))
         if finding.output and observations:
             lines.append(f"- {_link('Output', finding.output, style.format)} of {job}")
         if finding.picture and observations:
@@ -202,6 +216,16 @@ def _blocks_of_runs(ordered: Sequence[Finding], jobs: int, observations: int, st
     if len(ordered) > jobs:
         lines.append(f"- and {len(ordered) - jobs} more")
     return ["\n".join(lines)]
+
+
+def _verdict_of_job(finding: Finding) -> str:
+    """Return the verdict on one of several jobs, and its support."""
+    item = finding.item
+    named = f"{_named(finding)}; " if finding.named_cause else ""
+    if item.cause == UNKNOWN:
+        return f"{named or f'{_author(finding)} has a note on it; '}the model gives no verdict."
+    whose = "the model's own verdict is " if named else ""
+    return f"{named}{whose}{_CAUSE_WORDS[item.cause]} ({_probability_text(item)}). {_track_record(item)}"
 
 
 def _probability_text(item: Item) -> str:
@@ -238,10 +262,11 @@ def _rerun_lines(ordered: Sequence[Finding], style: Style) -> list[str]:
     return ["\n".join(lines)] if lines else []
 
 
-def _footer(change: ChangeRef, style: Style) -> str:
+def _footer(change: ChangeRef, style: Style, *, is_note: bool) -> str:
     objection = "react with 👎, or reply “not helpful”" if style.can_react else "reply “not helpful”"
+    source = "found this note by" if is_note else "estimated this from"
     return (
-        f"ciml estimated this from the runs of {_patchset(change)}. Wrong: {objection}. "
+        f"ciml {source} the runs of {_patchset(change)}. Wrong: {objection}. "
         f"No messages on this change: put {name(style.policy.mute_word)} into its title."
     )
 

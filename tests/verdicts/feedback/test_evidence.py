@@ -11,9 +11,11 @@ from ciml.data_root import DataRoot
 from ciml.errors import EngineError
 from ciml.transforms.profiles import Profile, Profiles
 from ciml.verdicts.feedback.config import Policy
-from ciml.verdicts.feedback.evidence import compare_run, find_evidence, output_link
+from ciml.verdicts.feedback.evidence import compare_run, find_evidence, is_noted, output_link
 from ciml.verdicts.feedback.judgement import Silence, decide_feedback
 from ciml.verdicts.feedback.text import Style, marker_of, render
+from ciml.verdicts.signatures.notes import Note, add_note
+from ciml.verdicts.signatures.stored import read_signatures
 from tests.verdicts.evidence import stored
 from tests.verdicts.evidence.subjects import profiles, run_of
 from tests.verdicts.evidence.test_output import DOWN, NOW_US, fail, passing_runs
@@ -170,3 +172,15 @@ def test_a_message_on_a_stored_run_quotes_links_and_names(tmp_path: Path) -> Non
         "- From second 20, steal was 41 %; passing runs have 0 %.",
         f"- [Its output]({page}#L4)",
     ]
+
+
+def test_a_run_is_noted_whose_failure_an_operator_has_a_note_on(tmp_path: Path) -> None:
+    data = DataRoot.open(tmp_path / "data")
+    raw = passing_runs(data)
+    down = fail(raw, 10, DOWN).run_id
+    other = fail(raw, 11, "AssertionError: 1 != 2").run_id
+    assert not is_noted(data, down)
+    signature = read_signatures(data).of_run(down)
+    assert signature is not None
+    add_note(data.failures, Note(signature.id, "ada", text="mirror down, recheck after 14:00"))
+    assert [is_noted(data, run_id) for run_id in (down, other, "zuul~unknown~1")] == [True, False, False]

@@ -102,6 +102,24 @@ def test_a_verdict_whose_run_cannot_be_compared_is_not_said_and_no_claim() -> No
     assert not judgement.verdict.claim
 
 
+@pytest.mark.parametrize(
+    "verdict", [{"cause": "unknown", "set": ["code", "machine"]}, {"probability": 0.52, "cause": "code"}]
+)
+def test_an_operator_s_note_is_said_without_a_verdict_and_is_no_claim(verdict: dict[str, Any]) -> None:
+    def noted(run_id: str) -> bool:
+        return run_id == "zuul~1~1"
+
+    judgement = decide_feedback(prediction(verdict=verdict), feedback(), (), NOW_US, is_noted=noted)
+    assert judgement.item is not None
+    assert judgement.item.cause == "unknown"
+    assert judgement.verdict is not None
+    assert not judgement.verdict.claim
+    other = decide_feedback(prediction(2, verdict=verdict), feedback(), (), NOW_US, is_noted=noted)
+    assert other.item is None
+    muted = decide_feedback(prediction(verdict=verdict), feedback(), ("org/*",), NOW_US, is_noted=noted)
+    assert muted.silence == Silence("muted_project")
+
+
 def test_what_could_be_said_of_another_change_is_recorded_as_a_claim() -> None:
     for changes in ({"change": "", "head": ""}, {"source": "tekton"}, {"end_us": NOW_US - 86_400_000_000}):
         verdict = judged(prediction(**changes)).verdict

@@ -62,6 +62,34 @@ def test_a_reaction_is_to_the_cause_that_an_operator_named(world: World, can_edi
     assert entry.causes == "machine"
 
 
+UNSURE = {"cause": "unknown", "set": ["code", "machine"]}
+
+
+def test_a_note_on_a_failure_without_a_verdict_is_one_message(world: World) -> None:
+    world.say(prediction(verdict=UNSURE))
+    assert world.bodies == []
+    world.note = Note("5d5efe4cbf26", "ada", "mirror down", "machine", "recheck after 14:00")
+    world.say(prediction(2, verdict=UNSURE))
+    (body,) = world.bodies
+    assert body.startswith("**“unit” failed; “ada” named the cause: the machine**.")
+
+
+def test_a_note_that_is_gone_when_its_message_is_due_sends_nothing(world: World) -> None:
+    world.note = Note("5d5efe4cbf26", "ada", text="recheck after 14:00")
+    world.take(prediction(verdict=UNSURE))
+    world.note = None
+    world.work()
+    assert (world.bodies, world.outcomes) == ([], {"no_note": 1})
+
+
+@pytest.mark.parametrize("active", [(), ("*",)])
+def test_a_model_in_shadow_sends_no_note(tmp_path: Path, active: tuple[str, ...]) -> None:
+    world = World(tmp_path, config=feedback(active_models=active))
+    world.note = Note("5d5efe4cbf26", "ada", text="recheck after 14:00")
+    world.say(prediction(verdict=UNSURE))
+    assert len(world.bodies) == len(active)
+
+
 @pytest.mark.parametrize(("jobs", "waits_s", "text"), [(3, 10.0, "3 jobs failed: 3 probably"), (6, 0.0, "jobs failed")])
 def test_jobs_of_a_patch_set_become_one_message_that_does_not_wait_for_ever(
     tmp_path: Path, jobs: int, waits_s: float, text: str

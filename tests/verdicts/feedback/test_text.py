@@ -112,6 +112,41 @@ def test_a_note_without_a_cause_is_the_first_observation_and_leaves_the_verdict(
     assert body.count("\n- ") == 5  # the note, and four others
 
 
+def unsure(record: dict[str, Any] | None = None) -> Item:
+    verdict = {"cause": "unknown", "set": ["code", "machine"]}
+    judged = decide_feedback(
+        record or prediction(verdict=verdict), feedback(), (), int(NOW_S * 1e6), is_noted=lambda run_id: True
+    )
+    assert judged.item is not None
+    return judged.item
+
+
+def test_a_note_without_a_verdict_is_stated_as_its_author_s_alone() -> None:
+    body = message(Finding(unsure(), (SAID, SEEN[0]), note=NAMED), markup="gerrit").split("\n")
+    assert body[:8] == [
+        "“unit” failed; “ada” named the cause: the machine.",
+        "",
+        "The model gives no verdict: it is not certain enough of a cause.",
+        "",
+        f"- {SAID}",
+        f"- {SEEN[0]}",
+        "",
+        "ciml found this note by the runs of patch set 3. Wrong: reply “not helpful”. No messages on this change: put "
+        "“ciml-quiet” into its title.",
+    ]
+    assert ":machine:" in body[-1]
+    plain = NAMED.replace(cause="", name="", text="see 12")
+    said = "“ada” noted on this failure: “see 12”."
+    assert message(Finding(unsure(), (said,), note=plain), markup="gerrit").startswith(
+        "“unit” failed; “ada” has a note on it.\n"
+    )
+    lint = unsure(prediction(2, verdict={"cause": "unknown", "set": []}, build_name="lint"))
+    several = message(Finding(item()), Finding(lint, (said,), note=plain), markup="gerrit").split("\n")
+    assert several[0] == "2 jobs failed: 1 probably because of the machine, 1 with a note by hand."
+    assert several[3] == f"- “lint”: “ada” has a note on it; the model gives no verdict. {said}"
+    assert several[-1].split(":")[3] == "machine+unknown"
+
+
 def test_the_output_is_linked_beside_its_observations() -> None:
     url = "https://logs.example.org/1/job-output.txt"
     assert f"\n- [Its output]({url})\n" in message(Finding(item(), SEEN, PICTURE, url))

@@ -79,7 +79,8 @@ class World:
         covers = OffsetRange("predictions", "", 0, self.offset, self.offset + len(records))
         messages = [Message(self.offset + number, orjson.dumps(one)) for number, one in enumerate(records)]
         self.offset += len(records)
-        take(self.committing, covers, messages, Judge(self.config), int(self.now_s * 1e6))
+        judge = Judge(self.config, is_noted=lambda run_id: self.note is not None)
+        take(self.committing, covers, messages, judge, int(self.now_s * 1e6))
 
     def mute(self, project: str) -> None:
         self.committing.append(lambda state: {"time_us": int(self.now_s * 1e6), "muted": [project]})
