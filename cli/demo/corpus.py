@@ -6,17 +6,19 @@ import hashlib
 import json
 import shutil
 import tarfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from ciml.datasets.definition import DatasetDefinition
+from ciml.datasets.definition import SPLITS, DatasetDefinition
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import facts_from_listing
 from ciml.events.run_id import RunId
 from ciml.settings import read_toml
+from ciml.transforms.examples.prepare import split_of
 from ciml.verdicts.feedback.config import CAUSES
 
 #: The simulated CI system.
@@ -29,6 +31,8 @@ CAUSE = "cause"
 MODELS = (STATUS, POOL)
 #: The number of a run that each model is compared with, as in `ciml.training.evaluation.baselines.numbers_for`.
 ONE_NUMBER = {STATUS: "duration", POOL: "memory", CAUSE: "duration"}
+#: Number of salts among which `balanced_salt` chooses.
+SALTS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,34 @@ def trust_policy() -> Path:
     return examples() / "trust.toml"
 
 
-def definitions(span_runs: int, samples: Iterable[Sample], causes: bool) -> list[DatasetDefinition]:
+def balanced_salt(samples: Iterable[Sample], weights: tuple[int, int, int]) -> str:
+    """Return the salt by which each split comes nearest to its share of each cause, with and without an output.
+
+    Of few failures, a random split may hold out hardly any of one cause. The choice reads nothing but causes and which
+    runs have an output, so it does not favour a model.
+
+    Args:
+      samples: the runs; those without a known cause do not count.
+      weights: of train, dev and test.
+    """
+    failed = [sample for sample in samples if "cause" in sample.facts.labels]
+    strata = [(sample.facts.labels["cause"], bool(sample.output_path)) for sample in failed]
+
+    def imbalance(salt: str) -> float:
+        splits = (
+            split_of(sample.facts.project, sample.facts.change, sample.facts.run_id, salt, weights) for sample in failed
+        )
+        runs = Counter(zip(splits, strata, strict=True))
+        return sum(
+            (runs[split, stratum] - number * weight / sum(weights)) ** 2
+            for stratum, number in Counter(strata).items()
+            for split, weight in zip(SPLITS, weights, strict=True)
+        )
+
+    return min((f"demo {number}" for number in range(SALTS)), key=imbalance)
+
+
+def definitions(span_runs: int, samples: Collection[Sample], causes: bool) -> list[DatasetDefinition]:
     """Return the definitions of the demo's data sets, which select the same runs.
 
     Examples of `STATUS` are series of windows. Examples of `POOL` are statistics of the run, because pools differ in
@@ -152,7 +183,8 @@ def definitions(span_runs: int, samples: Iterable[Sample], causes: bool) -> list
     Args:
       span_runs: number of runs of a span.
       samples: the runs. `POOL` excludes runs without a pool (``no_label``).
-      causes: whether to add `CAUSE`, the causes of failed runs. It excludes all other runs (``no_label``).
+      causes: whether to add `CAUSE`, the causes of failed runs, with a balanced split. It excludes all other runs
+        (``no_label``).
     """
     status = read_toml(examples() / "status.toml") | {"name": STATUS, "span_runs": span_runs}
     pool = {key: status[key] for key in ("build_name", "sample_interval", "tdt_split", "count_first_sample")} | {
@@ -162,5 +194,9 @@ def definitions(span_runs: int, samples: Iterable[Sample], causes: bool) -> list
         "aggregation_functions": ["mean", "std", "min", "max", "median"],
         "span_runs": span_runs,
     }
-    cause = read_toml(examples() / "cause.toml") | {"name": CAUSE, "classes": sorted(CAUSES), "span_runs": span_runs}
-    return [DatasetDefinition.from_json(keys, keys["name"]) for keys in (status, pool, *([cause] if causes else []))]
+    made = [DatasetDefinition.from_json(keys, keys["name"]) for keys in (status, pool)]
+    if causes:
+        cause = DatasetDefinition.load(examples() / "cause.toml", name=CAUSE)
+        salt = balanced_salt(samples, cause.tdt_split)
+        made.append(cause.replace(classes=tuple(sorted(CAUSES)), span_runs=span_runs, salt=salt))
+    return made
