@@ -34,6 +34,7 @@ from ciml.runs.run_log import RunLog, StoredRunLog
 from ciml.storage import Store
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.changes import History, SelectedRun, bookmarks_of
+from ciml.transforms.examples.context import known_outputs_of, other_vocabulary
 from ciml.transforms.examples.pin import Pin, PinnedPlan
 from ciml.transforms.examples.plan import Plan, SpanPlan, Step
 from ciml.transforms.examples.prepare import Examples
@@ -265,7 +266,7 @@ class Updater:
             if self.create is None:
                 catch_up(ManifestLog(self.root), self.state)
             plan = self.plan()
-            steps = plan.steps(seal=seal)
+            steps = map(_with_one_vocabulary, plan.steps(seal=seal))
             if runner is None:
                 written_steps = self._write_here(steps, progress)
             else:
@@ -350,6 +351,14 @@ class Updater:
         if not isinstance(self.source, StoredRuns):
             raise CimlError("--runner needs stored runs; remove it, or fill a raw store first")
         return self.source.raw
+
+
+def _with_one_vocabulary(step: Step) -> Step:
+    """Return a step. Raises `CimlError` if its examples could not be compared with those of earlier spans."""
+    definition = step.resolved.definition
+    if "log" in (definition.context or ()) and not known_outputs_of(step.resolved).is_current:
+        raise CimlError(other_vocabulary(definition.name))
+    return step
 
 
 def no_runs_error(state: DatasetState, plan: Plan | PinnedPlan) -> NoTrainingDataError:

@@ -7,6 +7,7 @@ and predictions of files, so that these cannot differ. An unknown value is 0, as
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
@@ -24,6 +25,8 @@ from ciml.transforms.logs.features import output_features
 from ciml.transforms.logs.known import KnownOutputs
 from ciml.transforms.logs.ranking import ScannedOutput
 from ciml.transforms.profiles import MIN_RUNS, Profile, Profiles, Range, length_s, margin, window_means, window_of
+
+_log = logging.getLogger(__name__)
 
 #: Limits of features, so that a single unusual run does not determine the range of all.
 _MAX_MARGINS = 10.0
@@ -82,8 +85,9 @@ def context_of(
         elif kind == "neighbours":
             features += _neighbour_features(neighbours)
         elif kind == "log":
-            output = output_of(facts.run_id) if output_of is not None else None
-            features += output_features(output, known_outputs_of(resolved).of(facts.build_name))
+            known = known_outputs_of(resolved)
+            output = output_of(facts.run_id) if output_of is not None and known.is_current else None
+            features += output_features(output, known.of(facts.build_name))
         else:
             features += _profile_features(table, resolved.columns, profiles_of(resolved).of(facts.build_name))
     return np.array(features, np.float32)
@@ -149,10 +153,28 @@ def profiles_of(resolved: ResolvedDefinition) -> Profiles:
 def known_outputs_of(resolved: ResolvedDefinition) -> KnownOutputs:
     """Return what passing runs print, of a definition with the context ``log``.
 
+    Outputs are not read for a definition of another vocabulary: its model would get features that it has not learned.
+
     Raises:
       IntegrityError: if it does not have that.
     """
-    return _decoded(resolved, "outputs", KnownOutputs.from_json, _known_outputs)
+
+    def decode(value: Any) -> KnownOutputs:
+        known = KnownOutputs.from_json(value)
+        if not known.is_current:
+            name = resolved.definition.name
+            _log.warning("%s; verdicts of its models do not use outputs", other_vocabulary(name))
+        return known
+
+    return _decoded(resolved, "outputs", decode, _known_outputs)
+
+
+def other_vocabulary(name: str) -> str:
+    """Return the message on a data set of another vocabulary, with the remedy."""
+    return (
+        f"data set {name!r}: another version of ciml read its outputs by other words; create a data set of another "
+        "name from the same definition, and refresh the model from it"
+    )
 
 
 def _decoded(resolved: ResolvedDefinition, part: str, decode: Callable[[Any], T], decoded: dict[str, T]) -> T:

@@ -10,6 +10,7 @@ count that are worth almost as much as the best one (`ciml.transforms.logs.ranki
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Container, Sequence
 from typing import NamedTuple
 
@@ -18,8 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ciml.datasets.definition import LOG_FEATURES, LOG_PREFIX
-from ciml.transforms.logs.ranking import ScannedOutput, rank
-from ciml.transforms.logs.signals import KINDS, Signals, matches, signals_of
+from ciml.transforms.logs.ranking import WEIGHTS, ScannedOutput, rank
+from ciml.transforms.logs.signals import KINDS, WORDS, Signals, matches, signals_of
+from ciml.transforms.logs.templates import DIGEST_BYTES, MASKS
 from ciml.transforms.logs.text_arrays import RowOfText, int64s, strings
 
 Flags = npt.NDArray[np.bool_]
@@ -105,6 +107,19 @@ _SIGNAL = 3.0
 _LEAST = 0.1
 #: The worth of a line that may name the reason, as a part of the best line's.
 _PROMINENT = 0.4
+
+#: Raise it where code, and no constant of `VOCABULARY`, makes an output name another reason.
+_CODE = 1
+#: Names all by which an output names its reason. Features by different vocabularies are not comparable.
+VOCABULARY = hashlib.blake2b(
+    repr(
+        (
+            *(_CODE, MASKS, WORDS, WEIGHTS, REASONS, NO_REASONS, _NUMBERS, _RESULT, _NUMBERED, _MAX_NUMBERED),
+            *(_FAR, _SIGNAL, _LEAST, _PROMINENT),
+        )
+    ).encode(),
+    digest_size=DIGEST_BYTES,
+).hexdigest()
 
 
 def output_features(output: ScannedOutput | None, known: Container[str] = ()) -> tuple[float, ...]:

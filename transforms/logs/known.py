@@ -12,7 +12,7 @@ from typing import Any
 
 from ciml.errors import CimlError
 from ciml.limits import MAX_KNOWN_TEMPLATES, MAX_PROFILE_JOBS
-from ciml.transforms.logs.features import telling_templates
+from ciml.transforms.logs.features import VOCABULARY, telling_templates
 from ciml.transforms.logs.templates import DIGEST_BYTES, template_digest
 
 #: A job with fewer passing runs has the templates of all jobs.
@@ -40,10 +40,18 @@ class KnownOutputs:
     Attributes:
       jobs: by job, for jobs of at least `MIN_RUNS` passing runs with an output.
       pooled: of all jobs.
+      vocabulary: by which the lines were chosen, and the features of outputs made
+        (`ciml.transforms.logs.features.VOCABULARY`); "" if it was not recorded.
     """
 
     jobs: Mapping[str, KnownTemplates]
     pooled: KnownTemplates
+    vocabulary: str = VOCABULARY
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this version of ciml reads outputs as the one that made the data set."""
+        return self.vocabulary == VOCABULARY
 
     def of(self, job: str) -> KnownTemplates:
         """Return the templates of a job, or those of all jobs where it has too few passing runs."""
@@ -51,13 +59,16 @@ class KnownOutputs:
 
     def to_json(self) -> dict[str, Any]:
         """Encode as in a resolved definition; equal ones have equal texts."""
-        return {"jobs": {job: _encode(self.jobs[job]) for job in sorted(self.jobs)}, "pooled": _encode(self.pooled)}
+        vocabulary = {"vocabulary": self.vocabulary} if self.vocabulary else {}
+        jobs = {job: _encode(self.jobs[job]) for job in sorted(self.jobs)}
+        return {"jobs": jobs, "pooled": _encode(self.pooled), **vocabulary}
 
     @classmethod
     def from_json(cls, value: Any) -> KnownOutputs:
         """Decode `to_json`. Raises `CimlError` for malformed JSON."""
         try:
-            return cls({str(job): _decode(text) for job, text in value["jobs"].items()}, _decode(value["pooled"]))
+            jobs = {str(job): _decode(text) for job, text in value["jobs"].items()}
+            return cls(jobs, _decode(value["pooled"]), str(value.get("vocabulary", "")))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CimlError(f"known outputs: malformed ({type(error).__name__}: {error!s:.200})") from None
 

@@ -43,6 +43,11 @@ _LONGEST_STEP = 400
 #: The least strength of a line whose neighbours are shown, and the part of its worth that each neighbour has.
 STRONG = 4.0
 _NEIGHBOURS = {-3: 0.2, -2: 0.3, -1: 0.5, 1: 0.5, 2: 0.4, 3: 0.3, 4: 0.2}
+#: All by which a line is worth something, given its signals.
+WEIGHTS = (
+    *(_REPEATED, _COMMON, _CLEANUP_KEEPS, _ECHO_KEEPS, _KNOWN_KEEPS, _KNOWN_AROUND, _NEW),
+    *(_NEAR_LINES, _FAILED_STEPS, _LONGEST_STEP, STRONG, _NEIGHBOURS),
+)
 #: Longest line of an excerpt, and the most lines that are considered for one.
 _LINE_CHARACTERS = 600
 _CONSIDERED = 5000

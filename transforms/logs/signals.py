@@ -198,6 +198,9 @@ MARKS = {
     "cleanup": r"^Post job cleanup|^Cleaning up orphan|^Cleaning up project directory",
 }
 
+#: All by which a template has signals, marks and a strength.
+WORDS = (SIGNALS, _FURTHER, _PLACE, _PLACE_ADDS, _BENIGN, _BENIGN_KEEPS, _BARE, _BARE_STRENGTH, MARKS)
+
 
 class Signals(NamedTuple):
     """The signals of n templates.

@@ -12,16 +12,19 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import LOG_FEATURES
-from ciml.errors import IntegrityError, RejectedInput
+from ciml.errors import CimlError, IntegrityError, RejectedInput
 from ciml.events.records import Message
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.build import build_dataset
+from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.pipelines.ingest.committer import render_runs
 from ciml.runs.outputs import KeptOutput, expire_before
 from ciml.serving.predict.predictor import Announcement, read_announcement
 from ciml.training.data.snapshot import SnapshotRun
 from ciml.training.evaluation.candidate import _predict_from_raw
+from ciml.transforms.examples import context
 from ciml.transforms.examples.prepare import prepare_many
+from ciml.transforms.logs import known
 from ciml.transforms.logs.ranking import scan
 from ciml.transforms.logs.run_outputs import LastRead, ReadOutput, StoredOutputs, outputs_of_stored, read_scanned
 from tests.messages import check
@@ -84,6 +87,30 @@ def test_every_way_to_an_example_has_the_same_features(data: DataRoot, raw: RawS
             named, value = (reasons[run.labels["cause"]], 1.0) if number % 7 else ("log:unavailable", 10.0)
             expected = [value * (name == named) for name in LOG_FEATURES]
             assert examples[run.build_uuid][-len(LOG_FEATURES) :] == expected
+
+
+def test_outputs_are_not_read_by_another_vocabulary(
+    data: DataRoot, raw: RawStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored(raw)
+    create_dataset(data, definition(context="log", span_runs=2 * RUNS // 3))
+    dataset = data.dataset("cause")
+    state = update_dataset(dataset).state
+    assert state.resolved is not None
+    monkeypatch.setattr(known, "VOCABULARY", "of the next version")
+    context._known_outputs.clear()
+
+    runs, tables, _ = corpus(RUNS)
+    outputs = outputs_of_stored(data.raw, [run.run_id for run in runs])
+    inputs, _, rejected = prepare_many(tables, state.resolved, runs, output_of=outputs)
+    assert not rejected
+    assert (inputs[:, 0, -len(LOG_FEATURES) :] == [0] * (len(LOG_FEATURES) - 1) + [10]).all()
+    assert caplog.text.count("another version of ciml read its outputs by other words") == 1
+
+    with pytest.raises(CimlError, match=r"'cause': another version of ciml .* refresh the model from it"):
+        update_dataset(dataset, seal=True)
+    assert dataset.state().spans.keys() == state.spans.keys()
+    assert update_dataset(dataset).state.version == state.version  # nothing to seal is no error
 
 
 def test_an_output_that_has_expired_is_unavailable(data: DataRoot, raw: RawStore) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.transforms.logs import known
-from ciml.transforms.logs.features import reason_of
+from ciml.transforms.logs.features import VOCABULARY, reason_of
 from ciml.transforms.logs.known import KnownOutputs, KnownTemplates, known_outputs
 from ciml.transforms.logs.profile import printed_templates, profile_of
 from ciml.transforms.logs.ranking import scan
@@ -38,6 +38,16 @@ def test_json_has_no_text_and_is_read_back() -> None:
     text = json.dumps(outputs.to_json())
     assert "ValueError" not in text
     assert KnownOutputs.from_json(json.loads(text)).to_json() == outputs.to_json()
+
+
+def test_the_vocabulary_is_that_of_the_version_that_made_them() -> None:
+    outputs = known_outputs([("unit", [NOISY])] * 5)
+    value = outputs.to_json()
+    assert (value["vocabulary"], outputs.is_current) == (VOCABULARY, True)
+    del value["vocabulary"]
+    older = KnownOutputs.from_json(value)
+    assert (older.is_current, older.to_json()) == (False, value)
+    assert not KnownOutputs.from_json({**value, "vocabulary": "other"}).is_current
 
 
 def test_the_order_of_runs_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
