@@ -1,12 +1,14 @@
 """Measure templates and ranking on public benchmarks of logs. Writes the tables of docs/job-output.md.
 
     python -m studies.job_output loghub FOLDER
-    python -m studies.job_output logjuicer FOLDER basic-01 dib-01 …
+    python -m studies.job_output logjuicer FOLDER basic-01 dib-01 … [--logjuicer PROGRAM]
     python -m studies.job_output logdx FOLDER dev stress v2/dev v2/stress
     python -m studies.job_output recorded FOLDER recorded-ci recorded-ci-2
 
 FOLDER is a checkout of ``logpai/loghub``, ``logjuicer/logjuicer-tests`` or ``eyuansu62/LogDx``, whose parts are named.
 For ``recorded``, it holds recordings: ``builds.jsonl``, and the outputs beside the logs that it names.
+
+PROGRAM is ``logjuicer`` itself, whose answers on the same pairs are then in the table.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import gzip
 import importlib
 import importlib.util
 import json
+import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -80,11 +83,16 @@ def _drained(lines: list[str]) -> list[str]:
     return [str(miner.add_log_message(line)["cluster_id"]) for line in lines]
 
 
-def logjuicer(folder: Path, names: Sequence[str]) -> Iterator[str]:
-    """Yield a row a pair: marked lines among the new ones, and the place of the worst of them in the ranking."""
+def logjuicer(folder: Path, names: Sequence[str], program: str = "") -> Iterator[str]:
+    """Yield a row a pair: marked lines among the new ones, and the place of the worst of them in the ranking.
+
+    With the program: also the lines that logjuicer shows, how many marked ones they have, and how many as many lines of
+    the ranking have; the same with the lines around them.
+    """
     yaml = importlib.import_module("yaml")
-    yield "| pair | lines | new | marked | found | place of the first | of the last |"
-    yield "|---|---|---|---|---|---|---|"
+    theirs = "| logjuicer's lines | found | found in as many | with context | found | found in as many " * bool(program)
+    yield f"| pair | lines | new | marked | found | place of the first | of the last {theirs}|"
+    yield f"|{'---|' * (13 if program else 7)}"
     for name in names:
         (good,) = (folder / "datasets" / name).glob("*.good")
         (bad,) = (folder / "datasets" / name).glob("*.fail")
@@ -97,8 +105,20 @@ def logjuicer(folder: Path, names: Sequence[str]) -> Iterator[str]:
         best = [texts[place] for place in np.argsort(-rank(output, known)[new], kind="stable")]
         places = [next((place for place, text in enumerate(best, 1) if line in text), 0) for line in marked]
         found = [place for place in places if place]
-        row = (name, len(output.codes), len(new), len(marked), len(found), min(found, default=0), max(found, default=0))
+        row = [name, len(output.codes), len(new), len(marked), len(found), min(found, default=0), max(found, default=0)]
+        for lines in _shown_by(program, good, bad) if program else ():
+            row += [len(lines), sum(any(line in shown for shown in lines) for line in marked)]
+            row.append(sum(place <= len(lines) for place in found))
         yield f"| {' | '.join(map(str, row))} |"
+
+
+def _shown_by(program: str, good: Path, bad: Path) -> tuple[list[str], list[str]]:
+    """Return the lines that logjuicer calls anomalies, and these with the lines that it shows around them."""
+    command = [program, "--report", "/dev/stdout", "diff", str(good), str(bad)]
+    report = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    found = [anomaly for log in report["log_reports"] for anomaly in log["anomalies"]]
+    lines = [anomaly["anomaly"]["line"] for anomaly in found]
+    return lines, lines + [line for anomaly in found for line in (*anomaly["before"], *anomaly["after"])]
 
 
 def logdx(folder: Path, splits: Sequence[str]) -> Iterator[str]:
@@ -180,11 +200,12 @@ def main() -> None:
     parser.add_argument("benchmark", choices=("loghub", "logjuicer", "logdx", "recorded"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("parts", nargs="*", help="of logjuicer, the pairs; of logdx, the splits; recordings")
+    parser.add_argument("--logjuicer", default="", metavar="PROGRAM", help="compare with it")
     options = parser.parse_args()
     if options.benchmark == "loghub":
         rows = loghub(options.folder)
     elif options.benchmark == "logjuicer":
-        rows = logjuicer(options.folder, options.parts)
+        rows = logjuicer(options.folder, options.parts, options.logjuicer)
     elif options.benchmark == "recorded":
         rows = recorded(options.folder, options.parts)
     else:

@@ -35,6 +35,15 @@ def test_pairs_of_logjuicer(tmp_path: Path) -> None:
     (folder / "inf.yaml").write_text("anomalies:\n  - line: |\n      Error: no disk\n")
     assert list(logjuicer(tmp_path, ["made-01"]))[-1] == "| made-01 | 3 | 2 | 1 | 1 | 1 | 1 |"
 
+    anomaly = {"before": ["start"], "anomaly": {"line": "some note"}, "after": ["Error: no disk"]}
+    report = json.dumps({"log_reports": [{"anomalies": [anomaly]}]})
+    program = tmp_path / "logjuicer"
+    program.write_text(f"#!/bin/sh\n[ -f $4 ] && [ -f $5 ] && echo '{report}'\n")
+    program.chmod(0o755)
+    header, _, row = logjuicer(tmp_path, ["made-01"], str(program))
+    assert row == "| made-01 | 3 | 2 | 1 | 1 | 1 | 1 | 1 | 0 | 1 | 3 | 1 | 1 |"
+    assert header.count("|") == row.count("|")
+
 
 def test_the_place_of_the_cause_in_recorded_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = {"good": "start\nERROR: known\nend\n", "bad": "start\nERROR: known\nValueError: no\n"}
