@@ -56,6 +56,7 @@ COMMANDS: Table = {
         ),
         "purge": ("ciml.cli.commands.learn.purge:purge_command", "Take back what models learned from some runs."),
         "why-trained": ("ciml.cli.commands.learn.purge:why_trained", "Show which models learned from a run, and why."),
+        "gate": ("ciml.cli.commands.learn.gate:command", "Explain decisions of the gate."),
         "models": ("ciml.cli.commands.learn.models:command", "List, compare, promote and withdraw models."),
         "export": ("ciml.cli.commands.learn.models:export", "Export experiments and models to MLflow."),
         "predict": ("ciml.cli.commands.learn.predict:command", "Predict for logs, or for a stream of runs."),

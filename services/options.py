@@ -319,6 +319,8 @@ class TrainerOptions(ServiceOptions, LearnOptions):
       tolerance: Accuracy by which a candidate may be worse than the champion.
       accept_baselines: Number that may predict better than the model: duration or memory; repeatable.
       min_decided: Minimum share of held-out runs that a model of causes decides. [default: 0.2]
+      min_agreement: Minimum share of held-out runs on which a model of another seed agrees; 0 trains none.
+        [default: 0.7]
       lineage: Send OpenLineage events, by its own configuration or to DATA/lineage.
       allow_modules: Module of an own estimator that may be imported; repeatable.
     """
@@ -334,6 +336,7 @@ class TrainerOptions(ServiceOptions, LearnOptions):
     tolerance: float | None = option(kind="no negative number")
     accept_baselines: tuple[str, ...] = repeated(metavar="NUMBER")
     min_decided: float | None = option(kind="share")
+    min_agreement: float | None = option(kind="share")
     lineage: bool = flag("--lineage/--no-lineage", envvar="CIML_LINEAGE")
     allow_modules: tuple[str, ...] = repeated(metavar="MODULE")
 
@@ -372,7 +375,9 @@ class TrainerOptions(ServiceOptions, LearnOptions):
             check_model_name(self.model or self.dataset),
             experiment,
             self.trust_of(root),
-            GatePolicy.of(self.min_test_runs, self.tolerance, self.accept_baselines, self.min_decided),
+            GatePolicy.of(
+                self.min_test_runs, self.tolerance, self.accept_baselines, self.min_decided, self.min_agreement
+            ),
             self.label,
             self.lineage,
             modules,

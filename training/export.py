@@ -6,10 +6,12 @@ the export contains the graph that tf.Transform wrote for the training data, so 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,8 +20,12 @@ from typing import Any
 import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.http.intake import RequestError
+from ciml.limits import MAX_MODEL_CALL_S, MAX_MODEL_LOAD_S
 from ciml.serving.description import CLASSIFY
+from ciml.serving.server.model.loaded_model import LoadedModel, load_model
+from ciml.storage import open_store
 from ciml.tensorflow import load_tensorflow
 from ciml.training.calibration.calibrators import Calibrator
 from ciml.training.conversion.step import Variables
@@ -205,18 +211,73 @@ class Exported(Timed):
         return answers
 
 
+class UnservedError(CimlError):
+    """A model server could not load the model, or got no answer from it in time."""
+
+
+class Served(Timed):
+    """A SavedModel as a model server runs it: in a process of its own, which is killed if it does not answer.
+
+    Raises:
+      UnservedError: by `predict`.
+    """
+
+    def __init__(self, model: LoadedModel, classes: int) -> None:
+        self._model = model
+        self._classes = classes
+
+    def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
+        """Predict probabilities float32 [n, C] of inputs float32 [n, L, F], not normalised, and n_windows int32 [n]."""
+        answers = np.zeros((len(inputs), self._classes), np.float32)
+        for start in range(0, len(inputs), _BATCH):
+            rows = slice(start, start + _BATCH)
+            call = {"inputs": inputs[rows], "n_windows": n_windows[rows]}
+            try:
+                answers[rows] = self._model.predict(SERVING, call)["probabilities"]
+            except RequestError as error:
+                raise UnservedError(f"the exported model does not answer: {error}") from None
+        return answers
+
+
+@contextmanager
+def load_served(
+    folder: Path, *, call_s: float = MAX_MODEL_CALL_S, load_s: float = MAX_MODEL_LOAD_S
+) -> Iterator[Served]:
+    """Load a model that `export` wrote in a process of its own, which ends with the context.
+
+    Args:
+      folder: on local disk.
+      call_s: limit of a call, seconds.
+      load_s: limit of loading, seconds.
+
+    Raises:
+      UnservedError: it cannot be loaded, or not in time.
+    """
+    definition = _definition_in(folder)
+    try:
+        model = load_model(open_store(folder), call_s=call_s, load_s=load_s)
+    except (IntegrityError, EngineError) as error:
+        raise UnservedError(f"the exported model cannot be loaded: {error}") from None
+    try:
+        yield Served(model, len(definition.classes))
+    finally:
+        model.close()
+
+
+def _definition_in(folder: Path) -> ResolvedDefinition:
+    return ResolvedDefinition.from_json(json.loads((folder / DEFINITION_ASSET).read_bytes()))
+
+
 def load_exported(folder: Path | str) -> Exported:
     """Load a model that `export` wrote, from local disk.
 
     Raises:
       IntegrityError: if there is none, or its signatures are missing.
     """
-    import json
-
     folder = Path(folder)
     tf = load_tensorflow()
     try:
-        definition = ResolvedDefinition.from_json(json.loads((folder / DEFINITION_ASSET).read_bytes()))
+        definition = _definition_in(folder)
         loaded = tf.saved_model.load(str(folder))
     except (OSError, ValueError, CimlError, tf.errors.OpError) as error:
         raise IntegrityError(f"{folder} is not an exported model: {str(error).splitlines()[0]}") from None

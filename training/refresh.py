@@ -11,8 +11,8 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from ciml.training.calibration.calibrate import Calibrated
 
 
+#: Seeds are below this number.
+_SEEDS = 2**31
 #: Candidates that are kept on disk: the push of the last one may be in progress.
 _CANDIDATES_ON_DISK = 5
 #: The latest spans that lineage lists; the version of the data set covers all.
@@ -225,9 +227,9 @@ def _train_candidate(
         import ciml.training.data.materialise_beam  # noqa: F401  (so that its time does not count for materialise)
         from ciml.training.calibration.calibrate import calibrate_on_dev
         from ciml.training.conversion.step import ConversionError
-        from ciml.training.evaluation.candidate import assess
-        from ciml.training.export import Exported, export, load_exported, transform_of
-        from ciml.training.kept import KeptModel, keep, load_kept
+        from ciml.training.evaluation.candidate import assess, cross_validated, stability
+        from ciml.training.export import Timed, UnservedError, export, load_served, transform_of
+        from ciml.training.kept import keep, load_kept
         from ciml.training.train import NormalisedRows, RecordedRows, TrainingRows, predict_in_memory, train
     shutil.rmtree(folder, ignore_errors=True)  # of a refresh that died
     resolved = snapshot.resolved
@@ -253,22 +255,37 @@ def _train_candidate(
         saved = folder / "model"
         calibrator = None if calibrated is None else calibrated.calibrator
         assets = _assets(resolved, calibrated)
-        exported: Exported | KeptModel
         unserved = ""
         try:
             export(fitted, normalise, resolved, saved, name=config.model, calibrator=calibrator, assets=assets)
-            exported = load_exported(saved)
         except ConversionError as error:
             unserved = str(error)
             keep(fitted, resolved, saved, calibrator=calibrator, assets=assets)
-            exported = load_kept(saved, config.allow_modules)
-    with timer("evaluate"):
+    figures: dict[str, Any] = {}
+    failure = unserved
+    with timer("evaluate"), ExitStack() as stack:
         in_memory = predict_in_memory(fitted, rows, "test")
-        figures = assess(dataset, snapshot, in_memory, exported, experiment, champion, config.gate, calibrated)
-    decision = decide(figures, config.gate, has_champion=champion is not None)
-    if unserved:
-        against = () if decision.blessed else decision.reasons
-        decision = Decision(False, (unserved, *against), decision.metrics)
+        try:
+            exported: Timed = (
+                load_kept(saved, config.allow_modules) if unserved else stack.enter_context(load_served(saved))
+            )
+            figures = assess(dataset, snapshot, in_memory, exported, experiment, champion, config.gate, calibrated)
+        except UnservedError as error:
+            failure = str(error)
+    if figures and figures["evaluation"]["runs"] < config.gate.min_test_runs:
+        with timer("cross-validate"):
+            figures["cross_validated"] = cross_validated(experiment, dataset, snapshot, config.allow_modules)
+    decide_on = partial(decide, figures or None, has_champion=champion is not None)
+    decision = decide_on(replace(config.gate, min_agreement=0.0))
+    if decision.blessed and config.gate.min_agreement > 0:  # else a second training would be for nothing
+        with timer("stability"):
+            other = experiment.replace(seed=(experiment.seed + 1) % _SEEDS)
+            twin = train(other, rows, resolved, dev_from_train=dev_from_train, allow_modules=config.allow_modules)
+            figures["stability"] = stability(fitted, twin, rows, seed=other.seed)
+        decision = decide_on(config.gate)
+    if failure:
+        against = () if decision.blessed or not figures else decision.reasons
+        decision = Decision(False, (failure, *against), decision.metrics)
     metrics = {
         **figures,
         "training": fitted.to_json(),

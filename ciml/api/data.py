@@ -319,6 +319,7 @@ class Data(StoredRuns):
         tolerance: float | None = None,
         accept_baselines: Sequence[str] = (),
         min_decided: float | None = None,
+        min_agreement: float | None = None,
         label: str = "stable",
         lineage: bool = False,
         progress: Progress | OldProgress | None = None,
@@ -336,6 +337,7 @@ class Data(StoredRuns):
           tolerance: largest allowed loss of accuracy compared with the served version.
           accept_baselines: run statistics that may predict better than the model: ``duration``, ``memory``.
           min_decided: share of the held-out runs that a model of causes must decide.
+          min_agreement: share of the held-out runs on which a model of another seed must agree; 0 trains none.
           label: label of a pushed version.
           lineage: whether OpenLineage events are sent, as OpenLineage is configured or to ``DATA/lineage``. Requires
             ``ciml[lineage]``.
@@ -369,7 +371,7 @@ class Data(StoredRuns):
             name,
             experiment,
             policy_of(self._root, trust_policy),
-            GatePolicy.of(min_test_runs, tolerance, accept_baselines, min_decided),
+            GatePolicy.of(min_test_runs, tolerance, accept_baselines, min_decided, min_agreement),
             label,
             lineage,
             modules,

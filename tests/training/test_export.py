@@ -21,10 +21,11 @@ from ciml.training.data.examples import Examples
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.estimators.networks import Trained
-from ciml.training.export import export, load_exported, transform_of
+from ciml.training.export import UnservedError, export, load_exported, load_served, transform_of
 from ciml.training.train import NormalisedRows, predict_in_memory
 from ciml.transforms.examples.prepare import prepare_many
 from tests.durable import Steps
+from tests.serving.models_fixture import DEFINITION, save_model
 from tests.training.data.test_materialise import directly, of_split
 
 FILES = {
@@ -172,3 +173,29 @@ def test_warm_up_requests_are_those_of_a_server(folder: Path, snapshot: Snapshot
         ("classify", (1, *shape)),
     ]
     assert [tf.make_ndarray(request.inputs["n_windows"]).dtype for request in requests] == [np.int32] * 3
+
+
+def test_a_served_model_answers_as_the_loaded_one(folder: Path, tested: Examples) -> None:
+    with load_served(folder) as served:
+        np.testing.assert_allclose(
+            served.predict(tested.inputs, tested.n_windows),
+            load_exported(folder).predict(tested.inputs, tested.n_windows),
+            atol=1e-6,
+        )
+        assert served.predict(tested.inputs[:0], tested.n_windows[:0]).shape == (0, 2)
+        assert served.latency_ms(tested.inputs, tested.n_windows, calls=3) > 0
+
+
+def test_a_model_that_hangs_is_killed_and_one_that_reads_files_is_not_loaded(tmp_path: Path) -> None:
+    windows, features = DEFINITION.windows, len(DEFINITION.features)
+    large = np.full((1, windows, features), 2e6, np.float32), np.ones(1, np.int32)
+    with (
+        load_served(save_model(tmp_path / "hang", spoil="hang"), call_s=0.5) as served,
+        pytest.raises(UnservedError, match=r"the exported model does not answer: .* takes longer than"),
+    ):
+        served.predict(*large)
+    with (
+        pytest.raises(UnservedError, match="the exported model cannot be loaded: "),
+        load_served(save_model(tmp_path / "read", spoil="read")),
+    ):
+        pass

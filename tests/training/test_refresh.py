@@ -22,11 +22,12 @@ from ciml.runs.writer import write_run
 from ciml.storage import Store
 from ciml.storage.json_files import read_object
 from ciml.training.data.analysis_cache import AnalysisCache
-from ciml.training.data.examples import read_snapshot_examples
+from ciml.training.data.examples import Examples, read_snapshot_examples
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot
-from ciml.training.evaluation.candidate import Champion, right_answers
+from ciml.training.evaluation.candidate import Champion, champion_probabilities
 from ciml.training.evaluation.gate import GatePolicy
+from ciml.training.evaluation.metrics import predicted_classes
 from ciml.training.export import load_exported
 from ciml.training.refresh import Candidate, Skipped, TrainConfig, _work_folder, refresh
 from ciml.trust import TrustPolicy
@@ -47,7 +48,9 @@ def first(made: Path, tmp_path_factory: pytest.TempPathFactory) -> First:
     config = TrainConfig(data, "providers", "m", QUICK)
     done = refresh(config, progress=lambda step, *_: steps.append(step), lineage=recorded)
     assert isinstance(done, Candidate)
-    assert steps == list(done.timings) == ["snapshot", "import", "materialise", "train", "export", "evaluate"]
+    assert (
+        steps == list(done.timings) == ["snapshot", "import", "materialise", "train", "export", "evaluate", "stability"]
+    )
     return data, done, recorded.events
 
 
@@ -179,6 +182,11 @@ def test_a_damaged_champion_keeps_the_gate_closed(first: First, tmp_path: Path, 
     assert f"the champion cannot be evaluated: {tmp_path}/champion is not an exported model" in caplog.text
 
 
+def right_answers(raw: Store, champion: Champion, snapshot: Snapshot, runs: Any, test: Examples) -> np.ndarray:
+    answers = champion_probabilities(raw, champion, snapshot.resolved, runs, test)
+    return np.asarray(predicted_classes(answers) == test.labels)
+
+
 def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_way(first: First):
     data, done, _ = first
     create_dataset(
@@ -191,7 +199,7 @@ def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_wa
     update_dataset(data.dataset("other"), seal=True)
     mine = make_snapshot(data.dataset("other"), TrustPolicy.load())
     runs, test = read_snapshot_examples(data.dataset("other").store, mine, "test")
-    found = right_answers(data.raw, Champion(done.folder, 1), mine.resolved, runs, test)
+    found = right_answers(data.raw, Champion(done.folder, 1), mine, runs, test)
     theirs = {run.run_id: position for position, run in enumerate(done.snapshot.runs("test"))}
     probabilities, labels = answers_of(data, done)
     right = probabilities.argmax(axis=1) == labels
@@ -204,17 +212,49 @@ def test_a_run_without_an_answer_of_the_champion_is_wrong(made: Path, snapshot: 
     runs, test = read_snapshot_examples(data.dataset("providers").store, snapshot, "test")
     silent = save_model(tmp_path / "nan", definition=snapshot.resolved, spoil="nan")
     assert {run.label for run in runs} == {0, 1}  # also of the last class
-    assert not right_answers(data.raw, Champion(silent, 1), snapshot.resolved, runs, test).any()
+    assert not right_answers(data.raw, Champion(silent, 1), snapshot, runs, test).any()
     other = DEFINITION.replace(columns=("total cpu usage:usr",), features=("usr",), classes=snapshot.resolved.classes)
     champion = Champion(save_model(tmp_path / "other", definition=other), 1)
-    before = right_answers(data.raw, champion, snapshot.resolved, runs, test)
+    before = right_answers(data.raw, champion, snapshot, runs, test)
     assert before.any()
     for file in files_of(ManifestLog(data.raw), [run.run_id for run in runs]).values():
         path = Path(data.url, "raw", file.path)
         path.write_bytes(write_run(pq.read_table(path).drop_columns(["total cpu usage:usr"]), file.path))
-    assert not right_answers(data.raw, champion, snapshot.resolved, runs, test).any()
-    nothing = right_answers(data.raw, champion, snapshot.resolved, [], test.take(np.zeros(0, np.int64)))
+    assert not right_answers(data.raw, champion, snapshot, runs, test).any()
+    nothing = right_answers(data.raw, champion, snapshot, [], test.take(np.zeros(0, np.int64)))
     assert nothing.tolist() == []  # a test split without runs: the gate says so
+
+
+def test_a_candidate_that_no_server_can_load_is_rejected_and_the_trainer_goes_on(
+    made: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataRoot.open(shutil.copytree(made, tmp_path / "data"))
+
+    def export(fitted: Any, normalise: Any, resolved: Any, folder: Path, **keys: Any) -> Path:
+        return save_model(folder, definition=resolved, spoil="read")
+
+    monkeypatch.setattr("ciml.training.export.export", export)
+    done = refreshed(TrainConfig(data, "providers", "m", QUICK))
+    assert not done.decision.blessed
+    (reason,) = done.decision.reasons[:1]
+    assert reason.startswith("the exported model cannot be loaded: ")
+    assert "stability" not in done.timings
+
+
+def test_a_second_model_is_trained_only_for_a_candidate_that_passes_all_else(first: First, tmp_path: Path) -> None:
+    _, done, _ = first
+    assert done.decision.blessed
+    assert done.metrics["stability"]["seed"] == 1
+    assert done.metrics["stability"]["runs"] == done.metrics["evaluation"]["runs"]
+    data = DataRoot.open(shutil.copytree(DataRoot.open(first[0].url).url, tmp_path / "data"))
+    few = refreshed(TrainConfig(data, "providers", "few", QUICK, gate=GatePolicy(min_test_runs=1000)))
+    assert "stability" not in few.timings
+    (reason,) = few.decision.reasons
+    assert "held-out runs are too few; at least 1000 are needed" in reason
+    assert "cross-validated over" in reason
+    off = refreshed(TrainConfig(data, "providers", "off", QUICK, gate=GatePolicy(min_agreement=0.0)))
+    assert off.decision.blessed
+    assert "stability" not in off.timings
 
 
 def test_two_trainers_of_one_model_do_not_meet(first: First):

@@ -79,9 +79,18 @@ def read_dataset(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclus
       IntegrityError: if files and manifest disagree.
     """
     state = dataset.state()
-    root = dataset.store
-    snapshot, facts = read_snapshot_facts(dataset, state, policy, exclusions)
-    runs, examples = read_snapshot_examples(root, snapshot)
+    return _read_examples(dataset, state, *read_snapshot_facts(dataset, state, policy, exclusions))
+
+
+def read_snapshot_dataset(dataset: StoredDataset, snapshot: Snapshot) -> InMemoryDataset:
+    """Read the examples of a snapshot, with the facts that they hold. Errors are those of `read_dataset`."""
+    return _read_examples(dataset, dataset.state(), snapshot, read_facts(dataset.store, snapshot))
+
+
+def _read_examples(
+    dataset: StoredDataset, state: DatasetState, snapshot: Snapshot, facts: Mapping[str, RunFacts]
+) -> InMemoryDataset:
+    runs, examples = read_snapshot_examples(dataset.store, snapshot)
     return InMemoryDataset(
         snapshot,
         tuple(facts[run.run_id] for run in runs),

@@ -7,17 +7,18 @@ coverage, abstentions, precision and recall.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ciml.data_root import StoredDataset
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.errors import IntegrityError
+from ciml.errors import CimlError, IntegrityError
+from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.runs.run_log import files_of, find_facts
 from ciml.storage import Store
@@ -26,21 +27,21 @@ from ciml.training.calibration.calibrate import Calibrated
 from ciml.training.calibration.sets import decimals
 from ciml.training.data.examples import Examples, read_facts, read_snapshot_examples
 from ciml.training.data.snapshot import Snapshot, SnapshotRun
-from ciml.training.estimators import Rows
+from ciml.training.estimators import Fitted, Rows
 from ciml.training.evaluation.baselines import PREDICTORS, gate_numbers, numbers_for, predict_test_runs
 from ciml.training.evaluation.gate import GatePolicy
-from ciml.training.evaluation.metrics import accuracy, calibration_quality, compare, evaluate, predicted_classes
+from ciml.training.evaluation.metrics import accuracy, calibration_quality, evaluate, predicted_classes, squared_errors
+from ciml.training.evaluation.paired import compare, compare_errors, compare_slices
 from ciml.training.experiment import Experiment
-from ciml.training.export import Exported, load_exported
-from ciml.training.train import trained_roles
+from ciml.training.export import Exported, Timed, load_exported
+from ciml.training.train import TrainingRows, predict_in_memory, trained_roles
 from ciml.transforms.examples.prepare import run_means
 from ciml.verdict_rules import UNKNOWN, VerdictRules, make_verdict
 
-if TYPE_CHECKING:
-    from ciml.training.kept import KeptModel
-
 #: Runs in memory at a time.
 _BATCH_RUNS = 500
+#: Slices that the figures list, the worst first.
+_SHOWN_SLICES = 50
 _LOG = logging.getLogger(__name__)
 
 
@@ -61,7 +62,7 @@ def assess(
     dataset: StoredDataset,
     snapshot: Snapshot,
     uncalibrated: np.ndarray,
-    exported: Exported | KeptModel,
+    exported: Timed,
     experiment: Experiment,
     champion: Champion | None,
     gate: GatePolicy,
@@ -76,7 +77,7 @@ def assess(
       dataset: the snapshot's data set.
       snapshot: the training and test runs.
       uncalibrated: float [n, C] that the model in memory gave to the test runs, in the snapshot's order.
-      exported: the exported model, or the kept one.
+      exported: the exported model in a process of its own, or the kept one.
       experiment: the trained experiment.
       champion: the served model, evaluated on the same runs.
       gate: gives the confidence of the comparison.
@@ -89,21 +90,50 @@ def assess(
     train_roles = trained_roles(experiment, dev_from_train=snapshot.dev_from_train)
     train_labels = np.array([run.label for run in snapshot.runs(*train_roles)], np.int64)
     class_counts = np.bincount(train_labels, minlength=len(resolved.classes)).tolist()
-    slices = {"job": [run.build_name for run in runs]}
-    right = predicted_classes(answers) == test.labels
+    facts = read_facts(dataset.store, snapshot)
+    slices = _slices([facts[run.run_id] for run in runs])
     figures: dict[str, Any] = {
-        "evaluation": evaluate(answers, test.labels, resolved.classes, train_labels, slices),
+        "evaluation": evaluate(answers, test.labels, resolved.classes, train_labels, {"job": slices["job"]}),
         "class_counts": dict(zip(resolved.classes, class_counts, strict=True)),
         "disagreement": _disagreement(answers, in_memory),
         "latency_ms": exported.latency_ms(test.inputs, test.n_windows) if len(test) else None,
-        "baselines": _baselines(dataset, snapshot, right, gate),
+        "baselines": _baselines(dataset, snapshot, facts, _is_right(answers, test.labels), gate),
     }
     if calibrated is not None:
         before = evaluate(uncalibrated, test.labels, resolved.classes, train_labels)
         figures |= calibration_figures(calibrated, before, answers, test, slices["job"])
     if champion is not None:
-        figures |= _champion_figures(dataset, champion, snapshot, runs, test, right, gate)
+        figures |= _champion_figures(dataset, champion, snapshot, runs, test, answers, slices, gate)
     return figures
+
+
+#: Slices of the test runs by their age.
+_AGES = ("oldest third", "middle third", "latest third")
+
+
+def _slices(facts: Sequence[RunFacts]) -> dict[str, list[str]]:
+    """Return the job, the provider and the age of test runs; "" where it is not known."""
+    ends = [run.end_us or run.start_us for run in facts]
+    known = np.sort(np.array([end for end in ends if end is not None], np.int64))
+    age = {end: _AGES[int(np.searchsorted(known, end)) * len(_AGES) // len(known)] for end in known.tolist()}
+    return {
+        "job": [run.build_name for run in facts],
+        "provider": [run.provider for run in facts],
+        "age": ["" if end is None else age[end] for end in ends],
+    }
+
+
+def stability(fitted: Fitted, other: Fitted, source: TrainingRows, *, seed: int) -> dict[str, Any]:
+    """Return on how many test runs a model trained with another seed agrees: ``seed``, and a share with its interval.
+
+    Args:
+      fitted: the candidate, in memory.
+      other: the same experiment, trained with another seed.
+      source: the examples of both.
+      seed: of ``other``.
+    """
+    answers = (predicted_classes(predict_in_memory(model, source, "test")) for model in (fitted, other))
+    return {"seed": seed, **accuracy(np.equal(*answers))}
 
 
 def _disagreement(answers: np.ndarray, in_memory: np.ndarray) -> float | None:
@@ -113,18 +143,36 @@ def _disagreement(answers: np.ndarray, in_memory: np.ndarray) -> float | None:
     return float(np.abs(answers.astype(np.float64) - in_memory).max())
 
 
+def cross_validated(
+    experiment: Experiment, dataset: StoredDataset, snapshot: Snapshot, allow_modules: Collection[str] = ()
+) -> dict[str, Any] | None:
+    """Return ``accuracy`` and ``base_rate`` of a cross-validation of the training runs, where runs of a change are held
+    out together; None if there are too few of them.
+    """
+    from ciml.training.data.examples import read_snapshot_dataset
+    from ciml.training.evaluation.cross_validation import cross_validate
+
+    runs = read_snapshot_dataset(dataset, snapshot)
+    try:
+        figures = cross_validate(experiment, runs, hold_out=("change",), allow_modules=allow_modules)
+    except CimlError as error:
+        _LOG.info("no cross-validation: %s", error)
+        return None
+    return {name: figures["pooled"][name] for name in ("accuracy", "base_rate")}
+
+
 def _baselines(
-    dataset: StoredDataset, snapshot: Snapshot, right: np.ndarray, gate: GatePolicy
+    dataset: StoredDataset, snapshot: Snapshot, facts: Mapping[str, RunFacts], right: np.ndarray, gate: GatePolicy
 ) -> dict[str, dict[str, Any]]:
     """Return the accuracy of each number alone that the runs have, and its ``comparison`` with the candidate.
 
     Args:
       dataset: the snapshot's data set.
       snapshot: its training runs are learned from, its test runs are predicted.
+      facts: of its runs, by run id.
       right: bool [n], whether the candidate was right on each test run.
       gate: gives the confidence of the comparison.
     """
-    facts = read_facts(dataset.store, snapshot)
     numbers = numbers_for(snapshot.resolved.definition)
     baselines: dict[str, dict[str, Any]] = {}
     for number in gate_numbers(snapshot.resolved.definition):
@@ -147,31 +195,50 @@ def _champion_figures(
     snapshot: Snapshot,
     runs: Sequence[SnapshotRun],
     test: Examples,
-    right: np.ndarray,
+    answers: np.ndarray,
+    slices: Mapping[str, Sequence[str]],
     gate: GatePolicy,
 ) -> dict[str, Any]:
-    """Return ``champion`` with its accuracy on the same runs, and ``comparison``; None if it cannot be evaluated."""
+    """Return ``champion`` with its figures on the same runs, and ``comparison``; None if it cannot be evaluated."""
     try:
-        champion_right = right_answers(dataset.raw(), champion, snapshot.resolved, runs, test)
+        champion_answers = champion_probabilities(dataset.raw(), champion, snapshot.resolved, runs, test)
     except IntegrityError as error:
         _LOG.warning("the champion cannot be evaluated: %s", error)
         return {"champion": None, "comparison": None}
-    metrics = {"version": champion.version, "accuracy": accuracy(champion_right)}
-    return {"champion": metrics, "comparison": compare(right, champion_right, confidence=gate.confidence)}
+    right, champion_right = (_is_right(each, test.labels) for each in (answers, champion_answers))
+    errors, champion_errors = (squared_errors(each, test.labels) for each in (answers, champion_answers))
+    metrics = {
+        "version": champion.version,
+        "accuracy": accuracy(champion_right),
+        "brier": float(champion_errors.mean()) if len(test) else None,
+    }
+    comparison = {
+        **compare(right, champion_right, confidence=gate.confidence),
+        "brier": compare_errors(errors, champion_errors, confidence=gate.confidence),
+        "slices": compare_slices(right, champion_right, slices)[:_SHOWN_SLICES],
+    }
+    return {"champion": metrics, "comparison": comparison}
 
 
-def right_answers(
+def _is_right(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return whether the most probable class of each run is its class, bool [n]; False for an unanswered run."""
+    right: np.ndarray = predicted_classes(probabilities) == labels
+    return right
+
+
+def champion_probabilities(
     raw: Store, champion: Champion, resolved: ResolvedDefinition, runs: Sequence[SnapshotRun], examples: Examples
 ) -> np.ndarray:
-    """Return whether the champion predicts each run's class, bool [n].
+    """Return the champion's probabilities of a candidate's classes, float32 [n, C].
 
     If its definition differs (other columns, interval or classes), the runs are prepared from the raw store by that
-    definition, and class names are compared. A run that cannot be prepared counts as wrong.
+    definition, and classes are matched by name; a class that it does not know has no probability, and the most probable
+    class may be one that the candidate does not know. A run that cannot be prepared has NaN.
 
     Args:
       raw: the raw store of the runs.
       champion: the model to evaluate.
-      resolved: the definition of ``examples``.
+      resolved: the definition of ``examples``, with the C classes.
       runs: n runs.
       examples: the same runs, not normalised.
 
@@ -181,16 +248,18 @@ def right_answers(
     model = load_exported(champion.folder)
     try:
         if model.definition == resolved:
-            answers = model.predict(examples.inputs, examples.n_windows)
-        else:
-            answers = _predict_from_raw(raw, model, runs)
+            return model.predict(examples.inputs, examples.n_windows)
+        answers = _predict_from_raw(raw, model, runs)
     except load_tensorflow().errors.OpError as error:
         raise IntegrityError(f"{champion.folder} fails to predict: {str(error).splitlines()[0]}") from None
-    predicted = predicted_classes(answers)
-    names = np.array(model.definition.classes)[predicted]
-    class_names = np.array([resolved.classes[run.label] for run in runs])
-    right: np.ndarray = (names == class_names) & (predicted >= 0)
-    return right
+    names = model.definition.classes
+    matched = np.zeros((len(answers), len(resolved.classes)), np.float32)
+    for index, name in enumerate(resolved.classes):
+        if name in names:
+            matched[:, index] = answers[:, names.index(name)]
+    knows_best = np.isin(np.array(names)[np.nan_to_num(answers).argmax(axis=1)], resolved.classes)
+    matched[~knows_best | ~np.isfinite(answers).all(axis=1)] = np.nan
+    return matched
 
 
 def _predict_from_raw(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> np.ndarray:

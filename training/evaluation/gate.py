@@ -30,7 +30,14 @@ class GatePolicy:
         tolerance.
       accept_baselines: names of numbers (`ciml.training.evaluation.baselines.NUMBERS`) that may predict better than the
         candidate.
+      slice_level: a candidate is rejected if it is worse than the champion on a job, a provider or an age of runs, and
+        chance explains that in at most this share of comparisons; 0 for no such check.
+      brier_tolerance: accepted loss of the Brier score against the champion, with the same ``confidence``.
+      max_miscalibration: largest calibration error beyond that which chance explains.
+      min_agreement: least share of held-out runs on which a model of another seed agrees; 0 trains no such model.
       min_decided: least share of held-out runs that a model of verdicts decides; on the others it abstains.
+      coverage_level: such a model is rejected if its sets hold the class of fewer runs than stated, and chance explains
+        that in at most this share of tests; 0 for no such check.
       max_disagreement: largest difference of any probability between the exported model and the one in memory.
       max_latency_ms: largest median latency of a call for one run, milliseconds.
     """
@@ -42,7 +49,12 @@ class GatePolicy:
     baseline_tolerance: float = 0.05
     confidence: float = 0.8
     accept_baselines: tuple[str, ...] = ()
+    slice_level: float = 0.05
+    brier_tolerance: float = 0.05
+    max_miscalibration: float = 0.15
+    min_agreement: float = 0.7
     min_decided: float = 0.2
+    coverage_level: float = 0.01
     max_disagreement: float = 1e-5
     max_latency_ms: float = 50.0
 
@@ -58,6 +70,7 @@ class GatePolicy:
         tolerance: float | None = None,
         accept_baselines: Iterable[str] = (),
         min_decided: float | None = None,
+        min_agreement: float | None = None,
     ) -> GatePolicy:
         """Return a policy; thresholds that are None have their default.
 
@@ -72,6 +85,7 @@ class GatePolicy:
             min_test_runs=cls.min_test_runs if min_test_runs is None else min_test_runs,
             tolerance=cls.tolerance if tolerance is None else tolerance,
             min_decided=cls.min_decided if min_decided is None else min_decided,
+            min_agreement=cls.min_agreement if min_agreement is None else min_agreement,
             accept_baselines=accepted,
         )
 
@@ -88,10 +102,12 @@ def decide(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champ
         - ``evaluation``, of `ciml.training.evaluation.metrics.evaluate`;
         - ``class_counts``: training runs by class;
         - ``baselines``: by number its accuracy on the same runs, and the ``comparison`` of
-          `ciml.training.evaluation.metrics.compare`; {} if the runs have no number;
+          `ciml.training.evaluation.paired.compare`; {} if the runs have no number;
         - ``verdicts``, only of a model of verdicts: `ciml.training.evaluation.candidate.verdict_figures`;
         - ``disagreement``: largest difference between the exported model and the one in memory;
         - ``latency_ms``;
+        - ``stability``, of `ciml.training.evaluation.candidate.stability`;
+        - ``cross_validated``, only with too few held-out runs: ``accuracy`` and ``base_rate`` of all runs;
         - ``champion`` and ``comparison``, only with a champion: its ``accuracy`` on the same runs, and the comparison
           with it; both None if it could not be evaluated.
       policy: the thresholds.
@@ -101,7 +117,7 @@ def decide(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champ
         return Decision(False, ("the candidate was not evaluated",))
     checks = list(_checks(candidate, policy, has_champion))
     against = tuple(check.reason for check in checks if not check.passed)
-    in_favour = tuple(check.reason for check in checks if check.passed and check.reason)
+    in_favour = tuple(check.reason for check in checks if check.passed and check.in_favour)
     evaluation = candidate.get("evaluation")
     figures = {name: _field(evaluation, name) for name in ("accuracy", "base_rate")}
     if "verdicts" in candidate:
@@ -109,44 +125,81 @@ def decide(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champ
     figures["baselines"] = candidate.get("baselines")
     if has_champion:
         figures |= {"champion": candidate.get("champion"), "comparison": candidate.get("comparison")}
+    figures["checks"] = [{"check": check.name, "passed": check.passed, "reason": check.reason} for check in checks]
     return Decision(not against, against or in_favour, figures)
 
 
 class _Check(NamedTuple):
-    """The result of a check: whether it passed, and the reason for or against the candidate; "" for no reason."""
+    """The result of a check.
 
+    Attributes:
+      name: what was checked.
+      passed: whether it passed.
+      reason: its figures.
+      in_favour: whether a pass is a reason for the candidate, and not only nothing against it.
+    """
+
+    name: str
     passed: bool
     reason: str
+    in_favour: bool = False
 
 
 def _checks(candidate: Mapping[str, Any], policy: GatePolicy, has_champion: bool) -> Iterator[_Check]:
     evaluation = candidate.get("evaluation")
-    yield from _check_data(evaluation, candidate.get("class_counts"), policy)
+    yield from _check_data(candidate, policy)
     yield _check_base_rate(evaluation, policy)
     yield from _check_baselines(candidate.get("baselines"), policy)
+    yield _check_calibration(evaluation, policy)
     if "verdicts" in candidate:
         yield _check_decided(candidate["verdicts"], policy)
+        if policy.coverage_level > 0:
+            yield _check_coverage(candidate["verdicts"], policy)
     yield _check_disagreement(candidate.get("disagreement"), policy)
     yield _check_latency(candidate.get("latency_ms"), policy)
+    if policy.min_agreement > 0:
+        yield _check_stability(candidate.get("stability"), policy)
     if has_champion:
-        yield _check_champion(candidate.get("comparison"), policy)
+        yield from _check_champion(candidate.get("comparison"), policy)
     else:
-        yield _Check(True, "no champion to compare with")
+        yield _Check("champion", True, "no champion to compare with", in_favour=True)
 
 
-def _check_data(evaluation: Any, class_counts: Any, policy: GatePolicy) -> Iterator[_Check]:
+def _check_data(candidate: Mapping[str, Any], policy: GatePolicy) -> Iterator[_Check]:
     """Check the number of held-out runs, that all are answered, and the number of training runs of each class."""
+    evaluation = candidate.get("evaluation")
     runs = _number(evaluation, "runs") or 0
-    if runs < policy.min_test_runs:
-        yield _Check(False, f"{runs} held-out runs are too few; at least {policy.min_test_runs} are needed")
+    missing = policy.min_test_runs - runs
+    text = f"{runs} held-out runs are too few; at least {policy.min_test_runs} are needed, {missing} more"
+    if missing > 0:
+        yield _Check("held-out runs", False, text + _cross_validated(candidate.get("cross_validated")))
+    else:
+        yield _Check("held-out runs", True, f"{runs}, at least {policy.min_test_runs} are needed")
     if _field(evaluation, "finite") is not True:
-        yield _Check(False, "some probabilities are not finite")
+        yield _Check("answers", False, "some probabilities are not finite")
+    class_counts = candidate.get("class_counts")
     if not class_counts or not isinstance(class_counts, Mapping):
-        yield _Check(False, "the number of training runs by class is missing")
+        yield _Check("classes", False, "the number of training runs by class is missing")
         return
     rare_classes = [name for name in class_counts if (_number(class_counts, name) or 0) < policy.min_class_runs]
     if rare_classes:
-        yield _Check(False, f"too few training runs of {', '.join(rare_classes)}")
+        yield _Check("classes", False, f"too few training runs of {', '.join(rare_classes)}")
+    else:
+        counts = ", ".join(f"{count} of {name}" for name, count in class_counts.items())
+        yield _Check("classes", True, f"training runs: {counts}")
+
+
+def _cross_validated(figures: Any) -> str:
+    """Return what a cross-validation of all runs shows, for a candidate with too few held-out runs."""
+    accuracy, low, high = (_number(_field(figures, "accuracy"), name) for name in ("value", "low", "high"))
+    base_rate = _number(_field(figures, "base_rate"), "value")
+    runs = _number(_field(figures, "accuracy"), "runs")
+    if accuracy is None or low is None or high is None or base_rate is None or runs is None:
+        return ""
+    return (
+        f"; cross-validated over {runs} runs, its accuracy is {accuracy:.3f} ({low:.3f} to {high:.3f}), "
+        f"the base rate {base_rate:.3f}"
+    )
 
 
 def _check_base_rate(evaluation: Any, policy: GatePolicy) -> _Check:
@@ -154,80 +207,153 @@ def _check_base_rate(evaluation: Any, policy: GatePolicy) -> _Check:
     low = _number(_field(evaluation, "accuracy"), "low")
     base_rate = _number(_field(evaluation, "base_rate"), "value")
     if accuracy is None or low is None or base_rate is None:
-        return _Check(False, "the accuracy or the base rate is missing")
+        return _Check("base rate", False, "the accuracy or the base rate is missing")
     text = f"accuracy {accuracy:.3f} (at least {low:.3f})"
     if low > base_rate + policy.above_base_rate:
-        return _Check(True, f"{text} beats the base rate {base_rate:.3f}")
-    return _Check(False, f"{text} does not beat the base rate {base_rate:.3f}")
+        return _Check("base rate", True, f"{text} beats the base rate {base_rate:.3f}", in_favour=True)
+    return _Check("base rate", False, f"{text} does not beat the base rate {base_rate:.3f}")
 
 
 def _check_baselines(baselines: Any, policy: GatePolicy) -> Iterator[_Check]:
     if not isinstance(baselines, Mapping):
-        yield _Check(False, "the one-number baselines are missing")
+        yield _Check("one number", False, "the one-number baselines are missing")
         return
     if not baselines:
-        yield _Check(True, "no number of the runs to compare with")
+        yield _Check("one number", True, "no number of the runs to compare with", in_favour=True)
     for number, baseline in baselines.items():
         yield _check_baseline(number, baseline, policy)
 
 
 def _check_baseline(number: str, baseline: Any, policy: GatePolicy) -> _Check:
     """Check that a number alone neither beats the candidate nor may beat it by more than the tolerance."""
+    name = "one number"
     accuracy = _number(baseline, "value")
     comparison = _Comparison.of(_field(baseline, "comparison"))
     if accuracy is None or comparison is None:
-        return _Check(False, f"the comparison with the {number} alone lacks figures")
+        return _Check(name, False, f"the comparison with the {number} alone lacks figures")
     text = comparison.text(f"the {number} alone ({accuracy:.3f})")
     if comparison.two_sided_high < 0:
         fault = "one number beats it"
     elif comparison.one_sided_low < -policy.baseline_tolerance:
         fault = f"may be worse by more than {policy.baseline_tolerance:g}"
     else:
-        return _Check(True, text)
+        return _Check(name, True, text, in_favour=True)
     if number in policy.accept_baselines:
-        return _Check(True, f"{text} ({fault}, and the policy accepts that of {number})")
-    return _Check(False, f"{text}: {fault}")
+        return _Check(name, True, f"{text} ({fault}, and the policy accepts that of {number})", in_favour=True)
+    return _Check(name, False, f"{text}: {fault}")
+
+
+def _check_calibration(evaluation: Any, policy: GatePolicy) -> _Check:
+    calibration = _field(evaluation, "calibration")
+    error, chance = _number(calibration, "ece"), _number(calibration, "chance")
+    brier = _number(evaluation, "brier")
+    if error is None or chance is None or brier is None:
+        return _Check("calibration", False, "the calibration error or the Brier score is missing")
+    text = f"calibration error {error:.3f}, of which chance explains {chance:.3f}; Brier score {brier:.3f}"
+    if error <= chance + policy.max_miscalibration:
+        return _Check("calibration", True, text)
+    return _Check("calibration", False, f"{text}: at most {policy.max_miscalibration:g} more is allowed")
 
 
 def _check_decided(verdicts: Any, policy: GatePolicy) -> _Check:
     abstained = _number(_field(verdicts, "abstained"), "value")
     runs = _number(_field(verdicts, "abstained"), "runs")
     if abstained is None or runs is None:
-        return _Check(False, "the share of abstentions is missing")
+        return _Check("decided", False, "the share of abstentions is missing")
     decided = 1 - abstained
     text = f"it decides {round(decided * runs)} of {runs} held-out runs ({decided:.3f})"
     if decided >= policy.min_decided:
-        return _Check(True, text)
-    return _Check(False, f"{text}; at least {policy.min_decided:g} are needed")
+        return _Check("decided", True, text, in_favour=True)
+    return _Check("decided", False, f"{text}; at least {policy.min_decided:g} are needed")
+
+
+def _check_coverage(verdicts: Any, policy: GatePolicy) -> _Check:
+    """Check that the sets do not hold the class of fewer runs than stated, beyond chance (exact binomial test)."""
+    coverage = _field(verdicts, "coverage")
+    stated, covered, runs = (_number(coverage, name) for name in ("stated", "right", "runs"))
+    if stated is None or covered is None or not runs:
+        return _Check("coverage", False, "the coverage of the verdicts is missing")
+    from scipy.stats import binom
+
+    p = float(binom.cdf(int(covered), int(runs), stated))
+    text = f"its sets hold the class of {covered} of {runs} held-out runs; {stated:g} is stated"
+    if p > policy.coverage_level:
+        return _Check("coverage", True, text)
+    return _Check("coverage", False, f"{text} (p = {p:.2g})")
 
 
 def _check_disagreement(difference: Any, policy: GatePolicy) -> _Check:
-    if _is_number(difference) and 0 <= difference <= policy.max_disagreement:
-        return _Check(True, "")
     allowed = f"at most {policy.max_disagreement:g} is allowed"
-    return _Check(False, f"the exported model differs from the trained one by {_shown(difference)}, {allowed}")
+    text = f"the exported model differs from the trained one by {_shown(difference)}, {allowed}"
+    passed = _is_number(difference) and 0 <= difference <= policy.max_disagreement
+    return _Check("export", passed, text)
 
 
 def _check_latency(latency_ms: Any, policy: GatePolicy) -> _Check:
-    if _is_number(latency_ms) and 0 <= latency_ms <= policy.max_latency_ms:
-        return _Check(True, "")
-    return _Check(False, f"one run takes {_shown(latency_ms)} ms, at most {policy.max_latency_ms:g} ms is allowed")
+    text = f"one run takes {_shown(latency_ms)} ms, at most {policy.max_latency_ms:g} ms is allowed"
+    return _Check("latency", _is_number(latency_ms) and 0 <= latency_ms <= policy.max_latency_ms, text)
 
 
-def _check_champion(comparison: Any, policy: GatePolicy) -> _Check:
+def _check_stability(stability: Any, policy: GatePolicy) -> _Check:
+    agreement, agreed, runs = (_number(stability, name) for name in ("value", "right", "runs"))
+    if agreement is None or agreed is None or runs is None:
+        return _Check("stability", False, "the agreement with a model of another seed is missing")
+    text = f"a model of another seed agrees on {agreed} of {runs} held-out runs ({agreement:.3f})"
+    if agreement >= policy.min_agreement:
+        return _Check("stability", True, text)
+    return _Check("stability", False, f"{text}; at least {policy.min_agreement:g} is needed")
+
+
+def _check_champion(comparison: Any, policy: GatePolicy) -> Iterator[_Check]:
     if comparison is None:
-        return _Check(False, "the champion could not be evaluated on the same runs, so no comparison is possible")
+        reason = "the champion could not be evaluated on the same runs, so no comparison is possible"
+        yield _Check("champion", False, reason)
+        return
     decoded = _Comparison.of(comparison)
     if decoded is None:
-        return _Check(False, "the comparison with the champion lacks figures")
+        yield _Check("champion", False, "the comparison with the champion lacks figures")
+        return
     text = decoded.text("the champion")
     if decoded.one_sided_low < -policy.tolerance:
-        return _Check(False, f"{text}: may be worse by more than {policy.tolerance:g}")
-    return _Check(True, text)
+        yield _Check("champion", False, f"{text}: may be worse by more than {policy.tolerance:g}")
+    else:
+        yield _Check("champion", True, text, in_favour=True)
+    yield _check_brier(_field(comparison, "brier"), policy)
+    if policy.slice_level > 0:
+        yield _check_slices(_field(comparison, "slices"), policy)
+
+
+def _check_brier(brier: Any, policy: GatePolicy) -> _Check:
+    name = "champion's Brier score"
+    difference, high = _number(brier, "difference"), _number(brier, "high")
+    if difference is None or high is None:
+        return _Check(name, False, "the comparison with the champion's Brier score is missing")
+    text = f"Brier score {difference:+.3f} against the champion (at most {high:+.3f}; less is better)"
+    if high <= policy.brier_tolerance:
+        return _Check(name, True, text)
+    return _Check(name, False, f"{text}: may be worse by more than {policy.brier_tolerance:g}")
+
+
+def _check_slices(slices: Any, policy: GatePolicy) -> _Check:
+    """Check the slice on which the candidate does worst against the champion."""
+    name = "slices"
+    if not isinstance(slices, (list, tuple)):
+        return _Check(name, False, "the comparison with the champion by slice is missing")
+    if not slices:
+        return _Check(name, True, "no slice of the runs to compare")
+    worst = slices[0]
+    p, lost, won, runs = (_number(worst, key) for key in ("p", "only_champion", "only_candidate", "runs"))
+    if p is None or lost is None or won is None or runs is None:
+        return _Check(name, False, "the comparison with the champion by slice lacks figures")
+    of = f"{_field(worst, 'slice')} {_field(worst, 'value')!s:.80}"
+    text = f"on {of} it loses {lost} and gains {won} of {runs} runs against the champion (p = {p:.2g}, corrected)"
+    if p > policy.slice_level:
+        return _Check(name, True, text)
+    return _Check(name, False, f"{text}: worse beyond chance")
 
 
 class _Comparison(NamedTuple):
-    """How much more accurate the candidate is than another model: `ciml.training.evaluation.metrics.compare`.
+    """How much more accurate the candidate is than another model: `ciml.training.evaluation.paired.compare`.
 
     Attributes:
       difference: the candidate's accuracy minus the other one.

@@ -1,4 +1,4 @@
-"""Figures of a model on held-out runs: `evaluate` for the gate, `scores` to choose estimators; `compare` of two models.
+"""Figures of a model on held-out runs: `evaluate` for the gate, `scores` to choose estimators.
 
 A run is unanswered if one of its probabilities is not finite. No class is predicted for it: it counts as wrong, and
 no column of the confusion matrix has it.
@@ -6,13 +6,12 @@ no column of the confusion matrix has it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ciml.intervals import newcombe, wilson
+from ciml.intervals import wilson
 from ciml.training.evaluation.bootstrap import estimate_figures
 
 #: Resamples of the bootstrap.
@@ -50,6 +49,7 @@ def evaluate(
     right = predicted == labels
     return {
         **figures,
+        "brier": float(squared_errors(probabilities, labels).mean()) if len(labels) else None,
         "classes": dict(zip(classes, _class_figures(labels, predicted, len(classes)), strict=True)),
         "slices": _by_slice(slices, lambda is_in_slice: accuracy(right[is_in_slice])),
     }
@@ -129,10 +129,28 @@ def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
     return float(-np.log(np.clip(chosen, 1e-7, 1.0)).mean())
 
 
+def squared_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the squared error of each run's probabilities, float64 [n], whose mean is the Brier score (Brier 1950).
+
+    Args:
+      probabilities: float [n, C]; for two classes the error is that of one. A row that is not finite has no probability
+        for any class.
+      labels: int [n].
+    """
+    count = probabilities.shape[1]
+    finite = np.where(np.isfinite(probabilities).all(axis=1)[:, None], probabilities, 0.0).astype(np.float64)
+    errors: np.ndarray = np.square(finite - np.eye(count)[labels]).sum(axis=1)
+    return errors / 2 if count == 2 else errors
+
+
 def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """Compute the expected calibration error over `_BINS` bins of confidence, and the bins that have runs."""
+    """Compute the expected calibration error over `_BINS` bins of confidence, and the bins that have runs.
+
+    A calibrated model has an error, too, since bins hold few runs. ``chance`` is what 95 of 100 calibrated models with
+    these confidences stay below (consistency resampling, Bröcker and Smith 2007).
+    """
     if len(right) == 0:
-        return {"ece": None, "bins": []}
+        return {"ece": None, "chance": None, "bins": []}
     confidence = probabilities.max(axis=1)
     bin_of = np.clip((confidence * _BINS).astype(int), 0, _BINS - 1)
     bins = []
@@ -146,7 +164,14 @@ def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]
         share = float(right[is_in_bin].mean())
         error += runs / len(right) * abs(mean - share)
         bins.append({"low": index / _BINS, "runs": runs, "confidence": mean, "accuracy": share})
-    return {"ece": error, "bins": bins}
+    return {"ece": error, "chance": _chance_error(confidence, bin_of), "bins": bins}
+
+
+def _chance_error(confidence: np.ndarray, bin_of: np.ndarray) -> float:
+    """Return the 95 % quantile of the calibration error of calibrated models with these confidences."""
+    drawn = np.random.default_rng(0).random((RESAMPLES, len(confidence))) < confidence
+    surplus = (drawn - confidence) @ np.eye(_BINS)[bin_of]  # right runs of a bin beyond its confidence, [R, bins]
+    return float(np.quantile(np.abs(surplus).sum(axis=1) / len(confidence), 0.95))
 
 
 def _by_slice(
@@ -228,53 +253,3 @@ def _slice_figures(labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     if len(labels) >= _MIN_SLICE_RUNS and len(f1s) > 1:
         figures["f1"] = sum(f1s) / len(f1s)
     return figures
-
-
-def compare(
-    candidate_right: np.ndarray, champion_right: np.ndarray, *, confidence: float = 0.8, samples: int = 2000
-) -> dict[str, Any]:
-    """Compare two models, or a model and a baseline, on the same runs (paired).
-
-    Args:
-      candidate_right: bool [n], whether the candidate was right on each run.
-      champion_right: bool [n], the same for the other model.
-      confidence: of the one-sided lower bound.
-      samples: of the bootstrap, whose seed is fixed.
-
-    Returns:
-      ``difference`` of the accuracies, its one-sided lower bound ``low`` at ``confidence``, its two-sided 95 %
-      ``interval`` [low, high] (`ciml.intervals.newcombe`), ``runs``, ``only_candidate`` and ``only_champion`` (runs
-      that only one model got right), and ``mcnemar``, the exact two-sided p-value of those two numbers.
-
-    Raises:
-      ValueError: if the lengths differ.
-    """
-    if candidate_right.shape != champion_right.shape:
-        raise ValueError(f"{candidate_right.shape} answers of the candidate, {champion_right.shape} of the champion")
-    n = len(candidate_right)
-    if n == 0:
-        undefined = dict.fromkeys(("difference", "low", "interval", "mcnemar"))
-        return {**undefined, "runs": 0, "only_candidate": 0, "only_champion": 0}
-    both = int((candidate_right & champion_right).sum())
-    only_candidate = int((candidate_right & ~champion_right).sum())
-    only_champion = int((~candidate_right & champion_right).sum())
-    # The mean of a resample depends only on the number of times that -1, 0 and 1 are drawn.
-    shares = [only_champion / n, 1 - (only_candidate + only_champion) / n, only_candidate / n]
-    draws = np.random.default_rng(0).multinomial(n, shares, size=samples)
-    low = float(np.quantile((draws[:, 2] - draws[:, 0]) / n, 1 - confidence))
-    return {
-        "difference": (only_candidate - only_champion) / n,
-        "low": low,
-        "interval": list(newcombe(both, only_candidate, only_champion, n)),
-        "runs": n,
-        "only_candidate": only_candidate,
-        "only_champion": only_champion,
-        "mcnemar": _mcnemar(only_candidate, only_champion),
-    }
-
-
-def _mcnemar(better: int, worse: int) -> float:
-    """Compute the exact two-sided p-value of McNemar's test."""
-    total = better + worse
-    tail = sum(math.comb(total, k) for k in range(min(better, worse) + 1)) / 2**total
-    return min(1.0, float(2 * tail))

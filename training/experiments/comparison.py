@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ciml.training.evaluation import metrics
+from ciml.training.evaluation import paired
 from ciml.training.evaluation.text import beaten_by
 from ciml.training.experiments.results import Predictions, StoredTrial, TestedTrial
 
@@ -36,7 +36,7 @@ class ComparisonRow:
       result: its result.
       predictions: its predictions for the test runs; None if the file is missing.
       comparable: whether it has the test runs and the classes of the first result.
-      paired: the figures of `ciml.training.evaluation.metrics.compare`, with this result as the candidate and the first
+      paired: the figures of `ciml.training.evaluation.paired.compare`, with this result as the candidate and the first
         one as the champion. None for the first result, and where ``note`` gives a reason.
       note: why it is not compared run by run: `OTHER_RUNS` or `NO_PREDICTIONS`; else "".
     """
@@ -191,7 +191,7 @@ def _paired_figures(predictions: Predictions | None, first: Predictions | None) 
         return None
     right = predictions.right[np.argsort(predictions.run_id, kind="stable")]
     first_right = first.right[np.argsort(first.run_id, kind="stable")]
-    return metrics.compare(right, first_right)
+    return paired.compare(right, first_right)
 
 
 def _interval_keys(name: str, figure: Figures) -> dict[str, float | None]:

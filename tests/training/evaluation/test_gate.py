@@ -11,7 +11,8 @@ from scipy.stats import binomtest
 
 from ciml.errors import CimlError
 from ciml.training.evaluation.gate import GatePolicy, decide
-from ciml.training.evaluation.metrics import accuracy, compare, evaluate
+from ciml.training.evaluation.metrics import accuracy, evaluate
+from ciml.training.evaluation.paired import compare, compare_errors, compare_slices
 
 CLASSES = ("a", "b")
 
@@ -25,10 +26,11 @@ def figures(right: int = 90, total: int = 100, **more: Any) -> dict[str, Any]:
     """Return the figures of a candidate with ``right`` correct predictions of equally frequent classes."""
     labels = np.arange(total) % 2
     predicted = np.where(answers(right, total), labels, 1 - labels)
-    evaluation = evaluate(np.eye(2)[predicted] * 0.8 + 0.1, labels, CLASSES, np.array([0, 1, 0]))
+    sure = min(max(right / max(total, 1), 0.51), 0.99)  # as often as it is right
+    evaluation = evaluate(np.eye(2)[predicted] * (2 * sure - 1) + 1 - sure, labels, CLASSES, np.array([0, 1, 0]))
     counts = {"a": 50, "b": 50}
     given = {"evaluation": evaluation, "class_counts": counts, "disagreement": 1e-7, "latency_ms": 0.3, "baselines": {}}
-    return given | more
+    return given | {"stability": accuracy(answers(total, total))} | more
 
 
 def beside(right: int, by_number: int, total: int = 100, **more: Any) -> dict[str, Any]:
@@ -39,13 +41,22 @@ def beside(right: int, by_number: int, total: int = 100, **more: Any) -> dict[st
     return figures(right, total, baselines={"duration": baseline}, **more)
 
 
+def compared(right: int, champion: int, total: int = 100) -> dict[str, Any]:
+    """Return the comparison with a champion that is right on the first ``champion`` runs, half of each of two jobs."""
+    pair = answers(right, total), answers(champion, total)
+    jobs = {"job": ["even", "odd"] * (total // 2) + ["even"] * (total % 2)}
+    errors = np.full(total, 0.1)
+    return {**compare(*pair), "brier": compare_errors(errors, errors), "slices": compare_slices(*pair, jobs)}
+
+
 def against(right: int, champion: int, total: int = 100) -> dict[str, Any]:
-    comparison = compare(answers(right, total), answers(champion, total))
+    comparison = compared(right, champion, total)
     return figures(right, total, champion={"accuracy": {"value": champion / total}}, comparison=comparison)
 
 
-def abstaining(on: int, total: int) -> dict[str, Any]:
-    return {"runs": total, "abstained": accuracy(answers(on, total))}
+def abstaining(on: int, total: int, covered: int | None = None) -> dict[str, Any]:
+    coverage = {"stated": 0.9, **accuracy(answers(total if covered is None else covered, total))}
+    return {"runs": total, "abstained": accuracy(answers(on, total)), "coverage": coverage}
 
 
 def decided(given: Any, **policy: Any) -> tuple[bool, tuple[str, ...]]:
@@ -68,13 +79,15 @@ def test_a_good_first_model_is_blessed_and_says_why():
 
 
 MISSING = (
-    "0 held-out runs are too few; at least 20 are needed",
+    "0 held-out runs are too few; at least 20 are needed, 20 more",
     "some probabilities are not finite",
     "the number of training runs by class is missing",
     "the accuracy or the base rate is missing",
     "the one-number baselines are missing",
+    "the calibration error or the Brier score is missing",
     "the exported model differs from the trained one by an unknown amount, at most 1e-05 is allowed",
     "one run takes an unknown amount ms, at most 50 ms is allowed",
+    "the agreement with a model of another seed is missing",
 )
 WITHOUT_INTERVAL = {"difference": 0.1, "low": 0.0, "runs": 9}
 BARE = {"duration": {**accuracy(answers(5, 9)), "comparison": WITHOUT_INTERVAL}}
@@ -85,7 +98,7 @@ BARE = {"duration": {**accuracy(answers(5, 9)), "comparison": WITHOUT_INTERVAL}}
     [
         ({}, MISSING),
         (figures(55), ["accuracy 0.550 (at least 0.452) does not beat the base rate 0.500"]),
-        (figures(17, 18), ["18 held-out runs are too few; at least 20 are needed"]),
+        (figures(17, 18), ["18 held-out runs are too few; at least 20 are needed, 2 more"]),
         (figures(class_counts={"a": 50, "b": 0}), ["too few training runs of b"]),
         (
             figures(disagreement=2e-5),
@@ -112,8 +125,12 @@ NEEDED = [
     "evaluation.accuracy.low", "evaluation.base_rate", "evaluation.base_rate.value", "class_counts", "class_counts.a",
     "class_counts.b", "disagreement", "latency_ms", "baselines", "baselines.duration", "baselines.duration.value",
     "baselines.duration.comparison", *(f"baselines.duration.comparison.{name}" for name in PAIRED), "verdicts",
-    "verdicts.abstained", "verdicts.abstained.value", "verdicts.abstained.runs", "comparison",
-    *(f"comparison.{name}" for name in PAIRED),
+    "verdicts.abstained", "verdicts.abstained.value", "verdicts.abstained.runs", "verdicts.coverage",
+    "verdicts.coverage.stated", "verdicts.coverage.right", "verdicts.coverage.runs", "comparison",
+    *(f"comparison.{name}" for name in PAIRED), "comparison.brier", "comparison.brier.difference",
+    "comparison.brier.high", "comparison.slices", "evaluation.brier", "evaluation.calibration",
+    "evaluation.calibration.ece", "evaluation.calibration.chance", "stability", "stability.value", "stability.right",
+    "stability.runs",
 ]  # fmt: skip
 ABSENT = "absent"
 NONSENSE = (ABSENT, None, math.nan, -math.inf, "0.5", [0.1, math.nan], [0.1], {"x": 0.1}, True)
@@ -123,8 +140,8 @@ NOT_NEEDED += [(path, ABSENT) for path in ("verdicts", "baselines.duration", "cl
 
 @pytest.mark.parametrize("path", NEEDED)
 def test_a_figure_that_is_missing_or_nonsense_is_a_reason_against_the_candidate(path: str):
-    comparison = compare(answers(90, 100), answers(85, 100))
-    given = beside(90, 85, verdicts={"abstained": accuracy(answers(20, 100))}, comparison=comparison)
+    verdicts = {"abstained": accuracy(answers(20, 100)), "coverage": {"stated": 0.9, **accuracy(answers(92, 100))}}
+    given = beside(90, 85, verdicts=verdicts, comparison=compared(90, 85))
     assert decided(given)[0]
     *parents, last = path.split(".")
     for value in NONSENSE:
@@ -170,7 +187,7 @@ def test_a_candidate_at_a_threshold_passes_and_one_just_beyond_is_rejected():
 def test_no_worse_than_the_champion_on_the_same_runs(right: int, champion: int, blessed: bool):
     found, reasons = decided(against(right, champion))
     assert found is blessed
-    assert f"{(right - champion) / 100:+.3f} against the champion on the same 100 runs" in reasons[-1]
+    assert any(f"{(right - champion) / 100:+.3f} against the champion on the same 100 runs" in line for line in reasons)
 
 
 @pytest.mark.parametrize(
@@ -253,3 +270,119 @@ def test_comparison_is_paired():
     assert compare(answers(3000, 5000), answers(0, 5000))["mcnemar"] == 0.0
     with pytest.raises(ValueError, match="answers of the candidate"):
         compare(answers(1, 3), answers(1, 4))
+
+
+def test_each_check_is_recorded_with_its_figures() -> None:
+    decision = decide(against(90, 85), GatePolicy(), has_champion=True)
+    checks = {check["check"]: (check["passed"], check["reason"]) for check in decision.metrics["checks"]}
+    assert checks == {
+        "held-out runs": (True, "100, at least 20 are needed"),
+        "classes": (True, "training runs: 50 of a, 50 of b"),
+        "base rate": (True, "accuracy 0.900 (at least 0.826) beats the base rate 0.500"),
+        "one number": (True, "no number of the runs to compare with"),
+        "calibration": (True, "calibration error 0.000, of which chance explains 0.060; Brier score 0.090"),
+        "export": (True, "the exported model differs from the trained one by 1e-07, at most 1e-05 is allowed"),
+        "latency": (True, "one run takes 0.3 ms, at most 50 ms is allowed"),
+        "stability": (True, "a model of another seed agrees on 100 of 100 held-out runs (1.000)"),
+        "champion": (True, "+0.050 against the champion on the same 100 runs (at least +0.030)"),
+        "champion's Brier score": (True, "Brier score +0.000 against the champion (at most +0.000; less is better)"),
+        "slices": (
+            True,
+            "on job even it loses 0 and gains 2 of 50 runs against the champion (p = 1, corrected)",
+        ),
+    }
+
+
+def test_a_candidate_that_is_worse_on_one_job_alone_is_rejected() -> None:
+    """It is as good as the champion on average: chance would explain that, but not twelve losses of twelve."""
+    total = 200
+    jobs = ["small" if run < 20 else "large" for run in range(total)]
+    champion = np.arange(total) % 10 != 9
+    candidate = champion.copy()
+    candidate[:12] = False
+    candidate[20:140] = True
+    pair = candidate, champion
+    comparison = compared(90, 90) | compare(*pair) | {"slices": compare_slices(*pair, {"job": jobs})}
+    given = figures(comparison=comparison)
+    expected = "on job small it loses 11 and gains 0 of 20 runs against the champion (p = 0.00098, corrected)"
+    assert comparison["difference"] >= 0
+    assert decided(given) == (False, (f"{expected}: worse beyond chance",))
+    assert decided(given, slice_level=0.0)[0]
+    assert decided(given, slice_level=0.0009)[0]
+
+
+def test_slices_are_compared_as_holm_says() -> None:
+    """The p-values are those of scipy, the smallest times the number of slices, the next one times one less."""
+    rng = np.random.default_rng(3)
+    pair = rng.random(300) < 0.5, rng.random(300) < 0.6
+    jobs = [f"job{number}" for number in rng.integers(4, size=300)]
+    compared_slices = compare_slices(*pair, {"job": jobs, "provider": [""] * 300})
+    assert [row["runs"] for row in compared_slices] == [jobs.count(row["value"]) for row in compared_slices]
+    plain = [
+        binomtest(row["only_champion"], row["only_champion"] + row["only_candidate"], alternative="greater").pvalue
+        for row in compared_slices
+    ]
+    assert plain == sorted(plain)
+    corrected = np.maximum.accumulate([min(p * (4 - index), 1.0) for index, p in enumerate(plain)])
+    assert [row["p"] for row in compared_slices] == pytest.approx(corrected)
+
+
+def test_worse_probabilities_than_the_champions_reject_a_candidate_that_is_as_accurate() -> None:
+    sure = compare_errors(np.full(100, 0.3), np.full(100, 0.2))
+    given = figures(comparison=compared(90, 90) | {"brier": sure})
+    reason = "Brier score +0.100 against the champion (at most +0.100; less is better): may be worse by more than 0.05"
+    assert decided(given) == (False, (reason,))
+    assert decided(given, brier_tolerance=0.11)[0]
+
+
+def test_a_bound_of_errors_is_that_of_a_bootstrap() -> None:
+    rng = np.random.default_rng(5)
+    first, second = rng.random(400), rng.random(400) + 0.02
+    compared_errors = compare_errors(first, second, confidence=0.8)
+    spread = (first - second).std() / 20
+    assert compared_errors["difference"] == pytest.approx((first - second).mean())
+    assert compared_errors["high"] == pytest.approx((first - second).mean() + 0.8416 * spread, abs=0.003)
+    many = compare_errors(np.tile(first, 100), np.tile(second, 100), confidence=0.8)
+    assert many["high"] - many["difference"] == pytest.approx(0.8416 * spread / 10, rel=0.1)
+
+
+def test_a_candidate_that_is_sure_and_often_wrong_is_rejected() -> None:
+    labels = np.arange(100) % 2
+    predicted = np.where(answers(75, 100), labels, 1 - labels)
+    sure = evaluate(np.eye(2)[predicted] * 0.98 + 0.01, labels, CLASSES, np.array([0, 1, 0]))
+    reason = "calibration error 0.240, of which chance explains 0.020; Brier score 0.245: at most 0.15 more is allowed"
+    assert decided(figures(evaluation=sure)) == (False, (reason,))
+
+
+def test_chance_explains_the_calibration_error_of_a_calibrated_model() -> None:
+    rng = np.random.default_rng(1)
+    beyond = 0
+    for _ in range(200):
+        share = rng.uniform(0.5, 1, 60)
+        labels = (rng.random(60) > share).astype(int)
+        calibration = evaluate(np.column_stack([share, 1 - share]), labels, CLASSES, labels)["calibration"]
+        beyond += calibration["ece"] > calibration["chance"]
+    assert 2 <= beyond <= 20  # 5 % of 200 are expected
+
+
+def test_sets_that_hold_the_class_of_too_few_runs_reject_a_model_of_verdicts() -> None:
+    reason = "its sets hold the class of 80 of 100 held-out runs; 0.9 is stated (p = 0.002)"
+    assert decided(figures(verdicts=abstaining(0, 100, covered=80))) == (False, (reason,))
+    assert decided(figures(verdicts=abstaining(0, 100, covered=84)))[0]
+    assert decided(figures(verdicts=abstaining(0, 100, covered=80)), coverage_level=0.0)[0]
+
+
+def test_a_candidate_whose_answers_depend_on_the_seed_is_rejected() -> None:
+    reason = "a model of another seed agrees on 69 of 100 held-out runs (0.690); at least 0.7 is needed"
+    assert decided(figures(stability=accuracy(answers(69, 100)))) == (False, (reason,))
+    assert decided(figures(stability=accuracy(answers(70, 100))))[0]
+    assert decided(figures(stability=None), min_agreement=0.0)[0]
+
+
+def test_too_few_held_out_runs_are_counted_and_a_cross_validation_is_shown() -> None:
+    pooled = {"accuracy": accuracy(answers(45, 60)), "base_rate": {"class": "a", **accuracy(answers(30, 60))}}
+    reason = (
+        "18 held-out runs are too few; at least 20 are needed, 2 more; cross-validated over 60 runs, its accuracy is "
+        "0.750 (0.628 to 0.842), the base rate 0.500"
+    )
+    assert decided(figures(17, 18, cross_validated=pooled)) == (False, (reason,))

@@ -23,7 +23,8 @@ from ciml.training.evaluation import baselines, bootstrap
 from ciml.training.evaluation.baselines import number_of, numbers_for, predict_by, predict_test_runs
 from ciml.training.evaluation.bootstrap import BY_CLASS
 from ciml.training.evaluation.candidate import _disagreement
-from ciml.training.evaluation.metrics import accuracy, compare, evaluate, scores
+from ciml.training.evaluation.metrics import accuracy, evaluate, scores
+from ciml.training.evaluation.paired import compare
 from ciml.training.evaluation.text import beaten_by, figure_lines
 from tests.training.conftest import RUNS
 from tests.transforms.direct import read_log
@@ -81,7 +82,8 @@ def test_an_unanswered_run_is_wrong_in_every_figure(row: list[float]):
 def test_no_runs_are_no_figures_and_wrong_shapes_an_error():
     found = evaluate(np.zeros((0, 2)), np.zeros(0, np.int64), ("a", "b"), np.zeros(0, np.int64))
     assert found["accuracy"] == {"value": None, "low": 0.0, "high": 1.0, "right": 0, "runs": 0}
-    assert (found["log_loss"], found["calibration"]) == (None, {"ece": None, "bins": []})
+    assert (found["log_loss"], found["calibration"]) == (None, {"ece": None, "chance": None, "bins": []})
+    assert found["brier"] is None
     json.dumps(found, allow_nan=False)
     with pytest.raises(ValueError, match="for 2 runs and 2 classes"):
         evaluate(np.zeros((3, 2)), np.zeros(2, np.int64), ("a", "b"), np.zeros(0, np.int64))
