@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ciml.pipelines.predict import PredictConfig
     from ciml.services.receivers import GerritService, MqttService, WebhooksService
     from ciml.services.service import Service
+    from ciml.services.trainer import Triggers
     from ciml.training.refresh import TrainConfig
 
 
@@ -323,6 +324,9 @@ class TrainerOptions(ServiceOptions, LearnOptions):
         [default: 0.7]
       lineage: Send OpenLineage events, by its own configuration or to DATA/lineage.
       allow_modules: Module of an own estimator that may be imported; repeatable.
+      every: Refresh if there are new data and the last candidate is so old. [default: at each new version of the data]
+      new_runs: Refresh when there are so many trusted runs that the last candidate did not have.
+      on_drift: Refresh when the new data drift from what the champion learned.
     """
 
     kind = "trainer"
@@ -339,6 +343,15 @@ class TrainerOptions(ServiceOptions, LearnOptions):
     min_agreement: float | None = option(kind="share")
     lineage: bool = flag("--lineage/--no-lineage", envvar="CIML_LINEAGE")
     allow_modules: tuple[str, ...] = repeated(metavar="MODULE")
+    every: float | None = option(kind="time")
+    new_runs: int | None = option(kind="count")
+    on_drift: bool = flag()
+
+    def triggers(self) -> Triggers:
+        """Return when new data lead to a refresh."""
+        from ciml.services.trainer import Triggers
+
+        return Triggers(self.every or 0.0, self.new_runs or 0, self.on_drift)
 
     def open(self, *, allow_file: bool = False) -> TrainConfig:
         """Open what the options name, and store the exclusions of the file ``exclude``.
@@ -388,7 +401,7 @@ class TrainerOptions(ServiceOptions, LearnOptions):
     def service(self) -> Service:
         from ciml.services.trainer import TrainerService
 
-        return TrainerService(self.open())
+        return TrainerService(self.open(), triggers=self.triggers())
 
 
 class ReceiverOptions(_WithBroker, ABC):

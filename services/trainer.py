@@ -1,6 +1,7 @@
 """The trainer service: refreshes a model when its data set, the exclusions or the trust policy change.
 
-See `ciml.training.trainer`.
+`Triggers` bound how often new data lead to a refresh. Exclusions and trust always do, since a model may have learned
+what it must not. See `ciml.training.trainer`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from prometheus_client.registry import Collector
@@ -18,8 +21,10 @@ from ciml.metrics import Family, metric
 from ciml.progress import Progress, no_progress
 from ciml.services.decide import ServiceProgress
 from ciml.services.service import NotReadyError, Service
+from ciml.serving.lease import ModelLockedError
 from ciml.serving.registry import Registry, RegistryState
-from ciml.training.refresh import ModelLockedError, TrainConfig
+from ciml.training.data.snapshot import make_snapshot, read_snapshot
+from ciml.training.refresh import TrainConfig
 from ciml.training.trainer import TrainResult, run_once
 
 CANDIDATES = metric("ciml_training_candidates_total")
@@ -46,8 +51,64 @@ class _Versions(NamedTuple):
     trust: int = 0
 
 
+@dataclass(frozen=True)
+class Triggers:
+    """When new data lead to a refresh: if any of these is due. Without one, each new version of the data set does.
+
+    Attributes:
+      every_s: seconds since the last candidate was trained; 0 for no schedule.
+      new_runs: trusted runs that the last candidate did not have; 0 for no number.
+      on_drift: the new spans drift from the runs that the champion learned (`ciml.transforms.drift`).
+    """
+
+    every_s: float = 0.0
+    new_runs: int = 0
+    on_drift: bool = False
+
+    def __bool__(self) -> bool:
+        return self != Triggers()
+
+
+@dataclass(frozen=True)
+class News:
+    """What has changed since the last candidate.
+
+    Attributes:
+      trained_us: when it was recorded, epoch microseconds; None without one.
+      runs: trusted runs that it did not have.
+      what: the plural of such runs, for people.
+      drift: features and slices that drift; None if that is not known.
+    """
+
+    trained_us: int | None
+    runs: int
+    what: str
+    drift: int | None = None
+
+    def due(self, triggers: Triggers, now_us: int) -> bool:
+        """Return whether a refresh is due."""
+        has_enough = bool(triggers.new_runs) and self.runs >= triggers.new_runs
+        drifts = triggers.on_drift and bool(self.drift)
+        is_time = triggers.every_s > 0 and (self.trained_us is None or now_us >= self._next_us(triggers))
+        return has_enough or drifts or is_time
+
+    def waits(self, triggers: Triggers) -> str:
+        """Return what a refresh waits for."""
+        causes = []
+        if triggers.new_runs:
+            causes.append(f"{self.runs} of {triggers.new_runs} {self.what}")
+        if triggers.on_drift:
+            causes.append("no drift" if self.drift == 0 else "too few runs to see a drift")
+        if triggers.every_s and self.trained_us is not None:
+            causes.append(f"due at {datetime.fromtimestamp(self._next_us(triggers) / 1e6, UTC):%Y-%m-%d %H:%M}")
+        return "; ".join(causes)
+
+    def _next_us(self, triggers: Triggers) -> int:
+        return (self.trained_us or 0) + round(triggers.every_s * 1e6)
+
+
 class TrainerService(Service):
-    """Refreshes a model whenever its data set, the exclusions or the trust policy have a new version.
+    """Refreshes a model when its data set, the exclusions or the trust policy have a new version.
 
     While the data set does not exist, or holds too little to train on, the service waits for the next version. Any
     other error that a repeated refresh cannot repair, such as an unknown estimator, ends the service.
@@ -56,6 +117,7 @@ class TrainerService(Service):
       config: of the trainer.
       report: called with each result, except "nothing new".
       progress: called with each step, and with the reason of a wait or a failure.
+      triggers: when new data lead to a refresh.
     """
 
     poll_s = 2.0
@@ -66,11 +128,15 @@ class TrainerService(Service):
         config: TrainConfig,
         report: Callable[[TrainResult], object] | None = None,
         progress: Progress = no_progress,
+        triggers: Triggers = Triggers(),
     ) -> None:
         super().__init__(f"ciml-trainer-{config.model}")
         self.config = config
         self._report = report
         self._progress = progress
+        self._triggers = triggers
+        self._news: tuple[_Versions, News] | None = None  # of the versions for which it was counted
+        self._waits = ""
         self._log = config.data.dataset(config.dataset).log
         self._registry = Registry(config.data, config.model)
         self._excluded = ManifestLog(config.data.exclusions)
@@ -92,10 +158,13 @@ class TrainerService(Service):
             state = self._registry.state
             self.board.put_observed(registry_families(self.config.model, state))
             versions = self._present_versions()
+            if self._triggers:
+                self._wait_for(self._due_or_waits(versions))
         if self._is_current and versions == self._handled:
             self._count_refresh({})
         counts = {"candidates": len(state.candidates), "versions": len(state.versions)}
-        return ServiceProgress(versions.dataset, facts={"counts": counts, "champion": state.champion})
+        facts = {"counts": counts, "champion": state.champion, "waits_for": self._waits}
+        return ServiceProgress(versions.dataset, facts=facts)
 
     def _present_versions(self) -> _Versions:
         known = self._handled or _Versions()
@@ -104,18 +173,46 @@ class TrainerService(Service):
         )
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> _Versions | None:
-        """Return the present versions if the last refresh handled others."""
+        """Return the present versions if the last refresh handled others, and a trigger is due."""
         with self._reported_errors():
             versions = self._present_versions()
-        return None if versions == self._handled else versions
+            if versions == self._handled:
+                return None
+            is_due = self._must_refresh(versions) or not self._due_or_waits(versions)
+        return versions if is_due else None
+
+    def _must_refresh(self, versions: _Versions) -> bool:
+        """Return whether there are no triggers, or the exclusions or the trust policy changed since the last refresh.
+
+        A service that was started again does not know them; a refresh by the first trigger uses the present ones.
+        """
+        known = self._handled
+        return not self._triggers or (known is not None and known[1:] != versions[1:])
+
+    def _due_or_waits(self, versions: _Versions) -> str:
+        """Return what a refresh waits for; "" if it is due."""
+        if self._news is None or self._news[0] != versions:
+            try:
+                self._news = versions, news_of(self.config, self._registry.state, self._triggers)
+            except (NoTrainingDataError, UnknownDatasetError) as error:
+                return str(error)
+        news = self._news[1]
+        is_due = news.due(self._triggers, self._registry.now_us())
+        return "" if is_due else news.waits(self._triggers)
+
+    def _wait_for(self, text: str) -> None:
+        if text and text != self._waits:
+            self._progress(f"waits: {text}", 0, None)
+        self._waits = text
 
     def run(self, work: _Versions) -> None:
         self._is_current = False
         try:
             with self._reported_errors():
                 result = run_once(self.config, progress=self._progress)
-        except (NoTrainingDataError, UnknownDatasetError):
+        except (NoTrainingDataError, UnknownDatasetError) as error:
             self._handled = work  # only another version can have more data
+            self._waits = str(error)
             return
         except ModelLockedError as error:
             raise NotReadyError(str(error)) from error
@@ -142,6 +239,38 @@ class TrainerService(Service):
             self._progress(f"waits: {error}", 0, None)
             self._errors.labels(self.config.model, "engine" if isinstance(error, EngineError) else "data").inc()
             raise
+
+
+def news_of(config: TrainConfig, state: RegistryState, triggers: Triggers) -> News:
+    """Return what has changed since the last candidate of a model.
+
+    Raises:
+      NoTrainingDataError, UnknownDatasetError: if the data set does not exist, or has no sealed span.
+      IntegrityError: if the stored data are inconsistent.
+    """
+    snapshot = make_snapshot(config.data.dataset(config.dataset), config.trust.current())
+    last = state.candidates.get(state.last_candidate)
+    known: set[str] = set()
+    if last is not None and isinstance(last.facts.get("snapshot"), str):
+        stored = read_snapshot(config.data.trainer(config.model), last.facts["snapshot"])
+        known = {run.run_id for run in stored.runs()}
+    runs = sum(run.run_id not in known for run in snapshot.runs())
+    of_cause = " with a known cause" if snapshot.resolved.definition.class_label == "cause" else ""
+    drift = _count_drift(config) if triggers.on_drift and state.champion is not None else None
+    return News(None if last is None else last.time_us, runs, f"new trusted runs{of_cause}", drift)
+
+
+def _count_drift(config: TrainConfig) -> int | None:
+    """Return the number of drifts of the new spans from what the champion learned; None if that cannot be told."""
+    from ciml.pipelines.datasets.validate import validate_dataset
+
+    try:
+        report = validate_dataset(config.data, config.dataset, model=config.model)
+    except (EngineError, IntegrityError):
+        raise
+    except CimlError:  # there are no new spans, or its snapshot is gone
+        return None
+    return len(report.findings) if report.enough else None
 
 
 def registry_families(model: str, state: RegistryState) -> Iterator[Family]:

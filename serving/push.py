@@ -235,10 +235,16 @@ def write_config(data: DataRoot) -> bool:
         changed = True
 
 
+def _is_pushing(registry: Registry) -> bool:
+    """Return whether another trainer may be staging a version now."""
+    lease = registry.state.lease
+    return not registry.lease and lease is not None and lease.until_us > registry.now_us()
+
+
 def reconcile(registry: Registry) -> list[str]:
     """Clean up after pushers that died, and update the configuration. Return a line for each action."""
     actions = []
-    for number in registry.state.in_state("staged"):
+    for number in () if _is_pushing(registry) else registry.state.in_state("staged"):
         if registry.commit(partial(_abandon_staged, number)) is not None:
             actions.append(f"version {number} was never completed: abandoned")
     # Also the folders of earlier calls that died before the removal, and of pushers that were renaming meanwhile.

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError, IntegrityError, UnknownModelError
+from ciml.errors import CimlError, EngineError, IntegrityError, UnknownModelError
 from ciml.events.fields import check_line
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.serving.model_files import ModelEntry, check_digests, check_model_name, file_digests, model_digest
@@ -136,6 +136,29 @@ class Hold(Signature):
     version: int
 
 
+@dataclass(frozen=True)
+class Lease:
+    """Which trainer may write: see `ciml.serving.lease`.
+
+    Attributes:
+      id: random; another one for each time that a lease is taken.
+      host: name of the holder's machine.
+      pid: of its process.
+      started: when that process started, epoch seconds.
+      until_us: when another trainer may take the lease, epoch microseconds.
+    """
+
+    id: str
+    host: str
+    pid: int
+    started: float
+    until_us: int
+
+
+class LostLeaseError(EngineError):
+    """Another trainer has taken the lease of the model, since this one did not renew it in time."""
+
+
 @dataclass(eq=False)
 class RegistryState:
     """The state of a registry after its deltas.
@@ -148,6 +171,7 @@ class RegistryState:
       labels: the version number of each label.
       last_candidate: the id of the last recorded candidate; "" before the first.
       hold: who holds the version that ``stable`` names, so that no push replaces it; None if nobody does.
+      lease: of the trainer that writes; None if none does.
     """
 
     version: int = 0
@@ -157,6 +181,7 @@ class RegistryState:
     labels: dict[str, int] = field(default_factory=dict)
     last_candidate: str = ""
     hold: Hold | None = None
+    lease: Lease | None = None
 
     def apply(self, version: int, delta: Delta) -> None:
         """Apply the next delta. Raises `IntegrityError` if it contradicts the earlier ones."""
@@ -202,6 +227,9 @@ class RegistryState:
     def _hold(self, delta: Delta) -> None:
         is_held = delta["kind"] == "hold"
         self.hold = Hold(delta["author"], delta["reason"], delta["model_version"]) if is_held else None
+
+    def _take_lease(self, delta: Delta) -> None:
+        self.lease = None if delta["lease"] is None else Lease(**delta["lease"])
 
     def _label(self, labels: Mapping[str, int]) -> None:
         for label, number in labels.items():
@@ -274,6 +302,7 @@ _APPLY_KIND: Mapping[str, Callable[[RegistryState, Delta], None]] = {
     "labels": RegistryState._change_labels,
     "hold": RegistryState._hold,
     "release": RegistryState._hold,
+    "lease": RegistryState._take_lease,
 }
 
 
@@ -284,15 +313,19 @@ class Registry:
       data: the data root.
       model: the model's name.
       now_us: clock of the recorded times, epoch microseconds.
+
+    Attributes:
+      lease: id of the lease that each write needs; "" for none, as of people.
     """
 
     def __init__(self, data: DataRoot, model: str, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+        self.lease = ""
         self.data = data
         self.model = check_model_name(model)
         self.base = data.models.child(model)
         self._log = ManifestLog(data.registry.child(model))
         self._state = RegistryState()
-        self._now_us = now_us
+        self.now_us = now_us
 
     @property
     def state(self) -> RegistryState:
@@ -313,11 +346,21 @@ class Registry:
         return (delta for _, delta in self._log.since(0))
 
     def commit(self, build: Callable[[RegistryState], Delta | None]) -> int | None:
-        """Append the delta that ``build`` derives from the current state; see `ciml.manifest.log.commit`."""
+        """Append the delta that ``build`` derives from the current state; see `ciml.manifest.log.commit`.
+
+        Raises:
+          LostLeaseError: the write needs a lease that another trainer has taken.
+        """
 
         def stamped() -> Delta | None:
+            present = self._state.lease
+            if self.lease and (present is None or present.id != self.lease):
+                raise LostLeaseError(
+                    f"model {self.model}: another trainer has taken over, since this one did not answer for too long; "
+                    "nothing more of it is recorded"
+                )
             delta = build(self._state)
-            return None if delta is None else {**delta, "time_us": self._now_us()}
+            return None if delta is None else {**delta, "time_us": self.now_us()}
 
         return commit(self._log, self._state, stamped)
 

@@ -22,9 +22,9 @@ from filelock import FileLock, Timeout
 from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.digest import canonical_json, sha256_json
-from ciml.errors import CimlError
 from ciml.lineage import OFF, Data, Description, Lineage
 from ciml.progress import Progress, no_progress
+from ciml.serving.lease import ModelLockedError
 from ciml.serving.registry import STABLE, Decision
 from ciml.storage import LocalStore, Store
 from ciml.storage.json_files import seal
@@ -80,10 +80,6 @@ class TrainConfig:
     label: str = STABLE
     lineage: bool = False
     allow_modules: tuple[str, ...] = ()
-
-
-class ModelLockedError(CimlError):
-    """Another process trains the model."""
 
 
 @dataclass(frozen=True)

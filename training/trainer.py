@@ -17,9 +17,10 @@ from typing import Any, Literal
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.lineage import Lineage, lineage_of
 from ciml.progress import Progress, no_progress
+from ciml.serving.lease import leased
 from ciml.serving.ledger import withdraw
 from ciml.serving.model_files import check_digests, copy_model
-from ciml.serving.push import HeldError, NotBlessedError, WithdrawnError, push, push_candidate, reconcile
+from ciml.serving.push import HeldError, NotBlessedError, WithdrawnError, push_candidate, reconcile
 from ciml.serving.registry import STABLE, Decision, Registry, Signature
 from ciml.storage import open_store
 from ciml.training.evaluation.candidate import Champion
@@ -86,10 +87,12 @@ def run_once(config: TrainConfig, *, progress: Progress = no_progress, work: Pat
 
     Raises:
       CimlError: if the data set does not exist or holds nothing to train on.
+      ModelLockedError: another trainer refreshes the model.
+      LostLeaseError: this trainer did not renew its lease in time, and another one has taken over.
       IntegrityError: if stored data are inconsistent: for example, an altered champion.
     """
     registry = Registry(config.data, config.model)
-    with lineage_of(config.data, config.lineage) as lineage:
+    with leased(registry), lineage_of(config.data, config.lineage) as lineage:
         result = _refresh_and_push(registry, config, progress, work, lineage)
     return replace(result, warnings=tuple(map(str, models_with_excluded_runs(config.data, [config.model]))))
 
@@ -206,9 +209,9 @@ def _push(
     reasons = decision.reasons
     folder = open_store(candidate.folder)
     try:
-        version = push(
-            config.data, config.model, folder, decision, label=config.label, facts=facts, lineage=lineage
-        ).version
+        recorded = registry.record_candidate(folder, facts)
+        registry.record_decision(recorded.id, decision)
+        version = push_candidate(registry, recorded.id, label=config.label, lineage=lineage).version
         outcome = "pushed"
     except NotBlessedError:
         pass  # the push has recorded the candidate and its decision

@@ -28,9 +28,10 @@ from ciml.services import trainer as trainer_module
 from ciml.services.decide import ServiceProgress
 from ciml.services.driver import drive
 from ciml.services.service import NotReadyError
-from ciml.services.trainer import TrainerService, registry_families
-from ciml.serving.registry import Candidate, Decision, RegistryState
+from ciml.services.trainer import News, TrainerService, Triggers, news_of, registry_families
+from ciml.serving.registry import Candidate, Decision, Registry, RegistryState
 from ciml.stored_trust import apply_policy
+from ciml.training.data.snapshot import make_snapshot, write_snapshot
 from ciml.training.exclusions import Exclusion, add
 from ciml.training.experiment import Experiment
 from ciml.training.refresh import TrainConfig
@@ -193,3 +194,70 @@ def test_metrics_sum_the_candidates_of_a_model() -> None:
     shown = collected(board)
     assert shown["ciml_training_candidates_total"] == {("m", "blessed"): 1, ("m", "refused"): 1}
     assert shown["ciml_training_samples_rejected_total"] == {("m", "untrusted"): 5, ("m", "excluded"): 1}
+
+
+DAY_US = 86_400_000_000
+
+
+@pytest.mark.parametrize(
+    ("triggers", "news", "waits"),
+    [
+        (Triggers(new_runs=60), News(0, 60, "new trusted runs"), ""),
+        (Triggers(new_runs=60), News(0, 41, "new trusted runs with a known cause"),
+         "41 of 60 new trusted runs with a known cause"),
+        (Triggers(every_s=86_400), News(DAY_US, 5, "new trusted runs"), ""),
+        (Triggers(every_s=86_400), News(DAY_US + 1, 5, "new trusted runs"), "due at 1970-01-03 00:00"),
+        (Triggers(every_s=86_400), News(None, 5, "new trusted runs"), ""),
+        (Triggers(on_drift=True), News(0, 5, "new trusted runs", 1), ""),
+        (Triggers(on_drift=True), News(0, 5, "new trusted runs", 0), "no drift"),
+        (Triggers(on_drift=True), News(0, 5, "new trusted runs"), "too few runs to see a drift"),
+        (Triggers(86_400, 60, True), News(DAY_US + 1, 5, "new trusted runs", 0),
+         "5 of 60 new trusted runs; no drift; due at 1970-01-03 00:00"),
+        (Triggers(86_400, 60, True), News(DAY_US + 1, 5, "new trusted runs", 2), ""),
+    ],
+)  # fmt: skip
+def test_any_trigger_makes_a_refresh_due_and_the_others_say_what_is_missing(
+    triggers: Triggers, news: News, waits: str
+) -> None:
+    now_us = 2 * DAY_US
+    assert news.due(triggers, now_us) is (not waits)
+    if waits:
+        assert news.waits(triggers) == waits
+
+
+def test_new_data_wait_for_a_trigger_and_exclusions_do_not(stored: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[str] = []
+    config = TrainConfig(stored, "provider", "m")
+    trusted = sum(1 for _ in make_snapshot(stored.dataset("provider"), config.trust.current()).runs())
+    waiting = TrainerService(config, None, lambda word, *_: words.append(word), Triggers(new_runs=trusted + 1))
+    assert waiting.plan() is None
+    for _ in range(2):
+        assert waiting.observe().facts["waits_for"] == f"{trusted} of {trusted + 1} new trusted runs"
+    assert words == [f"waits: {trusted} of {trusted + 1} new trusted runs"]
+    monkeypatch.setattr(trainer_module, "run_once", lambda *_, **__: TrainResult("nothing_new", ("the same",)))
+    service = TrainerService(config, triggers=Triggers(new_runs=trusted))
+    work = service.plan()
+    assert work is not None
+    assert service.observe().facts["waits_for"] == ""
+    service.run(work)
+    assert service.plan() is None
+    add(stored.exclusions, [Exclusion("disk was full", job="unit")])
+    assert service.plan() is not None
+
+
+def test_runs_of_the_last_candidate_are_not_new(stored: DataRoot) -> None:
+    config = TrainConfig(stored, "provider", "m")
+    snapshot = make_snapshot(stored.dataset("provider"), config.trust.current())
+    write_snapshot(stored.trainer("m"), snapshot)
+    registry = Registry(stored, "m")
+    candidate = {"id": "c", "digest": "d", "files": {}, "folder": "f", "facts": {"snapshot": snapshot.digest}}
+    assert news_of(config, registry.state, Triggers(new_runs=1)).runs > 0
+    registry.commit(lambda state: {"kind": "candidate", "candidate": candidate})
+    news = news_of(config, registry.state, Triggers(new_runs=1))
+    assert (news.runs, news.trained_us) == (0, registry.state.candidates["c"].time_us)
+
+
+def test_a_data_set_that_does_not_exist_yet_is_what_a_trigger_waits_for(stored: DataRoot) -> None:
+    service = TrainerService(TrainConfig(stored, "later", "m"), triggers=Triggers(new_runs=1))
+    assert service.plan() is None
+    assert "later" in service.observe().facts["waits_for"]

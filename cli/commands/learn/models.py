@@ -51,7 +51,7 @@ def refresh(options: TrainerOptions, running: RefreshRunning) -> int:
     \b
     Example:
       ciml refresh --dataset provider --data-path data
-      ciml refresh --dataset provider --model provider --watch --data-path data
+      ciml refresh --dataset provider --model provider --watch --new-runs 60 --every 7d --data-path data
       ciml refresh --dataset provider --experiment forest.toml --data-path data
     """
     from ciml.training.trainer import run_once
@@ -75,7 +75,7 @@ def refresh(options: TrainerOptions, running: RefreshRunning) -> int:
         return REJECTED if result.outcome == "rejected" else 0
     from ciml.services.trainer import TrainerService
 
-    running.run(TrainerService(config, show, step), None, patience_s=None)
+    running.run(TrainerService(config, show, step, options.triggers()), None, patience_s=None)
     return 0
 
 

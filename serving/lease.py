@@ -1,0 +1,112 @@
+"""The lease of a model: one trainer at a time refreshes and pushes it.
+
+The lease is in the model's registry, as candidates and versions are. So a trainer that was frozen, whose lease has been
+taken by another one meanwhile, cannot write there any more: its next delta would follow that of the other trainer, and
+is refused (`ciml.serving.registry.Registry.lease`). No clock decides about that; clocks only decide when a lease may be
+taken from a trainer that does not renew it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+
+import psutil
+
+from ciml.errors import CimlError
+from ciml.manifest.log import Delta
+from ciml.serving.registry import Lease, LostLeaseError, Registry, RegistryState
+
+#: For how long a lease is valid without a renewal, seconds. It is renewed three times as often.
+LEASE_S = 120.0
+_LOG = logging.getLogger(__name__)
+
+
+class ModelLockedError(CimlError):
+    """Another process trains the model."""
+
+
+@contextmanager
+def leased(registry: Registry, seconds: float = LEASE_S) -> Iterator[None]:
+    """Hold the lease of a model, and renew it. In the context, all writes of ``registry`` need it.
+
+    Args:
+      registry: of the model; not used by another thread.
+      seconds: validity of the lease without a renewal.
+
+    Raises:
+      ModelLockedError: another trainer holds it.
+      LostLeaseError: by any write: another trainer has taken it, because this one did not renew it.
+    """
+    lease = _take(registry, seconds)
+    registry.lease = lease.id
+    stop = threading.Event()
+    renewer = threading.Thread(target=_renew_until, args=(registry, lease, seconds, stop), daemon=True)
+    renewer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        renewer.join()
+        registry.lease = ""
+        with suppress(CimlError):  # an expired or lost lease needs no end, and the next trainer waits for this one's
+            registry.commit(lambda state: _end(state, lease))
+
+
+def _take(registry: Registry, seconds: float) -> Lease:
+    lease = Lease(secrets.token_hex(8), socket.gethostname(), os.getpid(), _started(os.getpid()), 0)
+
+    def build(state: RegistryState) -> Delta:
+        now_us = registry.now_us()
+        other = state.lease
+        if other is not None and other.until_us > now_us and not _has_ended(other):
+            left_s = (other.until_us - now_us) / 1e6
+            raise ModelLockedError(
+                f"model {registry.model!r} is being trained by process {other.pid} on {other.host}; wait for it. If it "
+                f"ended without a trace, its lease ends in {left_s:.0f} s"
+            )
+        return _valid_from(lease, now_us, seconds)
+
+    registry.commit(build)
+    return lease
+
+
+def _valid_from(lease: Lease, now_us: int, seconds: float) -> Delta:
+    return {"kind": "lease", "lease": asdict(replace(lease, until_us=now_us + round(seconds * 1e6)))}
+
+
+def _renew_until(registry: Registry, lease: Lease, seconds: float, stop: threading.Event) -> None:
+    """Renew a lease by a connection of its own, until it ends or is lost."""
+    own = Registry(registry.data, registry.model, registry.now_us)
+    own.lease = lease.id
+    while not stop.wait(seconds / 3):
+        try:
+            own.commit(lambda state: _valid_from(lease, own.now_us(), seconds))
+        except LostLeaseError:
+            return  # the trainer's next write fails, too
+        except CimlError as error:
+            _LOG.warning("model %s: its lease was not renewed: %s", registry.model, error)
+
+
+def _end(state: RegistryState, lease: Lease) -> Delta | None:
+    is_held = state.lease is not None and state.lease.id == lease.id
+    return {"kind": "lease", "lease": None} if is_held else None
+
+
+def _started(pid: int) -> float:
+    """Return when a process of this machine started, epoch seconds; 0 if there is none."""
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return 0.0
+
+
+def _has_ended(lease: Lease) -> bool:
+    """Return whether the holder was a process of this machine that has ended."""
+    return lease.host == socket.gethostname() and _started(lease.pid) != lease.started
