@@ -301,6 +301,10 @@ class _Prediction(_Class):
     run_id: RunId
     build_name: Annotated[str, Meta(description="The job.")]
     model: str
+    definition: NotRequired[
+        Annotated[Digest, Meta(description="Of the model's resolved definition, by which the run was prepared.")]
+    ]
+    snapshot: NotRequired[Annotated[Digest, Meta(description="Of the runs that the model learned.")]]
     label: Annotated[str, Meta(description="The predicted property: the class label of the data set.")]
     probabilities: Annotated[dict[str, float], Meta(description="By class.")]
     n_windows: Annotated[int, Meta(ge=1, description="Number of the run's windows.")]

@@ -6,13 +6,14 @@ import json
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, UnknownModelError
 from ciml.http.intake import RequestError
 from ciml.serving.client import FailedCallError, NotServedError
-from ciml.serving.predict.answers import Loaded, ModelAssets, assets_of
+from ciml.serving.predict.answers import Loaded, ModelAssets, assets_of, snapshot_in
 from ciml.serving.predict.sources import Answers, ModelSource, SourceModel
 from ciml.serving.registry import Candidate, CandidateNotice, Registry, read_asset
 from ciml.training.candidate_model import load_candidate
@@ -111,7 +112,7 @@ class Candidates(ModelSource):
         folder = self._folder_of(candidate)
         where = f"model {self._registry.model}, candidate {candidate.id}"
         try:
-            assets = assets_of(folder, candidate.files, f"{where}: ")
+            assets = replace(assets_of(folder, candidate.files, f"{where}: "), snapshot=snapshot_in(candidate))
             return LoadedCandidate(candidate.id, assets, lambda: self._load_files(candidate, where))
         except NotServedError as error:
             self._failed = (candidate.id, self._clock() + _RETRY_S, str(error))

@@ -12,7 +12,8 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -32,6 +33,7 @@ from ciml.serving.decimals import shortest_decimals
 from ciml.serving.description import CLASSIFY
 from ciml.serving.registry import (
     STABLE,
+    Candidate,
     CandidateNotice,
     Registry,
     RegistryVerifier,
@@ -392,16 +394,25 @@ def recorded_facts(facts: RunFacts) -> dict[str, Any]:
     return run
 
 
-class ModelAssets(NamedTuple):
+@dataclass(frozen=True)
+class ModelAssets:
     """The assets of a version that a prediction needs.
 
     Attributes:
       definition: the data set definition by which runs are prepared.
       rules: of verdicts; None for a model that gives none.
+      snapshot: digest of the snapshot that the model learned; "" for one that was not trained by ciml.
     """
 
     definition: ResolvedDefinition
     rules: VerdictRules | None
+    snapshot: str = ""
+
+    @cached_property
+    def learned(self) -> Mapping[str, str]:
+        """What a prediction names of the model's learning: digests of its definition and its snapshot."""
+        snapshot = {"snapshot": self.snapshot} if self.snapshot else {}
+        return {"definition": self.definition.digest, **snapshot}
 
     def takes(self, kind: Context) -> bool:
         """Return whether the model takes a kind of context."""
@@ -414,8 +425,15 @@ def read_assets(registry: Registry, version: int) -> ModelAssets:
     Raises:
       IntegrityError: if a file was altered, or is malformed.
     """
-    files = registry.state.files(version)
-    return assets_of(registry.folder(version), files, f"model {registry.model}, version {version}: ")
+    state = registry.state
+    assets = assets_of(registry.folder(version), state.files(version), f"model {registry.model}, version {version}: ")
+    return replace(assets, snapshot=snapshot_in(state.candidates[state.versions[version].candidate]))
+
+
+def snapshot_in(candidate: Candidate) -> str:
+    """Return the digest of the snapshot that a candidate learned; "" if its facts have none."""
+    snapshot = candidate.facts.get("snapshot")
+    return snapshot if isinstance(snapshot, str) else ""
 
 
 def assets_of(folder: Store, files: Mapping[str, str], where: str) -> ModelAssets:

@@ -261,6 +261,7 @@ class Predictor:
             "build_name": run.build_name,
             "model": self._policy.model,
             **model.fields,
+            **model.assets.learned,
             "label": definition.definition.class_label,
             "class": class_of(probabilities, definition),
             "probabilities": shares,

@@ -31,7 +31,9 @@ SILENT = (
     *("shadow", "precision"),  # the model
 )
 #: Fields of a prediction that its evidence and its text do not need.
-_LEFT_OUT = frozenset({"prepare_ms", "server_ms", "batch", "latency_ms", "n_windows", "offset", "output"})
+_LEFT_OUT = frozenset(
+    {"prepare_ms", "server_ms", "batch", "latency_ms", "n_windows", "offset", "output", "definition", "snapshot"}
+)
 _MAX_RECORD_BYTES = 30 << 10
 _ID_CHARACTERS = 64
 _DAY_US = 86_400_000_000

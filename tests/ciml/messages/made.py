@@ -113,7 +113,8 @@ def _predictions() -> Iterator[dict[str, Any]]:
     for verdict in ({}, {**recorded_verdict(FACTS, shares, rules, windows), "path": "runs/x.parquet"}):
         yield {
             "id": prediction_id(FACTS.run_id, "cause", 3), "offset": 5, "run_id": FACTS.run_id, "build_name": "unit",
-            "model": "cause", "version": 3, "label": "cause", "class": "code", "probabilities": shares, **verdict,
+            "model": "cause", "version": 3, "definition": _DIGEST, "snapshot": _DIGEST, "label": "cause",
+            "class": "code", "probabilities": shares, **verdict,
             "n_windows": 5, "prepare_ms": 1.5, "server_ms": 2.5, "batch": 1, "time_us": TIME, "latency_ms": 12.5,
         }  # fmt: skip
 

@@ -75,8 +75,8 @@ class World:
         facts = {"run_id": run_id, "build_name": job, "path": path, "digest": digest, "raw_version": 1}
         return json.dumps(facts).encode()
 
-    def push(self, folder: Path, model: str = "m") -> int:
-        version = push(self.data, model, open_store(folder), BLESSED, check=False).version
+    def push(self, folder: Path, model: str = "m", facts: dict[str, Any] | None = None) -> int:
+        version = push(self.data, model, open_store(folder), BLESSED, check=False, facts=facts).version
         self.server.poll()
         return version
 

@@ -76,7 +76,7 @@ def test_a_poisoned_announcement_costs_itself_alone(
 
 
 def test_predictions_equal_the_model_called_directly(world: World, folders: list[Path]) -> None:
-    world.push(folders[0])
+    world.push(folders[0], facts={"snapshot": "5" * 64})
     announced = [world.put(f"zuul~{number}~1", telemetry(number, 20 + 7 * number)) for number in range(9)]
     predictor = world.predictor(PredictPolicy("m", rows=4), clock=lambda: 1002.5)
     done = predictor.predict(batch(announced, start=100))
@@ -89,6 +89,7 @@ def test_predictions_equal_the_model_called_directly(world: World, folders: list
         assert list(one["probabilities"]) == ["a", "b", "c", "d"]
         assert one["class"] == "abcd"[int(probabilities.argmax())]
         assert (one["model"], one["version"], one["label"], one["offset"]) == ("m", 1, "provider", 100 + place)
+        assert (one["definition"], one["snapshot"]) == (DEFINITION.digest, "5" * 64)
         assert one["id"] == prediction_id(one["run_id"], "m", 1)
         assert one["latency_ms"] == 2500.0
         assert one["server_ms"] > 0
