@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from ciml.datasets.definition import NO_OUTPUT_FEATURE
+from ciml.datasets.definition import NO_OUTPUT_FEATURE, is_of_telemetry
 from ciml.errors import IntegrityError
 from ciml.events.outcomes import CODE, MACHINE
 from ciml.events.records import Record
@@ -53,6 +53,7 @@ class Verdict(Record, frozen=True, omit_defaults=True, gc=False):
       runs: number of runs in that group.
       base_rate: the share of each class among them.
       retry: whether running the job again unchanged is worth it.
+      without_telemetry: whether the run has no telemetry, so that its outcome and its output alone decide.
       outside: the feature by which the run is unlike those that the model learned, or None. For such a run all classes
         are possible, and neither the probability nor the coverage is meaningful.
     """
@@ -67,6 +68,7 @@ class Verdict(Record, frozen=True, omit_defaults=True, gc=False):
     base_rate: Mapping[str, float]
     retry: Retry
     outside: Outside | None = None
+    without_telemetry: bool = False
 
 
 class VerdictRules(Record, frozen=True, omit_defaults=True, gc=False):
@@ -80,6 +82,8 @@ class VerdictRules(Record, frozen=True, omit_defaults=True, gc=False):
       ranges: of the runs that the model learned; None in earlier models, for which no run is outside.
       without_output: the pooled calibration runs that have no output. A run without one is compared with these, and
         the other pooled runs have one. None where a part has too few runs, or the model takes no outputs.
+      without_telemetry: the calibration runs with an output, of which the model saw no telemetry. A run with an output
+        and without telemetry is compared with these. None in models that give no verdicts on such runs.
       keeps_likely: whether a set always contains the most probable class, so that no set is empty. False in earlier
         models, whose empty sets make a verdict unknown.
     """
@@ -90,14 +94,17 @@ class VerdictRules(Record, frozen=True, omit_defaults=True, gc=False):
     groups: Mapping[str, Group]
     ranges: LearnedRanges | None = None
     without_output: Group | None = None
+    without_telemetry: Group | None = None
     keeps_likely: bool = False
 
     def group_of(self, job: str) -> str:
         """Return the name of a job's group."""
         return job if job in self.groups else POOLED
 
-    def compared_with(self, job: str, *, without_output: bool = False) -> Group:
+    def compared_with(self, job: str, *, without_output: bool = False, without_telemetry: bool = False) -> Group:
         """Return the calibration runs that a run of a job is compared with."""
+        if without_telemetry and self.without_telemetry is not None:
+            return self.without_telemetry
         name = self.group_of(job)
         if name == POOLED and without_output and self.without_output is not None:
             return self.without_output
@@ -109,13 +116,12 @@ class VerdictRules(Record, frozen=True, omit_defaults=True, gc=False):
             return False
         return bool(means[self.ranges.features.index(NO_OUTPUT_FEATURE)] > 0)
 
-    def set_of(self, job: str, probabilities: Mapping[str, float], *, without_output: bool = False) -> tuple[str, ...]:
-        """Return the classes that a run may have, in the model's order: possibly all.
+    def set_of(self, group: Group, probabilities: Mapping[str, float]) -> tuple[str, ...]:
+        """Return the classes that a run compared with a group may have, in the model's order: possibly all.
 
         With `keeps_likely`, the most probable class is one of them; of several equal ones, each is. That only adds to
         the coverage.
         """
-        group = self.compared_with(job, without_output=without_output)
         min_p_value = 1 - self.coverage
         likely = max(probabilities[name] for name in self.classes) if self.keeps_likely else math.inf
         return tuple(
@@ -168,14 +174,17 @@ class LearnedRanges(Record, frozen=True, gc=False):
     high: tuple[float, ...]
     limit: float
 
-    def outside(self, means: NDArray[np.floating]) -> Outside | None:
+    def outside(self, means: NDArray[np.floating], *, beside_telemetry: bool = False) -> Outside | None:
         """Return the feature by which a run is farthest outside; None for a run within the limit.
 
         Args:
           means: float [F], the means of the run's windows.
+          beside_telemetry: whether only the features that a run without telemetry has are compared.
         """
         import numpy as np
 
+        if beside_telemetry:
+            means = np.where([is_of_telemetry(feature) for feature in self.features], np.nan, means)
         distances = np.nan_to_num(parts_outside(means, np.array(self.low), np.array(self.high)))  # a NaN is not outside
         farthest = int(distances.argmax())
         if distances[farthest] <= self.limit:
@@ -204,7 +213,12 @@ class Outside(Record, frozen=True, gc=False):
 
 
 def make_verdict(
-    job: str, probabilities: Mapping[str, float], rules: VerdictRules, means: NDArray[np.floating] | None = None
+    job: str,
+    probabilities: Mapping[str, float],
+    rules: VerdictRules,
+    means: NDArray[np.floating] | None = None,
+    *,
+    without_telemetry: bool = False,
 ) -> Verdict:
     """Return the verdict on a failed run.
 
@@ -213,13 +227,15 @@ def make_verdict(
       probabilities: calibrated, by class.
       rules: the rules of the model.
       means: float [F], the means of the run's windows; None skips the comparison with the learned ranges.
+      without_telemetry: whether the features of the telemetry are unknown; then they are not compared.
     """
-    without_output = rules.lacks_output(means)
-    group = rules.compared_with(job, without_output=without_output)
-    outside = None if rules.ranges is None or means is None else rules.ranges.outside(means)
+    group = rules.compared_with(job, without_output=rules.lacks_output(means), without_telemetry=without_telemetry)
+    outside = None
+    if rules.ranges is not None and means is not None:
+        outside = rules.ranges.outside(means, beside_telemetry=without_telemetry)
     possible_classes = rules.classes
     if outside is None:
-        possible_classes = rules.set_of(job, probabilities, without_output=without_output)
+        possible_classes = rules.set_of(group, probabilities)
     likely_class = max(rules.classes, key=lambda name: probabilities[name])  # the first of equals, as in `class_of`
     cause = likely_class if possible_classes == (likely_class,) else UNKNOWN
     return Verdict(
@@ -228,11 +244,12 @@ def make_verdict(
         probabilities={name: probabilities[name] for name in rules.classes},
         set=possible_classes,
         coverage=rules.coverage,
-        group=rules.group_of(job),
+        group=POOLED if without_telemetry else rules.group_of(job),
         runs=group.runs,
         base_rate=group.base_rate,
         retry=_RETRY.get(cause, "unsure"),
         outside=outside,
+        without_telemetry=without_telemetry,
     )
 
 
@@ -256,6 +273,8 @@ def read_rules(data: bytes, classes: Sequence[str], features: Sequence[str], whe
         _check_group(group, rules.classes, f"{where}: group {name!r}")
     if rules.without_output is not None:
         _check_group(rules.without_output, rules.classes, f"{where}: without_output")
+    if rules.without_telemetry is not None:
+        _check_group(rules.without_telemetry, rules.classes, f"{where}: without_telemetry")
     if rules.ranges is not None and (problem := check_ranges(rules.ranges, features)):
         raise IntegrityError(f"{where}: {problem}")
     return rules

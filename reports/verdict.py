@@ -95,6 +95,8 @@ def verdict_page(
         sections.append(Section("Telemetry", Picture("Telemetry next to that of passing runs", picture)))
     job = shown(str(run.get("build_name", "")), _NAME_CHARACTERS)
     lead = f"{job} ({run.get('outcome', 'failure')}); model {prediction['model']}. {_change(run)}"
+    if verdict.without_telemetry:
+        lead += " There is no telemetry: the verdict follows from the outcome and the output alone."
     return Page(f"Run {shown(prediction['run_id'], _NAME_CHARACTERS)}", lead, tiles, tuple(sections))
 
 

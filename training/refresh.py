@@ -41,6 +41,8 @@ from ciml.verdict_rules import PROFILES, VERDICTS
 from ciml.version import __version__
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ciml.training.calibration.calibrate import Calibrated
 
 
@@ -246,7 +248,11 @@ def _train_candidate(
     if experiment.calibration is not None:
         with timer("calibrate"):
             dev = predict_in_memory(fitted, rows, "dev")
-            calibrated = calibrate_on_dev(dataset.store, snapshot, experiment, dev)
+
+            def predict(inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
+                return fitted.predict(inputs if normalise is None else normalise(inputs).numpy(), n_windows)
+
+            calibrated = calibrate_on_dev(dataset.store, snapshot, experiment, dev, predict)
     with timer("export"):
         saved = folder / "model"
         calibrator = None if calibrated is None else calibrated.calibrator

@@ -56,6 +56,8 @@ LOG_FEATURES = tuple(
 )
 #: Above 0 in a run without an output.
 NO_OUTPUT_FEATURE = LOG_FEATURES[-1]
+#: Prefixes of the features that a run without telemetry has.
+_BESIDE_TELEMETRY = ("outcome:", "neighbours:", LOG_PREFIX)
 #: Of each telemetry feature: its mean, its largest window and its last window.
 PROFILE_PARTS = ("mean", "max", "last")
 
@@ -401,6 +403,11 @@ def _metadata_value(facts: RunFacts, name: str) -> str | None:
     if name in _FACTS and (fact := getattr(facts, name)):
         return str(fact)
     return facts.labels.get(name)
+
+
+def is_of_telemetry(feature: str) -> bool:
+    """Return whether a feature of an example is unknown for a run without telemetry."""
+    return not feature.startswith(_BESIDE_TELEMETRY)
 
 
 def context_features(context: Iterable[Context], features: Sequence[str]) -> tuple[str, ...]:

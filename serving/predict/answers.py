@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from ciml.data_root import DataRoot
+from ciml.datasets.definition import NO_OUTPUT_FEATURE
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.events.outcomes import EXIT_LABEL, FAILED, SIGNAL_LABEL
 from ciml.http.intake import RequestError
@@ -43,7 +44,7 @@ from ciml.serving.registry import (
 from ciml.serving.server.model.loaded_model import load_model
 from ciml.transforms.examples.changes import digest_of
 from ciml.transforms.examples.context import OutputOf
-from ciml.transforms.examples.prepare import prepare_many, run_means
+from ciml.transforms.examples.prepare import prepare_many, prepare_without_telemetry, run_means
 from ciml.transforms.guard import bisect
 from ciml.transforms.logs.run_outputs import outputs_of_stored
 from ciml.trust import evaluate, former_policy
@@ -137,7 +138,9 @@ class PreparedModel(ABC):
 
     def requests(self, tables: Sequence[pa.Table], runs: Sequence[RunFacts]) -> list[dict[str, Any] | RejectedInput]:
         """Return the JSON body of TensorFlow Serving's REST request for each run. Arguments as for `predict`."""
-        prepared = prepare_runs(tables, self.definition, runs, self._neighbours_of(runs), self._output_of(runs))
+        prepared = prepare_runs(
+            tables, self.definition, runs, self._neighbours_of(runs), self._output_of(runs), self.rules
+        )
         signature = {"signature_name": CLASSIFY} if self.names_classes else {}
         bodies: list[dict[str, Any] | RejectedInput] = []
         for row, (inputs, n_windows) in enumerate(zip(prepared.inputs, prepared.n_windows, strict=True)):
@@ -155,7 +158,7 @@ class PreparedModel(ABC):
         tables = [table for table, _ in inputs]
         facts = [run for _, run in inputs if run is not None]
         prepared = prepare_runs(
-            tables, self.definition, facts or None, self._neighbours_of(facts), self._output_of(facts)
+            tables, self.definition, facts or None, self._neighbours_of(facts), self._output_of(facts), self.rules
         )
         results: dict[int, Answer | RejectedInput] = dict(prepared.rejected)
         for rows in prepared.calls(self._max_rows()):
@@ -163,18 +166,19 @@ class PreparedModel(ABC):
             check_answers(answers, self.definition, self.where)
             for row, answer in zip(rows, answers, strict=True):
                 windows = prepared.inputs[row, : prepared.n_windows[row]]
-                results[row] = self._answer(answer, windows, inputs[row][1])
+                results[row] = self._answer(answer, windows, inputs[row][1], row in prepared.without_telemetry)
         return [results[row] for row in range(len(tables))]
 
     def _answer(
-        self, answer: NDArray[np.float32], windows: NDArray[np.float32], run: RunFacts | None
+        self, answer: NDArray[np.float32], windows: NDArray[np.float32], run: RunFacts | None, without_telemetry: bool
     ) -> Answer | RejectedInput:
         try:
             probabilities = probabilities_of(answer, self.definition)
         except RejectedInput as rejected:
             return rejected
-        verdict = verdict_of(run, probabilities, self.rules, windows)
-        return Answer(class_of(answer, self.definition), probabilities, len(windows), verdict)
+        verdict = verdict_of(run, probabilities, self.rules, windows, without_telemetry=without_telemetry)
+        n_windows = 0 if without_telemetry else len(windows)
+        return Answer(class_of(answer, self.definition), probabilities, n_windows, verdict)
 
     def _neighbours_of(self, runs: Sequence[RunFacts]) -> Sequence[Neighbours | None]:
         """Return the neighbours of each run; empty if they are unknown."""
@@ -295,11 +299,13 @@ class Prepared(NamedTuple):
       inputs: float32 [n, L, F], not normalised; zeros for a rejected run.
       n_windows: int32 [n].
       rejected: rejections by row, in order.
+      without_telemetry: the rows of runs without a window of telemetry, whose input is their context alone.
     """
 
     inputs: NDArray[np.float32]
     n_windows: NDArray[np.int32]
     rejected: Mapping[int, RejectedInput]
+    without_telemetry: frozenset[int] = frozenset()
 
     def calls(self, most_rows: int = MAX_CALL_ROWS) -> list[list[int]]:
         """Return the rows of the usable runs, divided into calls of a model."""
@@ -315,16 +321,36 @@ def prepare_runs(
     runs: Sequence[RunFacts] | None = None,
     neighbours: Sequence[Neighbours | None] = (),
     output_of: OutputOf | None = None,
+    rules: VerdictRules | None = None,
 ) -> Prepared:
     """Prepare the telemetry of runs by a model's definition. A run without a window is rejected as ``empty``.
 
-    Arguments are those of `ciml.transforms.examples.prepare.prepare_many`.
+    A failed run with an output is not, if the rules are calibrated for runs without telemetry: its context is its
+    input.
+
+    Args:
+      tables, definition, runs, neighbours, output_of: as for `ciml.transforms.examples.prepare.prepare_many`.
+      rules: of the model's verdicts; None for a model that gives none.
     """
     inputs, n_windows, rejections = prepare_many(tables, definition, runs, neighbours, output_of)
     rejected = dict(rejections)
+    without_telemetry = set()
+    if runs is not None and rules is not None and rules.without_telemetry is not None:
+        no_output = definition.features.index(NO_OUTPUT_FEATURE)
+        for row, rejection in rejections:
+            if rejection.reason != "empty" or runs[row].outcome not in FAILED:
+                continue
+            nearby = neighbours[row : row + 1]
+            context, windows = prepare_without_telemetry([runs[row]], definition, nearby, output_of)
+            if context[0, 0, no_output] > 0:
+                continue
+            inputs[row], n_windows[row] = context[0], windows[0]
+            without_telemetry.add(row)
+            del rejected[row]
     for row in np.flatnonzero(n_windows == 0).tolist():
         rejected.setdefault(row, RejectedInput("empty"))
-    return Prepared(inputs, n_windows.astype(np.int32, copy=False), {row: rejected[row] for row in sorted(rejected)})
+    ordered = {row: rejected[row] for row in sorted(rejected)}
+    return Prepared(inputs, n_windows.astype(np.int32, copy=False), ordered, frozenset(without_telemetry))
 
 
 def check_answers(answers: NDArray[np.float32], definition: ResolvedDefinition, where: str) -> None:
@@ -356,6 +382,8 @@ def verdict_of(
     probabilities: Mapping[str, float],
     rules: VerdictRules | None,
     windows: NDArray[np.float32],
+    *,
+    without_telemetry: bool = False,
 ) -> Verdict | None:
     """Return the verdict on a run; None for one that did not fail, or without facts or rules.
 
@@ -364,11 +392,12 @@ def verdict_of(
       probabilities: by class, as recorded.
       rules: those of the model; None for a model that gives no verdicts.
       windows: float32 [n, F], those of the run, not normalised.
+      without_telemetry: whether they have its context alone.
     """
     if facts is None or rules is None or facts.outcome not in FAILED:
         return None
     (means,) = run_means(windows[None], np.array([len(windows)]))
-    return make_verdict(facts.build_name, probabilities, rules, means)
+    return make_verdict(facts.build_name, probabilities, rules, means, without_telemetry=without_telemetry)
 
 
 def recorded_verdict(
@@ -376,9 +405,11 @@ def recorded_verdict(
     probabilities: Mapping[str, float],
     rules: VerdictRules | None,
     windows: NDArray[np.float32],
+    *,
+    without_telemetry: bool = False,
 ) -> dict[str, Any]:
     """Return ``run`` and ``verdict`` of a prediction's record as JSON; nothing where `verdict_of` has no verdict."""
-    verdict = verdict_of(facts, probabilities, rules, windows)
+    verdict = verdict_of(facts, probabilities, rules, windows, without_telemetry=without_telemetry)
     if facts is None or verdict is None:
         return {}
     return {"run": recorded_facts(facts), "verdict": verdict.to_json()}

@@ -184,7 +184,9 @@ class Predictor:
                 tables.append(table)
         neighbours = self._neighbours.of([run.run_id for run in readable]) if assets.takes("neighbours") else ()
         outputs = StoredOutputs(self._raw, {run.run_id: run.output for run in readable}, skips_damaged=True)
-        prepared = prepare_runs(tables, definition, [_facts_of(run) for run in readable], neighbours, outputs)
+        prepared = prepare_runs(
+            tables, definition, [_facts_of(run) for run in readable], neighbours, outputs, assets.rules
+        )
         rejections += [(readable[row], rejected) for row, rejected in prepared.rejected.items()]
         prepare_ms = (time.perf_counter() - started_s) * 1e3
         records = [self._reject(run, model, rejected) for run, rejected in rejections]
@@ -204,13 +206,15 @@ class Predictor:
             for row, probabilities in zip(rows, answer.probabilities, strict=True):
                 run = readable[row]
                 windows = prepared.inputs[row, : prepared.n_windows[row]]
+                lacks = row in prepared.without_telemetry
                 try:
-                    record = self._record(run, model, probabilities, windows)
+                    record = self._record(run, model, probabilities, windows, lacks)
                 except RejectedInput as rejected:
                     records.append(self._reject(run, model, rejected))
                     continue
                 latency_ms = round(max(now_s * 1e3 - run.timestamp_ms, 0.0), 1)
-                records.append({**record, "n_windows": len(windows), **timing, "latency_ms": latency_ms})
+                used = 0 if lacks else len(windows)
+                records.append({**record, "n_windows": used, **timing, "latency_ms": latency_ms})
         return records
 
     def _answers(self, prepared: Prepared, model: SourceModel) -> Iterator[tuple[list[int], Answers | FailedCallError]]:
@@ -248,12 +252,18 @@ class Predictor:
                 yield rows, answer
 
     def _record(
-        self, run: Announcement, model: SourceModel, probabilities: np.ndarray, windows: np.ndarray
+        self,
+        run: Announcement,
+        model: SourceModel,
+        probabilities: np.ndarray,
+        windows: np.ndarray,
+        without_telemetry: bool,
     ) -> dict[str, Any]:
         """Return the record of a prediction, without its times."""
         definition = model.assets.definition
         shares = probabilities_of(probabilities, definition)
-        verdict = recorded_verdict(run.facts, shares, model.assets.rules, windows)
+        rules = model.assets.rules
+        verdict = recorded_verdict(run.facts, shares, rules, windows, without_telemetry=without_telemetry)
         return {
             "id": prediction_id(run.run_id, self._policy.model, model.key, run.reclaim),
             "offset": run.offset,

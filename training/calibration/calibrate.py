@@ -23,7 +23,7 @@ from ciml.training.calibration.sets import learned_ranges, make_rules
 from ciml.training.data.examples import file_tasks, read_facts, read_rows, read_snapshot_examples
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.experiment import Experiment
-from ciml.transforms.examples.prepare import run_means, split_of, subject_of
+from ciml.transforms.examples.prepare import run_means, split_of, subject_of, withhold_telemetry
 from ciml.verdict_rules import LearnedRanges, VerdictRules
 
 #: Divides the dev runs for an isotonic calibrator.
@@ -60,6 +60,7 @@ def calibrate(
     used: Iterable[RunFacts],
     ranges: Callable[[], LearnedRanges | None] = lambda: None,
     without_output: NDArray[np.bool_] | None = None,
+    without_telemetry: NDArray[np.floating] | None = None,
 ) -> Calibrated:
     """Fit the calibrator of an experiment, and the sets of verdicts where the label is a cause.
 
@@ -75,6 +76,8 @@ def calibrate(
       used: the runs that the model learned, and is tested on.
       ranges: computes the ranges of the runs that it learned and of the dev runs; called only for a model of verdicts.
       without_output: bool [n], the dev runs without an output, by `lacks_output`.
+      without_telemetry: float [n, C] that the model gave to the dev runs when it saw no telemetry of them, by
+        `ciml.transforms.examples.prepare.withhold_telemetry`; None for a model without outputs.
 
     Raises:
       NoTrainingDataError: if there are no dev runs, or isotonic calibration has dev runs of one change.
@@ -114,6 +117,7 @@ def calibrate(
         coverage=experiment.coverage,
         calibration=description,
         without_output=lacking,
+        without_telemetry=None if without_telemetry is None else calibrator.apply(without_telemetry)[for_sets],
     )
     return Calibrated(calibrator, rules.replace(ranges=learned), description)
 
@@ -132,7 +136,11 @@ def lacks_output(inputs: NDArray[np.floating], features: Sequence[str]) -> NDArr
 
 
 def calibrate_on_dev(
-    root: Store, snapshot: Snapshot, experiment: Experiment, probabilities: NDArray[np.floating]
+    root: Store,
+    snapshot: Snapshot,
+    experiment: Experiment,
+    probabilities: NDArray[np.floating],
+    predict: Callable[[NDArray[np.float32], NDArray[np.int32]], NDArray[np.floating]] | None = None,
 ) -> Calibrated:
     """Calibrate a model on the dev runs of its snapshot; see `calibrate`.
 
@@ -141,14 +149,18 @@ def calibrate_on_dev(
       snapshot: the model's.
       experiment: with a ``calibration``; then no dev run is trained on.
       probabilities: float [n, C] that the model gave to the dev runs, in the snapshot's order.
+      predict: the model: from inputs [n, L, F], not normalised, and n_windows [n] to float [n, C]. Without it, the
+        model gives no verdicts on runs without telemetry.
     """
     facts = read_facts(root, snapshot)
     dev = list(snapshot.runs("dev"))
     labels = np.array([run.label for run in dev], np.int64)
     features = snapshot.resolved.features
-    lacking = None
+    lacking = without_telemetry = None
     if NO_OUTPUT_FEATURE in features:
-        lacking = lacks_output(read_snapshot_examples(root, snapshot, "dev")[1].inputs, features)
+        inputs = read_snapshot_examples(root, snapshot, "dev")[1].inputs
+        lacking = lacks_output(inputs, features)
+        without_telemetry = None if predict is None else predict(*withhold_telemetry(inputs, snapshot.resolved))
     return calibrate(
         experiment,
         snapshot.resolved,
@@ -158,6 +170,7 @@ def calibrate_on_dev(
         used=[facts[run.run_id] for run in snapshot.runs("train", "test")],
         ranges=lambda: _ranges(root, snapshot, facts),
         without_output=lacking,
+        without_telemetry=without_telemetry,
     )
 
 

@@ -47,6 +47,7 @@ def make_rules(
     coverage: float,
     calibration: Mapping[str, Any],
     without_output: NDArray[np.bool_] | None = None,
+    without_telemetry: NDArray[np.float32] | None = None,
 ) -> VerdictRules:
     """Calibrate the sets of classes.
 
@@ -59,6 +60,8 @@ def make_rules(
       calibration: how the probabilities were calibrated, for reports.
       without_output: bool [n], the runs without an output; None for a model that takes none. Of the pooled runs, they
         are compared with each other if `OUTPUT_RUNS` of these have an output, and as many have none.
+      without_telemetry: the same probabilities when the model sees no telemetry of the runs; None for a model that
+        gives no verdicts without it.
 
     Raises:
       IntegrityError: if `ciml.verdict_rules` and crepes disagree on the sets of these runs.
@@ -74,6 +77,11 @@ def make_rules(
     apart = _make_group(label_scores[is_apart], labels[is_apart], classes) if is_apart.any() else None
     rules = VerdictRules(tuple(classes), coverage, dict(calibration), groups, without_output=apart)
     _check_by_crepes(rules, probabilities, jobs, is_apart)
+    if without_telemetry is not None and without_output is not None:
+        has_output = ~without_output
+        withheld_scores = _nonconformity_scores(without_telemetry)[np.arange(len(labels)), labels]
+        group = _make_group(withheld_scores[has_output], labels[has_output], classes)
+        rules = rules.replace(without_telemetry=group if group.runs else None)
     return rules.replace(keeps_likely=True)
 
 
@@ -145,7 +153,8 @@ def _check_by_crepes(
     by_crepes = sets_by_crepes(rules, probabilities[rows], compared_jobs, is_apart[rows])
     shares_of_rows = decimals(probabilities[rows]).tolist()
     for job, shares, apart, is_in_set in zip(compared_jobs, shares_of_rows, is_apart[rows], by_crepes, strict=True):
-        set_by_rules = rules.set_of(job, dict(zip(rules.classes, shares, strict=True)), without_output=bool(apart))
+        group = rules.compared_with(job, without_output=bool(apart))
+        set_by_rules = rules.set_of(group, dict(zip(rules.classes, shares, strict=True)))
         set_by_crepes = tuple(rules.classes[label] for label in np.flatnonzero(is_in_set))
         if set_by_rules != set_by_crepes:
             raise IntegrityError(

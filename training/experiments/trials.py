@@ -33,7 +33,7 @@ from ciml.training.experiment import NORMALISATION, Experiment, refresh_key
 from ciml.training.experiments.results import RESULT, experiment_store
 from ciml.training.normalise import Normalisation
 from ciml.training.train import trained_roles
-from ciml.transforms.examples.prepare import run_means
+from ciml.transforms.examples.prepare import run_means, withhold_telemetry
 from ciml.verdict_rules import LearnedRanges
 
 _FORMAT = 1
@@ -229,15 +229,24 @@ class Trial:
         dev = self.dev_positions
         facts = self.dataset.facts
         rows = self.rows_at(dev)
+        resolved = self.dataset.snapshot.resolved
+        recorded = self.dataset.rows.take(dev)
+        lacking = lacks_output(recorded.inputs, resolved.features)
+        without_telemetry = None
+        if lacking is not None:
+            withheld = Rows(*withhold_telemetry(recorded.inputs, resolved), recorded.labels)
+            normal = inputs_for(self.experiment, self._normalisation, withheld, self.allow_modules)
+            without_telemetry = self.fitted.predict(normal.inputs, normal.n_windows)
         return calibrate(
             self.experiment,
-            self.dataset.snapshot.resolved,
+            resolved,
             [facts[position] for position in dev],
             self.fitted.predict(rows.inputs, rows.n_windows),
             rows.labels,
             used=[facts[position] for position in [*self.train_positions, *self.dataset.of("test")]],
             ranges=self._ranges,
-            without_output=lacks_output(self.dataset.rows.inputs[dev], self.dataset.snapshot.resolved.features),
+            without_output=lacking,
+            without_telemetry=without_telemetry,
         )
 
     def _ranges(self) -> LearnedRanges | None:

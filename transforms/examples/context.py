@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.definition import PROFILE_PARTS, ResolvedDefinition
 from ciml.errors import IntegrityError
 from ciml.events.outcomes import exit_status_of, signal_of
 from ciml.events.records import RunFacts
@@ -72,12 +72,15 @@ def with_context(
 
 def context_of(
     facts: RunFacts,
-    table: pa.Table,
+    table: pa.Table | None,
     resolved: ResolvedDefinition,
     neighbours: Neighbours | None = None,
     output_of: OutputOf | None = None,
 ) -> np.ndarray:
-    """Compute the context of one run, float32, in the order of `ResolvedDefinition.context_features`."""
+    """Compute the context of one run, float32, in the order of `ResolvedDefinition.context_features`.
+
+    Without telemetry, ``table`` is None, and the context ``profile`` is 0.
+    """
     features: list[float] = []
     for kind in resolved.definition.context or ():
         if kind == "outcome":
@@ -88,6 +91,8 @@ def context_of(
             known = known_outputs_of(resolved)
             output = output_of(facts.run_id) if output_of is not None and known.is_current else None
             features += output_features(output, known.of(facts.build_name))
+        elif table is None:
+            features += [0.0] * (1 + len(PROFILE_PARTS) * len(resolved.columns))
         else:
             features += _profile_features(table, resolved.columns, profiles_of(resolved).of(facts.build_name))
     return np.array(features, np.float32)

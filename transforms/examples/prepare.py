@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ciml.datasets.definition import FACT_COLUMNS, SPLITS, ResolvedDefinition
+from ciml.datasets.definition import FACT_COLUMNS, SPLITS, ResolvedDefinition, is_of_telemetry
 from ciml.datasets.schema import TIME, schema_of
 from ciml.digest import row_digests
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.records import RunFacts
 from ciml.runs.arrow import numbers, text_maps, texts, times
 from ciml.runs.neighbours import Neighbours
-from ciml.transforms.examples.context import OutputOf, with_context
+from ciml.transforms.examples.context import OutputOf, context_of, with_context
 from ciml.transforms.examples.downsample import Windows, downsample
 
 #: Fields of `RunFacts` that are columns of examples under the same names.
@@ -219,6 +219,37 @@ def prepare_many(
     inputs = np.zeros((len(tables), resolved.windows, len(resolved.features)), np.float32)
     inputs[windows.run, windows.position] = windows.values
     return inputs, windows.n_windows, list(windows.rejected)
+
+
+def prepare_without_telemetry(
+    runs: Sequence[RunFacts],
+    resolved: ResolvedDefinition,
+    neighbours: Sequence[Neighbours | None] = (),
+    output_of: OutputOf | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prepare failed runs without a window of telemetry: their context is known, and all else is 0.
+
+    Arguments and result are as for `prepare_many`.
+    """
+    inputs = np.zeros((len(runs), resolved.windows, len(resolved.features)), np.float32)
+    nearby = neighbours or [None] * len(runs)
+    for row, facts in enumerate(runs):
+        inputs[row, 0, len(resolved.columns) :] = context_of(facts, None, resolved, nearby[row], output_of)
+    return withhold_telemetry(inputs, resolved)
+
+
+def withhold_telemetry(inputs: np.ndarray, resolved: ResolvedDefinition) -> tuple[np.ndarray, np.ndarray]:
+    """Return the inputs of runs, and their n_windows, as if they had no telemetry.
+
+    Args:
+      inputs: float32 [n, L, F] by `prepare_many`.
+      resolved: their definition.
+    """
+    windows = max(len(resolved.definition.aggregation_functions), 1)
+    is_known = [not is_of_telemetry(feature) for feature in resolved.features]
+    withheld = np.zeros_like(inputs)
+    withheld[:, :windows, is_known] = inputs[:, :1, is_known]
+    return withheld, np.full(len(inputs), windows, np.int32)
 
 
 def run_means(inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:

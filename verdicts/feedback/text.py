@@ -231,11 +231,14 @@ def _verdict_of_job(finding: Finding) -> str:
 def _probability_text(item: Item) -> str:
     """Return probability and base rate: ``91 %; base rate 63 % of 214 failed runs``. It is never 100 %."""
     verdict = item.verdict
+    probability = _percent(item.probability)
+    if verdict.without_telemetry:
+        probability += " by its outcome and its output, without telemetry"
     base_rate = verdict.base_rate.get(item.cause)
     if base_rate is None or not verdict.runs:
-        return _percent(item.probability)
+        return probability
     whose = " of this job" if verdict.group and verdict.group == item.job else ""
-    return f"{_percent(item.probability)}; base rate {_percent(base_rate)} of {verdict.runs} failed runs{whose}"
+    return f"{probability}; base rate {_percent(base_rate)} of {verdict.runs} failed runs{whose}"
 
 
 def _track_record(item: Item) -> str:

@@ -108,6 +108,8 @@ def _rows(report: RunVerdict) -> Iterator[tuple[str, str]]:
     yield "probability", _shares_text(verdict.probabilities)
     yield "base rate", f"{base_rate}, of {verdict.runs} failed runs of {group} whose cause is known"
     yield "possible", _possible_text(verdict)
+    if verdict.without_telemetry:
+        yield "telemetry", "none: the verdict follows from the run's outcome and output alone"
     yield from _model_rows(prediction)
     for number, text in enumerate([report.fault] if report.fault else report.evidence.observations):
         yield "" if number else "evidence", printable(text)

@@ -19,14 +19,16 @@ from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.pipelines.ingest.committer import render_runs
 from ciml.runs.outputs import KeptOutput, expire_before
+from ciml.serving.predict.answers import prepare_runs, recorded_verdict
 from ciml.serving.predict.predictor import Announcement, read_announcement
 from ciml.training.data.snapshot import SnapshotRun
 from ciml.training.evaluation.candidate import _predict_from_raw
 from ciml.transforms.examples import context
-from ciml.transforms.examples.prepare import prepare_many
+from ciml.transforms.examples.prepare import prepare_many, withhold_telemetry
 from ciml.transforms.logs import known
 from ciml.transforms.logs.ranking import scan
 from ciml.transforms.logs.run_outputs import LastRead, ReadOutput, StoredOutputs, outputs_of_stored, read_scanned
+from ciml.verdict_rules import Group, VerdictRules
 from tests.messages import check
 from tests.pipelines.datasets.test_context import RUNS, definition, rows
 from tests.runs.scenes import RawStore
@@ -111,6 +113,49 @@ def test_outputs_are_not_read_by_another_vocabulary(
         update_dataset(dataset, seal=True)
     assert dataset.state().spans.keys() == state.spans.keys()
     assert update_dataset(dataset).state.version == state.version  # nothing to seal is no error
+
+
+HALF = {"code": 0.5, "machine": 0.5}
+#: Of runs without telemetry, 30 had a score of 0.4 each.
+RULES = VerdictRules(
+    ("code", "machine"),
+    0.9,
+    {},
+    {"": Group(30, HALF, {"": (0.01,) * 30})},
+    without_telemetry=Group(30, HALF, {"": (0.4,) * 30}),
+    keeps_likely=True,
+)
+
+
+def test_a_failed_run_without_telemetry_is_judged_by_its_output_and_outcome(data: DataRoot, raw: RawStore) -> None:
+    stored(raw)
+    resolved = build_dataset(data, data, definition(context="log")).state.resolved
+    assert resolved is not None
+    runs, tables, _ = corpus(RUNS)
+    output_of = outputs_of_stored(data.raw, [run.run_id for run in runs])
+    without = [table.slice(0, 0) for table in tables]
+    prepared = prepare_runs(without, resolved, runs, output_of=output_of, rules=RULES)
+    is_judged = [run.outcome in ("failure", "timeout") and number % 7 > 0 for number, run in enumerate(runs)]
+    assert any(is_judged)
+    assert prepared.without_telemetry == set(np.flatnonzero(is_judged))
+    assert {rejected.reason for rejected in prepared.rejected.values()} == {"empty"}
+    assert [row for row in range(len(runs)) if row not in prepared.rejected] == np.flatnonzero(is_judged).tolist()
+
+    full, _, _ = prepare_many(tables, resolved, runs, output_of=output_of)
+    withheld, n_windows = withhold_telemetry(full[is_judged], resolved)
+    np.testing.assert_array_equal(prepared.inputs[is_judged], withheld)
+    np.testing.assert_array_equal(prepared.n_windows[is_judged], n_windows)
+    assert not withheld[:, :, : len(resolved.columns)].any()
+    assert withheld[:, 0, -len(LOG_FEATURES) :].sum(axis=1).tolist() == [1.0] * sum(is_judged)
+
+    row = is_judged.index(True)
+    windows = prepared.inputs[row, : prepared.n_windows[row]]
+    shares = {"code": 0.55, "machine": 0.45}
+    record = recorded_verdict(runs[row], shares, RULES, windows, without_telemetry=True)["verdict"]
+    assert (record["cause"], record["set"], record["without_telemetry"]) == ("code", ("code",), True)
+    assert "without_telemetry" not in recorded_verdict(runs[row], shares, RULES, windows)["verdict"]
+    earlier = RULES.replace(without_telemetry=None)
+    assert len(prepare_runs(without, resolved, runs, output_of=output_of, rules=earlier).rejected) == len(runs)
 
 
 def test_an_output_that_has_expired_is_unavailable(data: DataRoot, raw: RawStore) -> None:

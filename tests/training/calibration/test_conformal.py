@@ -22,7 +22,7 @@ from ciml.training.calibration.sets import SHARE, decimals, job_groups, learned_
 from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.experiment import Experiment
 from ciml.transforms.examples.prepare import run_means
-from ciml.verdict_rules import MAX_SCORES, LearnedRanges, VerdictRules, parts_outside, read_rules
+from ciml.verdict_rules import MAX_SCORES, LearnedRanges, VerdictRules, make_verdict, parts_outside, read_rules
 from tests.tier import tries
 from tests.training.calibration.scores import made_up
 
@@ -63,16 +63,17 @@ def test_a_single_wrong_run_of_fewer_than_twenty_leaves_all_classes_possible(
     said = np.tile(np.array([[0.02, 0.98]], np.float32), (runs, 1))
     labels = np.ones(runs, np.int64)
     labels[0] = 0
-    assert rules_of(said, labels, ["a"] * runs).set_of("a", {"code": 0.02, "machine": 0.98}) == expected
+    rules = rules_of(said, labels, ["a"] * runs)
+    assert rules.set_of(rules.groups[""], {"code": 0.02, "machine": 0.98}) == expected
 
 
 def test_no_set_is_empty_where_the_model_is_surer_of_the_calibration_runs() -> None:
     said = np.tile(np.array([[0.03, 0.97]], np.float32), (30, 1))
     rules = rules_of(said, np.ones(30, np.int64), ["a"] * 30)
     unsure = {"code": 0.6, "machine": 0.4}
-    assert rules.set_of("a", unsure) == ("code",)
-    assert rules.replace(keeps_likely=False).set_of("a", unsure) == ()
-    assert rules.set_of("a", {"code": 0.5, "machine": 0.5}) == CLASSES  # none is the most probable one
+    assert rules.set_of(rules.groups[""], unsure) == ("code",)
+    assert rules.replace(keeps_likely=False).set_of(rules.groups[""], unsure) == ()
+    assert rules.set_of(rules.groups[""], {"code": 0.5, "machine": 0.5}) == CLASSES  # none is the most probable one
 
 
 def mixed(seed: int, runs: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
@@ -105,6 +106,28 @@ def test_the_coverage_holds_for_runs_with_and_without_an_output() -> None:
     assert coverage(together, lacks) < 0.87
     for some in (lacks, ~lacks):
         assert coverage(apart, some) == pytest.approx(0.9, abs=0.03) or coverage(apart, some) > 0.9
+
+
+def test_runs_without_telemetry_are_compared_with_runs_whose_telemetry_was_withheld() -> None:
+    said, labels, lacking = mixed(3, 60)
+    withheld = np.full((60, 2), 0.5, np.float32)  # without telemetry, the model knows nothing
+    rules = make_rules(
+        said, labels, ["a"] * 60, CLASSES, coverage=0.9, calibration={}, without_output=lacking,
+        without_telemetry=withheld,
+    )  # fmt: skip
+    assert rules.without_telemetry is not None
+    assert rules.without_telemetry.runs == 30  # those with an output
+    assert rules.without_telemetry.scores == {"": (0.5,) * 30}
+    features = ("usr", "outcome:exit", NO_OUTPUT_FEATURE)
+    rules = rules.replace(ranges=LearnedRanges(60, features, (5.0, 0.0, 0.0), (9.0, 1.0, 10.0), 0.5))
+    assert read_rules(json.dumps(rules.to_json()).encode(), CLASSES, features, "m") == rules
+    sure = {"code": 0.9, "machine": 0.1}
+    verdict = make_verdict("a", sure, rules, np.array([0.0, 1.0, 0.0]), without_telemetry=True)
+    assert (verdict.set, verdict.runs, verdict.outside) == (("code",), 30, None)  # 0 is no user CPU of the run
+    assert make_verdict("a", sure, rules, np.array([0.0, 1.0, 0.0])).outside is not None
+    strange = make_verdict("a", sure, rules, np.array([0.0, 9.0, 0.0]), without_telemetry=True)
+    assert strange.outside is not None
+    assert (strange.outside.feature, strange.cause, strange.without_telemetry) == ("outcome:exit", "unknown", True)
 
 
 @pytest.mark.parametrize(("without", "expected"), [(19, False), (20, True), (41, True), (42, False)])
@@ -149,7 +172,8 @@ def test_too_few_runs_exclude_nothing() -> None:
     code = figures["causes"]["code"]
     assert (code["verdicts"], code["runs"]) == (0, 8)
     assert code["precision"] == {"value": None, "low": 0.0, "high": 1.0, "right": 0, "runs": 0}
-    assert rules_of(said, labels, ["a"] * 10).set_of("a", {"code": 1.0, "machine": 0.0}) == ("code",)
+    rules = rules_of(said, labels, ["a"] * 10)
+    assert rules.set_of(rules.groups[""], {"code": 1.0, "machine": 0.0}) == ("code",)
 
 
 def test_of_many_runs_a_part_is_stored_and_the_coverage_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,10 +206,11 @@ def test_counting_gives_the_sets_of_crepes(runs: list[tuple[int, int, str]], cov
     by_crepes = sets_by_crepes(rules, said, jobs)
     for row, (job, shares) in enumerate(zip(jobs, decimals(said).tolist(), strict=True)):
         by_class = dict(zip(CLASSES, shares, strict=True))
-        earlier = rules.replace(keeps_likely=False).set_of(job, by_class)
+        group = rules.compared_with(job)
+        earlier = rules.replace(keeps_likely=False).set_of(group, by_class)
         assert [name in earlier for name in CLASSES] == by_crepes[row].tolist()
         is_likely = np.array(shares) == max(shares)
-        assert [name in rules.set_of(job, by_class) for name in CLASSES] == (by_crepes[row] | is_likely).tolist()
+        assert [name in rules.set_of(group, by_class) for name in CLASSES] == (by_crepes[row] | is_likely).tolist()
 
 
 def test_rules_that_crepes_contradicts_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

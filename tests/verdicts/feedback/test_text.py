@@ -63,6 +63,11 @@ def test_one_verdict_is_said_in_one_line_with_evidence_and_advice() -> None:
     )  # fmt: skip
 
 
+def test_a_verdict_without_telemetry_says_so() -> None:
+    body = message(Finding(item(verdict={"without_telemetry": True}), SEEN))
+    assert "is 91 % by its outcome and its output, without telemetry; base rate 37 % of 214 failed runs" in body
+
+
 def test_several_verdicts_are_one_message_with_a_line_each() -> None:
     code = {"cause": "code", "probability": 1.0, "retry": "no", "group": ""}
     lint = item(prediction(2, verdict=code, build_name="lint")).replace(right=1, settled=1, passed=2, reruns=12)
