@@ -216,8 +216,8 @@ def check(data: DataRoot, change: Change, predicted: dict[str, dict[str, Any]]) 
         kept = read_output(data.raw, run.output)
         assert not isinstance(kept, str), (where, kept)
         record = predicted[run.facts.run_id]
-        if "reason" in record:  # it ended within the first sample
-            assert record["reason"] == "empty", (where, record)
+        if "reason" in record:  # it passed within the first sample
+            assert (record["reason"], run.outcome) == ("empty", "success"), (where, record)
             continue
         assert ("verdict" in record) == (run.outcome != "success"), (where, record)
         if "verdict" in record:
@@ -240,7 +240,7 @@ def report(at_work: Working, changes: list[Change], predicted: dict[str, dict[st
     """Print what became of each change, the counts, the seconds, and the messages."""
     published = published_s(at_work.operator.kafka)
     waited: dict[str, list[float]] = {"verdict on the topic": [], "message": []}
-    judged, lines = Counter[tuple[str, str]](), Counter[bool]()
+    judged, lines, likely = Counter[tuple[str, str]](), Counter[bool](), Counter[bool]()
     print("\n| change | kind | outcome | cause | verdict | probability, set | right | line | verdict, s | message, s |")
     for change in changes:
         run, plan = change.checked, change.plan
@@ -255,8 +255,10 @@ def report(at_work: Working, changes: list[Change], predicted: dict[str, dict[st
             evidence = output_evidence(at_work.data, run.facts.run_id)
             quoted = evidence.line.sentence if evidence and evidence.line else ""
             judged[plan.cause, verdict["cause"]] += 1
+            likely[verdict["probabilities"][plan.cause] == verdict["probability"]] += 1
             lines[bool(re.search(plan.line, quoted)) if plan.line else False] += 1
-            probability = f"{verdict['probability']:.2f} {verdict['set']} {verdict.get('outside') or ''}"
+            without = "no telemetry" if verdict.get("without_telemetry") else ""
+            probability = f"{verdict['probability']:.2f} {verdict['set']} {verdict.get('outside') or ''}{without}"
             is_right = "yes" if verdict["cause"] == plan.cause else "no"
             cells[4:] = [verdict["cause"], probability, is_right, quoted or "none"]
         cells += [
@@ -264,18 +266,22 @@ def report(at_work: Working, changes: list[Change], predicted: dict[str, dict[st
             ", ".join(f"{said.time_s - end_s:.1f}" for said in change.said) or "–",
         ]
         print(f"| {' | '.join(cells)} |")
-    summarise(judged, lines)
+    summarise(judged, lines, likely)
     for what, seconds in waited.items():
         if seconds:
             p50, p95 = statistics.median(seconds), sorted(seconds)[int(0.95 * (len(seconds) - 1) + 0.5)]
-            print(f"from the end of the job to the {what}: p50 {p50:.1f} s, p95 {p95:.1f} s, {len(seconds)} of them")
+            spread = f"p50 {p50:.1f} s, p95 {p95:.1f} s, most {max(seconds):.1f} s"
+            print(f"from the end of the job to the {what}: {spread}, {len(seconds)} of them")
     for change in changes:
         for said in change.said:
             print(f"\n--- change {change.number}, {change.plan.kind}\n{said.text}")
 
 
-def summarise(judged: Counter[tuple[str, str]], lines: Counter[bool]) -> None:
-    """Print the counts of verdicts by cause with their shares: of the right, of the commonest cause, of the lines."""
+def summarise(judged: Counter[tuple[str, str]], lines: Counter[bool], likely: Counter[bool]) -> None:
+    """Print the counts of verdicts by cause with their shares: of the right, of the commonest cause, of the lines.
+
+    ``likely`` counts whether the most probable cause is the right one.
+    """
     failed = sum(judged.values())
     right = sum(number for (cause, verdict), number in judged.items() if cause == verdict)
     given = sum(number for (_, verdict), number in judged.items() if verdict != "unknown")
@@ -286,6 +292,7 @@ def summarise(judged: Counter[tuple[str, str]], lines: Counter[bool]) -> None:
         "right, of all failed": (right, failed),
         "right, of those with a cause": (right, given),
         "base rate": (max(of_cause.values(), default=0), failed),
+        "most probable cause right": (likely[True], likely.total()),
         "quoted lines that explain the failure": (lines[True], lines.total()),
     }
     print(*(f"{cause} → {verdict}: {number}" for (cause, verdict), number in sorted(judged.items())), sep="; ")
