@@ -13,7 +13,7 @@ import numpy as np
 
 from ciml.errors import CimlError
 from ciml.http.intake import RequestError
-from ciml.serving.predict.answers import MAX_CALL_ROWS
+from ciml.serving.predict.prepared import MAX_CALL_ROWS
 
 #: The inputs of a model, by name.
 INPUTS = "inputs"

@@ -6,7 +6,8 @@
 
 A FOLDER is a recording as in `studies.verdicts`, or the unpacked sample runs; runs need no output.
 
-- ``missing`` compares runs with an output, runs without, and runs whose output is withheld when they are predicted.
+- ``missing`` compares runs with an output, runs without, and runs whose output, or whose telemetry, is withheld when
+  they are predicted.
 - ``later`` holds out the runs of a day and later ones. Nothing is learned from them.
 - ``logdx`` applies models that learned the recordings to the failed jobs of other projects of ``eyuansu62/LogDx``,
   without telemetry. A person judged their causes by the descriptions of the cases (`studies/logdx_causes.jsonl`).
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ciml.datasets.definition import LOG_FEATURES, LOG_PREFIX
+from ciml.datasets.definition import LOG_FEATURES, LOG_PREFIX, is_of_telemetry
 from ciml.events.outcomes import CAUSES
 from ciml.events.records import RunFacts
 from ciml.training.experiment import Experiment
@@ -124,7 +126,21 @@ def _without_output(fold: Fold, rows: np.ndarray) -> np.ndarray:
     return inputs
 
 
-def missing(bench: Bench, experiment: Experiment) -> Iterator[tuple[str, dict[str, tuple[float, float, float]]]]:
+def without_telemetry(fold: Fold) -> Fold:
+    """Return a fold without the telemetry of all runs but the learned ones."""
+    rows = np.concatenate([fold.dev, fold.held])
+    is_known = np.array([not is_of_telemetry(feature) for feature in fold.features])
+    inputs = fold.inputs.copy()
+    inputs[rows] = 0
+    inputs[rows, 0] = np.where(is_known, fold.inputs[rows, 0], 0)
+    n_windows = fold.n_windows.copy()
+    n_windows[rows] = 1
+    return replace(fold, inputs=inputs, n_windows=n_windows)
+
+
+def missing(
+    bench: Bench, experiment: Experiment, only: str
+) -> Iterator[tuple[str, dict[str, tuple[float, float, float]]]]:
     """Yield the figures of runs with an output, without one, and with one that is withheld."""
     with_output, without = np.flatnonzero(bench.has_output), np.flatnonzero(~bench.has_output)
     every = np.arange(len(bench.labels))
@@ -144,10 +160,24 @@ def missing(bench: Bench, experiment: Experiment) -> Iterator[tuple[str, dict[st
         ("withheld: all three", by_experiment(experiment), withheld(bench.folds), with_output),
     ):
         outside = not any(part in name for part in BASELINES)
-        yield name, bench.figures(bench.verdicts(answer, folds, experiment.coverage, outside=outside), some)
+        if re.search(only, name):
+            yield name, bench.figures(bench.verdicts(answer, folds, experiment.coverage, outside=outside), some)
+    name = "telemetry withheld: all three"
+    if re.search(only, name):
+        verdicts = verdicts_by(
+            by_experiment(experiment),
+            bench.folds,
+            bench.labels,
+            bench.facts,
+            experiment.coverage,
+            hide=without_telemetry,
+        )
+        yield name, bench.figures(verdicts, with_output)
 
 
-def later(bench: Bench, experiment: Experiment) -> Iterator[tuple[str, dict[str, tuple[float, float, float]]]]:
+def later(
+    bench: Bench, experiment: Experiment, only: str
+) -> Iterator[tuple[str, dict[str, tuple[float, float, float]]]]:
     """Yield the figures of the later runs, by method."""
     held = np.unique(np.concatenate([fold.held for _, fold in bench.folds]))
     logistic = NETWORK.replace(hidden_layers=())
@@ -161,6 +191,8 @@ def later(bench: Bench, experiment: Experiment) -> Iterator[tuple[str, dict[str,
         "output, logistic regression": by_experiment(logistic, (LOG_PREFIX,)),
         "all three, logistic regression": by_experiment(logistic),
     }.items():
+        if not re.search(only, name):
+            continue
         verdicts = bench.verdicts(answer, bench.folds, experiment.coverage, outside=name not in BASELINES)
         yield name, bench.figures(verdicts, held)
         wrong = (verdicts.probability.argmax(axis=2)[:, held] != bench.labels[held]).sum(axis=0)
@@ -212,6 +244,7 @@ def main() -> None:
     parser.add_argument("--since", type=datetime.fromisoformat, help="of later: the first day (UTC) that is held out")
     parser.add_argument("--logdx", type=Path, metavar="CHECKOUT")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", default="", help="a regular expression over the names of methods, but of logdx")
     options = parser.parse_args()
     experiment = Experiment.load(EXAMPLES / "cause-experiment.toml")
     folds = 2 if options.comparison == "logdx" else 5  # of the first, only what is known of the runs is used
@@ -223,7 +256,7 @@ def main() -> None:
             print(line)
         return
     rows = {}
-    for name, figures in (missing if options.comparison == "missing" else later)(bench, experiment):
+    for name, figures in (missing if options.comparison == "missing" else later)(bench, experiment, options.only):
         rows[name] = figures
         print(name, {key: round(value[0], 3) for key, value in figures.items()}, flush=True)
     print(table(rows, COLUMNS))

@@ -320,17 +320,19 @@ def verdicts_by(
     coverage: float,
     *,
     outside: bool = True,
+    hide: Callable[[Fold], Fold] | None = None,
 ) -> Verdicts:
     """Make the verdicts of a method on the held-out runs of each fold.
 
-    With ``outside``, a run unlike those that the method learned has the verdict unknown.
+    With ``outside``, a run unlike the learned ones is unknown; ``hide`` withholds telemetry of dev and held-out runs.
     """
     shape = (folds[-1][0] + 1, len(labels))
     verdicts = Verdicts(
         np.zeros((*shape, len(CAUSES))), np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, bool)
     )
     for repeat, fold in folds:
-        for row, shares, verdict in verdicts_of_fold(answer, fold, labels, failed, coverage, outside=outside):
+        made = verdicts_of_fold(answer, fold, labels, failed, coverage, outside=outside, hide=hide)
+        for row, shares, verdict in made:
             verdicts.outside[repeat, row] = verdict.outside is not None
             verdicts.probability[repeat, row] = shares
             verdicts.said[repeat, row] = len(CAUSES) if verdict.cause == UNKNOWN else CAUSES.index(verdict.cause)
@@ -339,23 +341,29 @@ def verdicts_by(
 
 
 def verdicts_of_fold(
-    answer: Answer, fold: Fold, labels: np.ndarray, failed: Sequence[RunFacts], coverage: float, *, outside: bool = True
-) -> Iterator[tuple[int, np.ndarray, Verdict]]:
+    answer: Answer, fold: Fold, labels: np.ndarray, failed: Sequence[RunFacts], coverage: float, *,
+    outside: bool = True, hide: Callable[[Fold], Fold] | None = None,
+) -> Iterator[tuple[int, np.ndarray, Verdict]]:  # fmt: skip
     """Calibrate a method on the dev runs of a fold; yield (row, probabilities, verdict) of each held-out run."""
     dev, held = (values.astype(np.float32) for values in answer(fold, labels))
+    withheld = None
+    if hide is not None:
+        withheld, held = (values.astype(np.float32) for values in answer(hide(fold), labels))
     calibrator = fit_calibrator(dev, labels[fold.dev])
     jobs = [failed[row].build_name for row in fold.dev]
     lacks = lacks_output(fold.inputs[fold.dev], fold.features) if outside else None
     rules = make_rules(
-        calibrator.apply(dev), labels[fold.dev], jobs, CAUSES, coverage=coverage, calibration={}, without_output=lacks
-    )
+        calibrator.apply(dev), labels[fold.dev], jobs, CAUSES, coverage=coverage, calibration={}, without_output=lacks,
+        without_telemetry=None if withheld is None else calibrator.apply(withheld),
+    )  # fmt: skip
     means = run_means(fold.inputs, fold.n_windows)
     if outside:
         rows = np.concatenate([fold.learned, fold.dev])
         rules = rules.replace(ranges=learned_ranges(means[rows], [failed[row] for row in rows], fold.features))
     for row, shares in zip(fold.held.tolist(), calibrator.apply(held), strict=True):
         by_cause = {name: float(str(share)) for name, share in zip(CAUSES, shares, strict=True)}
-        yield row, shares, make_verdict(failed[row].build_name, by_cause, rules, means[row])
+        job = failed[row].build_name
+        yield row, shares, make_verdict(job, by_cause, rules, means[row], without_telemetry=hide is not None)
 
 
 def figures(found: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict[str, tuple[float, float, float]]:

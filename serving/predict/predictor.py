@@ -35,17 +35,15 @@ from ciml.runs.outputs import output_path
 from ciml.runs.reader import read_run, read_runs
 from ciml.serving.client import ClientPolicy, FailedCallError, NotServedError
 from ciml.serving.predict.answers import (
-    MAX_CALL_ROWS,
     MODEL_ERROR,
-    Prepared,
     StoredNeighbours,
     check_answers,
     class_of,
-    prepare_runs,
     probabilities_of,
     recorded_verdict,
 )
 from ciml.serving.predict.log import Predicted, prediction_id
+from ciml.serving.predict.prepared import MAX_CALL_ROWS, Prepared, prepare_runs
 from ciml.serving.predict.sources import Answers, ModelSource, SourceModel
 from ciml.serving.registry import STABLE
 from ciml.telemetry import BOOT, TIME

@@ -10,7 +10,8 @@ from ciml.errors import CimlError, EngineError, IntegrityError, RejectedInput
 from ciml.limits import MAX_TENSOR_BYTES
 from ciml.serving.client import FailedCallError, NotServedError
 from ciml.serving.description import read_description
-from ciml.serving.predict.answers import MAX_CALL_ROWS, MODEL_ERROR, Answer, PreparedModel
+from ciml.serving.predict.answers import MODEL_ERROR, Answer, PreparedModel
+from ciml.serving.predict.prepared import MAX_CALL_ROWS
 from ciml.serving.remote import ServedModel, connect
 
 if TYPE_CHECKING:

@@ -75,6 +75,15 @@ def test_the_page_has_the_same_sentences_the_lines_and_the_picture(
     assert ">Steal<" in text
 
 
+def test_a_verdict_without_telemetry_says_so(tmp_path: Path, data: DataRoot, raw: RawStore) -> None:
+    record = stored(tmp_path, data, raw)
+    assert "There is no telemetry" not in page_of(tmp_path, data, record)
+    record["verdict"]["without_telemetry"] = True
+    assert "There is no telemetry: the verdict follows from the outcome and the output alone." in page_of(
+        tmp_path / "without", data, record
+    )
+
+
 def test_a_run_without_a_readable_output_has_a_page(tmp_path: Path, data: DataRoot, raw: RawStore) -> None:
     record = stored(tmp_path, data, raw)
     for path in data.raw.list(TEXTS):

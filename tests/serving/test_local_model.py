@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.limits import MAX_REQUEST_BYTES
-from ciml.serving.predict import answers
-from ciml.serving.predict.answers import Answer, LocalModel, Prepared
+from ciml.serving.predict import answers, prepared
+from ciml.serving.predict.answers import Answer, LocalModel
+from ciml.serving.predict.prepared import Prepared
 from ciml.transforms.examples.prepare import prepare_many
 from tests.pipelines.predict.predicting import telemetry
 from tests.pipelines.predict.test_hostile import huge
@@ -35,7 +36,7 @@ def reasons(found: list[Answer | RejectedInput]) -> dict[int, str]:
 
 
 def test_it_answers_what_tensorflow_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers.Prepared.calls, "__defaults__", (7,))  # several calls
+    monkeypatch.setattr(Prepared.calls, "__defaults__", (7,))  # several calls
     data, folder = pushed(tmp_path)
     tables = [telemetry(number, 5 + number) for number in range(40)]
     found = LocalModel(data, "m").predict(tables)
@@ -103,7 +104,7 @@ def test_a_run_that_raises_costs_only_itself(tmp_path: Path, monkeypatch: pytest
             raise ZeroDivisionError
         return prepare_many(tables, definition, *facts)
 
-    monkeypatch.setattr(answers, "prepare_many", fails)
+    monkeypatch.setattr(prepared, "prepare_many", fails)
     tables = [telemetry(number, 30 + number) for number in range(7)]
     tables[2] = tables[2].drop_columns([DEFINITION.columns[0]])
     tables[5] = tables[5].slice(0, 0)

@@ -117,6 +117,12 @@ def test_a_run_unlike_the_learned_ones_is_unknown_and_it_says_by_what(tmp_path: 
     )
 
 
+def test_a_verdict_without_telemetry_says_so(tmp_path: Path) -> None:
+    lines = said(tmp_path, without_telemetry=True)
+    assert lines["telemetry"] == "none: the verdict follows from the run's outcome and output alone"
+    assert "telemetry" not in said(tmp_path / "with")
+
+
 def test_json_has_the_record_and_the_evidence(tmp_path: Path) -> None:
     _, record = made(tmp_path)
     found = json.loads(run(FAILED.run_id, "--json", "--data-path", str(tmp_path / "data")).output)

@@ -19,8 +19,9 @@ from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.pipelines.ingest.committer import render_runs
 from ciml.runs.outputs import KeptOutput, expire_before
-from ciml.serving.predict.answers import prepare_runs, recorded_verdict
+from ciml.serving.predict.answers import recorded_verdict
 from ciml.serving.predict.predictor import Announcement, read_announcement
+from ciml.serving.predict.prepared import prepare_runs
 from ciml.training.data.snapshot import SnapshotRun
 from ciml.training.evaluation.candidate import _predict_from_raw
 from ciml.transforms.examples import context

@@ -20,8 +20,8 @@ from ciml.pipelines.predict import PredictConfig
 from ciml.services.driver import drive
 from ciml.services.predict import PredictService
 from ciml.serving.client import ClientPolicy, NotServedError
-from ciml.serving.predict import answers
 from ciml.serving.predict import predictor as predict_runs
+from ciml.serving.predict import prepared
 from ciml.serving.predict.log import (
     LATENCIES_S,
     Predicted,
@@ -50,7 +50,7 @@ def test_a_poisoned_announcement_costs_itself_alone(
     announced = [world.put(f"zuul~{number}~1", telemetry(number, 30 + number)) for number in range(7)]
     if stage == "predict":  # for all runs of the batch at once, as it has this one
         poison = lambda tables, *_: any(table.num_rows == 34 for table in tables)  # noqa: E731
-        fail_for(monkeypatch, answers, "prepare_many", poison, ZeroDivisionError(stage))
+        fail_for(monkeypatch, prepared, "prepare_many", poison, ZeroDivisionError(stage))
     else:
         poison = lambda message: b"zuul~4~1" in (message.value or b"")  # noqa: E731
         fail_for(monkeypatch, predict_runs, "read_announcement", poison, ZeroDivisionError(stage))

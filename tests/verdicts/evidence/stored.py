@@ -70,10 +70,12 @@ def prediction(
     model: str = MODEL,
     rules: VerdictRules = RULES,
     value: float = 0.0,
+    without_telemetry: bool = False,
 ) -> dict[str, Any]:
     """The record of a prediction, as the predictor makes it; ``value`` is that of the one feature of the run."""
     shares = {"code": code, "machine": round(1 - code, 2)}
-    verdict = recorded_verdict(facts, shares, rules, np.full((1, 1), value, np.float32))
+    windows = np.full((1, 1), value, np.float32)
+    verdict = recorded_verdict(facts, shares, rules, windows, without_telemetry=without_telemetry)
     likely = max(shares, key=lambda one: shares[one])
     identity = {"id": prediction_id(facts.run_id, model, version), "offset": 0, "run_id": facts.run_id}
     answer = {"model": model, "version": version, "class": likely, "probabilities": shares, "time_us": 5}
