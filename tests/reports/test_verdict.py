@@ -14,6 +14,7 @@ from ciml.reports.page import render
 from ciml.reports.verdict import save_verdict, verdict_page
 from ciml.runs.outputs import TEXTS
 from ciml.storage import open_store
+from ciml.transforms.logs import run_outputs
 from ciml.transforms.logs.ranking import Line
 from ciml.verdict_rules import Verdict
 from ciml.verdicts.evidence import Evidence, evidence_of
@@ -84,8 +85,11 @@ def test_a_verdict_without_telemetry_says_so(tmp_path: Path, data: DataRoot, raw
     )
 
 
-def test_a_run_without_a_readable_output_has_a_page(tmp_path: Path, data: DataRoot, raw: RawStore) -> None:
+def test_a_run_without_a_readable_output_has_a_page(
+    tmp_path: Path, data: DataRoot, raw: RawStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = stored(tmp_path, data, raw)
+    monkeypatch.setattr(run_outputs, "_last_read", run_outputs.LastRead(0))  # that of another process
     for path in data.raw.list(TEXTS):
         data.raw.replace(path, b"damaged")
     text = page_of(tmp_path, data, record)
