@@ -1,8 +1,8 @@
 """Trust: whether a run may be trained on, decided by a policy file from the facts of the run.
 
 A policy is an ordered list of rules. A rule matches a run if each fact that it names matches one of its globs. The
-first rule that matches decides, and a run that no rule matches is untrusted. `review` and `trace` show the effect of a
-policy on stored runs.
+first rule that matches decides, and a run that no rule matches is untrusted. Caps limit the share of the training runs
+of a class that one author, project or source provides. `review` and `trace` show the effect of a policy on stored runs.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -33,6 +36,9 @@ _WITHOUT_SLASH = frozenset({"source", "fork", "auth"})
 FORMER_GLOBS = 1
 PATH_GLOBS = 2
 
+#: The keys of ``[caps]``, and the fact that each limits. A run that exceeds several counts for the first.
+CAPS = {"author": "owner", "project": "project", "source": "source"}
+
 #: `Trust.rule` of a run that no rule matches.
 NO_RULE = "no rule"
 #: The environment variable that names the policy where no other is named.
@@ -43,6 +49,7 @@ _MAX_REMEMBERED = 10_000
 _log = logging.getLogger(__name__)
 
 Globs = tuple[str, ...]
+Caps = tuple[tuple[str, float], ...]
 Matcher = re.Pattern[str] | PathGlobs
 
 
@@ -81,13 +88,15 @@ class TrustPolicy:
 
     Attributes:
       rules: in the file's order.
-      digest: digest of the rules, not of the file's bytes, 16 hex digits; recorded with each decision.
+      digest: digest of the rules and caps, not of the file's bytes, 16 hex digits; recorded with each decision.
       globs: the meaning of globs, `FORMER_GLOBS` or `PATH_GLOBS`.
+      caps: (key of `CAPS`, largest share of the training runs of a class that one value provides), in that order.
     """
 
     rules: tuple[Rule, ...]
     digest: str
     globs: int
+    caps: Caps
     _compiled: tuple[_CompiledRule, ...] = field(repr=False, compare=False)
     _decided: dict[tuple[str, ...], Trust] = field(default_factory=dict, repr=False, compare=False)
 
@@ -118,11 +127,11 @@ class TrustPolicy:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], where: str = "the trust policy") -> TrustPolicy:
-        """Return the policy of a document with the list ``rule`` and the number ``globs``. Raises as `parse`."""
+        """Return the policy of a document: ``rule``, ``globs`` and ``caps``. Raises as `parse`."""
         for key in document:
-            if key not in ("rule", "globs"):
+            if key not in ("rule", "globs", "caps"):
                 raise CimlError(
-                    f"{where}: unknown key {key!r}; a policy is a list of [[rule]], and globs = {PATH_GLOBS}"
+                    f"{where}: unknown key {key!r}; a policy is a list of [[rule]], globs = {PATH_GLOBS}, and [caps]"
                 )
         globs = document.get("globs", FORMER_GLOBS)
         if type(globs) is not int or globs not in (FORMER_GLOBS, PATH_GLOBS):
@@ -135,16 +144,18 @@ class TrustPolicy:
         for name in names:
             if names.count(name) > 1:
                 raise CimlError(f"{where}: two rules have the name {name!r}")
-        policy = cls.of(rules, globs)
+        policy = cls.of(rules, globs, _caps(document.get("caps", {}), where))
         policy._warn_of_crossing_globs(where)
         return policy
 
     @classmethod
-    def of(cls, rules: tuple[Rule, ...], globs: int = FORMER_GLOBS) -> TrustPolicy:
-        """Return the policy of these rules."""
+    def of(cls, rules: tuple[Rule, ...], globs: int = FORMER_GLOBS, caps: Caps = ()) -> TrustPolicy:
+        """Return the policy of these rules and caps."""
         content: Any = [[rule.name, rule.trusted, rule.facts] for rule in rules]
-        if globs != FORMER_GLOBS:
+        if globs != FORMER_GLOBS or caps:
             content = {"globs": globs, "rules": content}
+        if caps:
+            content["caps"] = caps
         digest = sha256_json(content)[:16]
         compiled = tuple(
             _CompiledRule(
@@ -153,7 +164,7 @@ class TrustPolicy:
             )
             for rule in rules
         )
-        return cls(rules, digest, globs, compiled)
+        return cls(rules, digest, globs, caps, compiled)
 
     def current(self) -> TrustPolicy:
         """Return the policy itself; see `PolicySource`."""
@@ -202,6 +213,17 @@ def _globs(value: Any, where: str) -> Globs:
     return tuple(globs)
 
 
+def _caps(value: Any, where: str) -> Caps:
+    if not isinstance(value, dict):
+        raise CimlError(f"{where}: write caps as a table: [caps]")
+    for key, share in value.items():
+        if key not in CAPS:
+            raise CimlError(f"{where}: caps: unknown key {key!r}; choose from {', '.join(CAPS)}")
+        if type(share) not in (int, float) or not 0 < share <= 1:
+            raise CimlError(f"{where}: caps: {key} must be a share above 0 and at most 1, not {share!r:.80}")
+    return tuple((key, float(value[key])) for key in CAPS if key in value)
+
+
 def _matcher(globs: Globs, meaning: int) -> Matcher:
     return PathGlobs(globs) if meaning == PATH_GLOBS else glob_pattern(globs)
 
@@ -235,6 +257,60 @@ def _evaluate(policy: TrustPolicy, values: tuple[str, ...]) -> Trust:
         if all(matcher.fullmatch(values[index]) for index, matcher in rule.matchers):
             return rule.decision
     return Trust(False, NO_RULE, policy.digest)
+
+
+def beyond_caps(caps: Caps, runs: Sequence[RunFacts]) -> dict[int, str]:
+    """Choose the runs to leave out, so that no value provides more than its share of the runs that are left.
+
+    A run without the fact of a cap is not limited by it, and counts in the total. With one cap, as few runs as possible
+    are left out. If too few values provide runs, such as two authors for a share of a third, no limited run is left.
+
+    Args:
+      caps: of a policy.
+      runs: training runs of a class; the first ones of a value stay.
+
+    Returns:
+      The runs to leave out: index, and the first cap that the run exceeds.
+    """
+    shares = {key: Fraction(str(share)) for key, share in caps}  # of the decimal number: 0.29 of 100 are 29
+    values = {key: [getattr(run, CAPS[key]) for run in runs] for key in shares}
+    total = min((_total_within(share, values[key]) for key, share in shares.items()), default=len(runs))
+    while True:
+        beyond = _beyond({key: int(share * total) for key, share in shares.items()}, values, len(runs))
+        left = len(runs) - len(beyond)
+        if left >= total:
+            return beyond
+        total = left
+
+
+def _total_within(share: Fraction, values: Sequence[str]) -> int:
+    """Return the largest number of runs that a single cap leaves, by its share and the value of each run."""
+    sizes = sorted(size for value, size in Counter(values).items() if value)
+    sums = [0, *accumulate(sizes)]
+    unlimited = len(values) - sums[-1]
+    total = len(values)
+    while True:
+        limit = int(share * total)
+        small = bisect_right(sizes, limit)
+        left = unlimited + sums[small] + limit * (len(sizes) - small)
+        if left >= total:
+            return total
+        total = left
+
+
+def _beyond(limits: Mapping[str, int], values: Mapping[str, Sequence[str]], number: int) -> dict[int, str]:
+    """Return the runs, by index, beyond the limit of a value, with the cap; a run that is left out uses up no limit."""
+    counts: dict[str, Counter[str]] = {key: Counter() for key in limits}
+    beyond: dict[int, str] = {}
+    for index in range(number):
+        own = [(key, values[key][index]) for key in limits if values[key][index]]
+        exceeded = next((key for key, value in own if counts[key][value] >= limits[key]), None)
+        if exceeded is not None:
+            beyond[index] = exceeded
+            continue
+        for key, value in own:
+            counts[key][value] += 1
+    return beyond
 
 
 def evaluate_batch(batch: Batch, source: PolicySource) -> Batch:

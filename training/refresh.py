@@ -397,6 +397,7 @@ def _snapshot_data(root: DataRoot, snapshot: Snapshot, model: str) -> Data:
         "counts": snapshot.counts(),
         "untrusted": dict(snapshot.untrusted),
         "excluded": dict(snapshot.excluded),
+        "withheld": dict(snapshot.withheld),
     }
     rows = sum(1 for _ in snapshot.runs())
     return Data(root.trainer(model).url("snapshots"), snapshot.digest, rows=rows, facts=facts)

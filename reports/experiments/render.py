@@ -276,6 +276,7 @@ def _training(trial: StoredTrial) -> Section:
     trust = [cells(f"trusted by rule {rule}", count) for rule, count in snapshot["rules"].items()]
     trust += [cells(f"not trusted: {reason}", count) for reason, count in snapshot["untrusted"].items()]
     trust += [cells(f"excluded: {reason}", count) for reason, count in snapshot["excluded"].items()]
+    trust += [cells(f"withheld: {reason}", count) for reason, count in snapshot.get("withheld", {}).items()]
     older = f" Older stored results on this data set: {trial.older}." if trial.older else ""
     spans = "1 span" if len(snapshot["spans"]) == 1 else f"{len(snapshot['spans'])} spans"
     return Section(

@@ -27,7 +27,7 @@ RUNS = 160
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a data path with the data set ``providers``: three spans of real runs, every seventh untrusted."""
+    """Build the data set ``providers``, three spans; each seventh run is untrusted, most are of Ann."""
     return shared(tmp_path_factory, "training", _make)
 
 
@@ -37,7 +37,8 @@ def _make(folder: Path) -> None:
     for number, (run, table) in enumerate(zip(*corpus(RUNS)[:2], strict=True)):
         pipeline = "check" if number % 7 == 3 else "gate"
         origin = {"source": "zuul", "event": "", "pipeline": pipeline, "project": "", "change": f"change-{number // 2}"}
-        runs.append((by_recording(run).replace(**origin), table))
+        owner = "ann" if number % 3 else ""
+        runs.append((by_recording(run).replace(**origin, owner=owner), table))
     raw = RawStore(data)
     for start in range(0, RUNS, 40):
         raw.add(runs[start : start + 40])

@@ -1,9 +1,9 @@
 """Snapshots: the exact runs that a model is trained and tested on, and the excluded ones.
 
 A snapshot names span versions and, of each, the runs that are trusted *now*: the trust policy is evaluated again on the
-facts of the raw manifest, joined with all updates. The decision at ingestion is not used. Equal digests mean equal
-runs, labels and rules. Splits and roles follow from the facts known when a run was stored: no later update moves a run
-between train, dev and test.
+facts of the raw manifest, joined with all updates. The decision at ingestion is not used. Trusted training runs beyond
+the policy's caps are withheld. Equal digests mean equal runs, labels and rules. Splits and roles follow from the facts
+known when a run was stored: no later update moves a run between train, dev and test.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from msgspec import field
 
 from ciml.data_root import StoredDataset
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.datasets.state import DatasetState, ExampleFile, SpanVersion
-from ciml.digest import canonical_json, sha256_json
+from ciml.digest import canonical_json, sha256_hex, sha256_json
 from ciml.errors import CimlError, IntegrityError, InvalidSettingError, NoTrainingDataError
 from ciml.events.records import Record, RunFacts, facts_of_row, rows_of
 from ciml.manifest.log import ManifestLog
@@ -28,7 +28,7 @@ from ciml.storage import Store
 from ciml.storage.json_files import read_object, seal
 from ciml.training.exclusions import Exclusions, stored_exclusions
 from ciml.transforms.examples.prepare import split_of
-from ciml.trust import TrustPolicy, evaluate
+from ciml.trust import TrustPolicy, beyond_caps, evaluate
 
 Role = Literal["train", "dev", "test"]
 ROLES: tuple[Role, ...] = ("train", "dev", "test")
@@ -81,6 +81,7 @@ class Snapshot(Settings, frozen=True):
       spans: the span versions with a trusted run, in order.
       untrusted: number of rejected examples by the deciding trust rule.
       excluded: number of examples left out by an exclusion (a purge), by its reason.
+      withheld: number of trusted examples left out, by reason: ``cap: author``.
     """
 
     title: ClassVar[str] = "snapshot"
@@ -91,9 +92,13 @@ class Snapshot(Settings, frozen=True):
     spans: tuple[SnapshotSpan, ...]
     untrusted: Mapping[str, int] = field(default_factory=dict)
     excluded: Mapping[str, int] = field(default_factory=dict)
+    withheld: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {**super().to_json(), "resolved": self.resolved.to_json()}
+        value = {**super().to_json(), "resolved": self.resolved.to_json()}
+        if not self.withheld:
+            del value["withheld"]  # versions before 0.2 read such a snapshot
+        return value
 
     @cached_property
     def digest(self) -> str:
@@ -101,9 +106,8 @@ class Snapshot(Settings, frozen=True):
 
         Omitted runs do not count: more rejected runs alone do not make a new snapshot.
         """
-        value = self.to_json()
-        del value["untrusted"], value["excluded"]
-        return sha256_json(value)
+        omitted = ("untrusted", "excluded", "withheld")
+        return sha256_json({key: value for key, value in self.to_json().items() if key not in omitted})
 
     def runs(self, *roles: Role) -> Iterator[SnapshotRun]:
         """Yield the runs of the given roles (default: all), span by span."""
@@ -134,11 +138,29 @@ class Snapshot(Settings, frozen=True):
             "rules": dict(sorted(rules.items())),
             "untrusted": dict(self.untrusted),
             "excluded": dict(self.excluded),
+            "withheld": dict(self.withheld),
         }
 
     def rejected(self) -> dict[str, int]:
-        """Return the number of omitted examples by deciding trust rule; all exclusions as ``excluded``."""
-        return {**self.untrusted, **({"excluded": sum(self.excluded.values())} if self.excluded else {})}
+        """Return the number of omitted examples by deciding trust rule or cap; all exclusions as ``excluded``."""
+        excluded = {"excluded": sum(self.excluded.values())} if self.excluded else {}
+        return {**self.untrusted, **self.withheld, **excluded}
+
+
+class JudgedRun(NamedTuple):
+    """The decision on a run of a data set.
+
+    Attributes:
+      span: index of its span version, in the order of `DatasetState.latest`.
+      run: as the snapshot holds it, if it does; the rule is "" if an exclusion decided.
+      facts: joined with all updates.
+      omitted: why the snapshot omits the run: the kind, a field of `Snapshot`, and the reason; None if it does not.
+    """
+
+    span: int
+    run: SnapshotRun
+    facts: RunFacts
+    omitted: tuple[str, str] | None
 
 
 def make_snapshot(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclusions | None = None) -> Snapshot:
@@ -165,37 +187,82 @@ def snapshot_of(
     exclusions: Exclusions | None = None,
 ) -> Snapshot:
     """Do as `make_snapshot` for a data set whose state, and the facts of its runs by run id, are loaded."""
+    resolved, _ = _definition_of(dataset, state)
+    judged = judge_runs(dataset, state, facts, policy, exclusions)
+    omitted: dict[str, Counter[str]] = {kind: Counter() for kind in ("untrusted", "excluded", "withheld")}
+    accepted: dict[int, list[SnapshotRun]] = {}
+    for decision in judged:
+        if decision.omitted is None:
+            accepted.setdefault(decision.span, []).append(decision.run)
+        else:
+            kind, reason = decision.omitted
+            omitted[kind][reason] += 1
+    spans = []
+    for index, span in enumerate(state.latest()):
+        if runs := accepted.get(index):
+            splits = {run.split for run in runs}
+            files = {split: files for split, files in span.files.items() if split in splits}
+            spans.append(SnapshotSpan(span.span, span.version, files, tuple(runs)))
+    counts = {kind: dict(reasons) for kind, reasons in omitted.items()}
+    return Snapshot(dataset.name, resolved, policy.digest, tuple(spans), **counts)
+
+
+def judge_runs(
+    dataset: StoredDataset,
+    state: DatasetState,
+    facts: Mapping[str, RunFacts],
+    policy: TrustPolicy,
+    exclusions: Exclusions | None = None,
+) -> list[JudgedRun]:
+    """Return the decision on each run of a data set's latest span versions. Arguments and errors as `snapshot_of`."""
     if exclusions is None:
         exclusions = stored_exclusions(dataset, state)
     joined = joined_facts(dataset, state, facts)
-    if state.resolved is None or state.definition is None:
-        raise NoTrainingDataError(
-            f"data set {dataset.name!r} has no sealed span yet: ciml dataset update {dataset.name} --seal"
-        )
-    untrusted: Counter[str] = Counter()
-    excluded: Counter[str] = Counter()
-    spans = []
-    for span in state.latest():
-        accepted = []
+    _, definition = _definition_of(dataset, state)
+    judged = []
+    for index, span in enumerate(state.latest()):
         for run in span.runs:
             run_facts = facts.get(run.run_id)
             if run_facts is None:
                 raise IntegrityError(f"data set {dataset.name!r}: run {run.run_id} is missing in the raw manifest")
+            rule = ""
             reason = exclusions.reason(run_facts)
-            if reason is not None:
-                excluded[reason] += 1
-                continue
-            trust = evaluate(policy, joined[run.run_id])
-            if not trust.trusted:
-                untrusted[trust.rule] += 1
-                continue
-            role = _role_of(run.split, run_facts, state.definition)
-            accepted.append(SnapshotRun(run.run_id, run.split, role, run.label, trust.rule, run.build_name, run.digest))
-        if accepted:
-            splits = {run.split for run in accepted}
-            files = {split: files for split, files in span.files.items() if split in splits}
-            spans.append(SnapshotSpan(span.span, span.version, files, tuple(accepted)))
-    return Snapshot(dataset.name, state.resolved, policy.digest, tuple(spans), dict(untrusted), dict(excluded))
+            omitted = None if reason is None else ("excluded", reason)
+            if omitted is None:
+                trust = evaluate(policy, joined[run.run_id])
+                rule = trust.rule
+                omitted = None if trust.trusted else ("untrusted", rule)
+            role = _role_of(run.split, run_facts, definition)
+            selected = SnapshotRun(run.run_id, run.split, role, run.label, rule, run.build_name, run.digest)
+            judged.append(JudgedRun(index, selected, joined[run.run_id], omitted))
+    return _capped(judged, policy, definition.salt) if policy.caps else judged
+
+
+def _definition_of(dataset: StoredDataset, state: DatasetState) -> tuple[ResolvedDefinition, DatasetDefinition]:
+    if state.resolved is None or state.definition is None:
+        raise NoTrainingDataError(
+            f"data set {dataset.name!r} has no sealed span yet: ciml dataset update {dataset.name} --seal"
+        )
+    return state.resolved, state.definition
+
+
+def _capped(judged: list[JudgedRun], policy: TrustPolicy, salt: str) -> list[JudgedRun]:
+    """Return the decisions with the training and dev runs beyond the policy's caps withheld, class by class.
+
+    A model learns from both: without early stopping, dev runs are trained on. The order of a keyed digest of the run id
+    decides which runs of a value stay: no submitter chooses it, and a further run moves few others.
+    """
+    by_class: dict[int, list[tuple[str, int]]] = {}
+    for index, decision in enumerate(judged):
+        if decision.omitted is None and decision.run.role != "test":
+            key = sha256_hex(f"{salt}\0cap\0{decision.run.run_id}".encode())
+            by_class.setdefault(decision.run.label, []).append((key, index))
+    result = list(judged)
+    for keyed in by_class.values():
+        indices = [index for _, index in sorted(keyed)]
+        for position, cap in beyond_caps(policy.caps, [judged[index].facts for index in indices]).items():
+            result[indices[position]] = judged[indices[position]]._replace(omitted=("withheld", f"cap: {cap}"))
+    return result
 
 
 def _role_of(split: str, facts: RunFacts, definition: DatasetDefinition) -> Role:
@@ -277,6 +344,9 @@ def no_training_runs(snapshot: Snapshot, test_runs: int) -> NoTrainingDataError:
     """Return the error of a snapshot without training runs, with the remedy where the trust policy left runs out."""
     untrusted = sum(snapshot.untrusted.values())
     counts = f"{untrusted} examples are untrusted, {test_runs} are test runs"
+    if withheld := sum(snapshot.withheld.values()):
+        counts += f", {withheld} are beyond the policy's caps"
+        untrusted += withheld
     message = f"data set {snapshot.dataset!r} has no training runs: {counts}"
     remedy = "; ciml trust check shows why, and --trust-policy FILE or CIML_TRUST_POLICY names another policy"
     return NoTrainingDataError(message + remedy if untrusted else message)

@@ -13,7 +13,13 @@ from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.training.data.materialise import materialise
-from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot, write_snapshot
+from ciml.training.data.snapshot import (
+    Snapshot,
+    make_snapshot,
+    no_training_runs,
+    read_snapshot,
+    write_snapshot,
+)
 from ciml.trust import TrustPolicy
 from tests.runs.scenes import RawStore
 from tests.training.conftest import RUNS
@@ -21,6 +27,12 @@ from tests.training.records import excluding
 
 STRICT = TrustPolicy.parse('[[rule]]\nname = "merged only"\ntrusted = true\npipeline = "post"\n')
 OPEN = TrustPolicy.parse('[[rule]]\nname = "all of zuul"\ntrusted = true\nsource = "zuul"\n')
+
+GATED = '[[rule]]\nname = "gated"\ntrusted = true\npipeline = "gate"\n'
+
+
+def capped_at(cap: str) -> TrustPolicy:
+    return TrustPolicy.parse(f"[caps]\n{cap}\n{GATED}")
 
 
 def facts(data: DataRoot) -> dict[str, dict[str, str]]:
@@ -70,6 +82,37 @@ def test_the_same_is_the_same_digest_and_all_that_counts_changes_it(data: DataRo
     assert len(others) == 3
     assert without.excluded == {"purged": 1}
     assert {run.run_id for run in snapshot.runs()} - {run.run_id for run in without.runs()} == {one}
+
+
+def test_training_runs_beyond_a_cap_are_withheld(data: DataRoot, snapshot: Snapshot):
+    dataset, known = data.dataset("providers"), facts(data)
+    capped = make_snapshot(dataset, capped_at("author = 0.3"))
+    by_class: dict[int, Counter[str]] = {}
+    for run in capped.runs("train", "dev"):
+        by_class.setdefault(run.label, Counter())[known[run.run_id].get("owner", "")] += 1
+    assert all(0 < counts["ann"] <= 0.3 * counts.total() for counts in by_class.values())
+    assert any(counts["ann"] + 1 > 0.3 * counts.total() for counts in by_class.values())
+    missing = {run.run_id for run in snapshot.runs()} - {run.run_id for run in capped.runs()}
+    assert {known[run_id].get("owner") for run_id in missing} == {"ann"}
+    assert list(capped.runs("test")) == list(snapshot.runs("test"))
+    assert capped.withheld == {"cap: author": len(missing)} == capped.summary()["withheld"]
+    assert capped.rejected() == {"no rule": RUNS - 137, "cap: author": len(missing)}
+    write_snapshot(data.trainer("m"), capped)
+    assert read_snapshot(data.trainer("m"), capped.digest) == capped
+    assert capped.digest == make_snapshot(dataset, capped_at("author = 0.3")).digest
+
+
+def test_a_cap_that_too_few_values_can_meet_leaves_no_training_run(data: DataRoot):
+    none = make_snapshot(data.dataset("providers"), capped_at("source = 0.5"))
+    assert {run.role for run in none.runs()} == {"test"}
+    assert str(sum(none.withheld.values())) in str(no_training_runs(none, 3))
+    assert "ciml trust check shows why" in str(no_training_runs(none, 3))
+
+
+def test_a_snapshot_without_withheld_runs_is_stored_as_before(snapshot: Snapshot):
+    stored = snapshot.to_json()
+    assert "withheld" not in stored
+    assert Snapshot.from_json(stored).digest == snapshot.digest
 
 
 def test_it_is_written_once_and_read_back_and_an_altered_one_is_reported(data: DataRoot, snapshot: Snapshot):
