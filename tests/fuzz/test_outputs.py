@@ -61,7 +61,8 @@ def text_of(prepared: PreparedOutput) -> bytes:
 def test_an_output_is_stored_without_secrets_and_every_step_takes_it(
     data: bytes, layers: int, cut: int, sizes: Sequence[int]
 ) -> None:
-    sent = packed(data, layers, cut)
+    # A plain output that is cut inside of a secret has a part of it, which no shape recognises.
+    sent = packed(data, layers, cut if layers else 0)
     try:
         prepared = prepare_output(sent[start : start + sizes[0]] for start in range(0, len(sent), sizes[0]))
     except RejectedInput as rejected:
