@@ -11,15 +11,16 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, Signed
-from ciml.cli.output import minute_of, print_table, printable
+from ciml.cli.output import minute_of, print_table, print_warnings, printable
 from ciml.errors import UnknownRunError
 from ciml.options import TrustOptions, argument, flag, option
 
 if TYPE_CHECKING:
     from ciml.stored_trust import StoredPolicy
+    from ciml.training.policy_effect import PolicyEffect
     from ciml.trust import Decision, Review, RuleTrace
 
-#: Largest number of rows, each a source and a job, in the printed table.
+#: Largest number of rows of a printed table.
 _PLACES = 20
 
 
@@ -40,7 +41,8 @@ def check(options: CheckOptions) -> None:
     """Show the changes that a POLICY would make.
 
     It evaluates the policy on every stored run, with the facts that later events reported, and counts the runs whose
-    trust would differ from the last decision: by rule, and by source and job.
+    trust would differ from the last decision: by rule, and by source and job. By data set and class, it counts the runs
+    that would join and leave the next training snapshots, and lists the versions of models that learned from these.
 
     \b
     Example:
@@ -49,6 +51,8 @@ def check(options: CheckOptions) -> None:
     """
     from ciml.runs.latest_runs import latest_runs
     from ciml.runs.state import open_raw
+    from ciml.stored_trust import policy_of
+    from ciml.training.policy_effect import policy_effect
     from ciml.trust import Review, TrustPolicy, review
 
     policy = TrustPolicy.load(options.policy)
@@ -61,11 +65,13 @@ def check(options: CheckOptions) -> None:
         elif options.runs:
             decisions = f"{_decision_text(run.before)} -> {_decision_text(run.after)}"
             click.echo(f"{run.run_id}  {run.build_name}  {decisions}")
+    effect = policy_effect(options.root, policy_of(options.root).current(), policy)
     if options.json:
-        value = {"policy": policy.digest, **result.to_json()}
+        value = {"policy": policy.digest, **result.to_json(), **effect.to_json()}
         click.echo(json.dumps(value, indent=None if options.runs else 2))
     else:
         _print_review(result)
+        _print_effect(effect)
 
 
 def _decision_text(decision: Decision) -> str:
@@ -92,6 +98,29 @@ def _print_review(review: Review) -> None:
     print_table(("source", "job", "to", "runs"), places, title="By source and job")
     if (more := len(review.places) - _PLACES) > 0:
         click.echo(f"and {more:,} more; --json has all")
+
+
+def _print_effect(effect: PolicyEffect) -> None:
+    rows = []
+    for change, number in effect.changes.most_common():
+        word = "joins" if change.joins else "leaves"
+        rows.append((change.dataset, change.label, change.role, word, change.before, change.after, number))
+    if rows:
+        headings = ("data set", "class", "role", "change", "from", "to", "runs")
+        print_table(headings, rows[:_PLACES], title="Next training snapshots")
+    else:
+        click.echo("the next training snapshots stay the same")
+    if (more := len(rows) - _PLACES) > 0:
+        click.echo(f"and {more:,} more; --json has all")
+    for version in effect.versions:
+        labels = ", ".join(version.labels) or ("withdrawn" if version.withdrawn else "not served")
+        learned = f"learned from {len(version.runs):,} runs that leave"
+        if version.fault:
+            learned = f"cannot determine whether it learned from runs that leave: {version.fault}"
+        click.echo(f"model {version.model} version {version.version} ({labels}) {learned}")
+    if any(version.labels for version in effect.versions):
+        click.echo("served versions stay until the next push; ciml purge withdraws them")
+    print_warnings(f"data set {name}: cannot be compared: {fault}" for name, fault in effect.faults.items())
 
 
 class ExplainOptions(TrustOptions, Data, Json):
@@ -190,7 +219,7 @@ def apply(options: ApplyOptions) -> None:
     """Put a POLICY in force for a data root.
 
     Every command and service of the data root judges by it from now on; running services reread it within seconds.
-    The file itself is not needed any more. First check what it would change: ciml trust check.
+    The file itself is not needed any more. The effect on training is printed; ciml trust check shows it beforehand.
 
     \b
     Example:
@@ -198,16 +227,19 @@ def apply(options: ApplyOptions) -> None:
       ciml trust apply --reset --reason "back to the built-in policy" --data-path data
     """
     from ciml.settings import read_toml
-    from ciml.stored_trust import apply_policy
+    from ciml.stored_trust import apply_policy, policy_of
+    from ciml.training.policy_effect import policy_effect
 
     if (options.policy is None) == (not options.reset):
         raise click.UsageError("give a POLICY, or --reset")
     document = None if options.policy is None else read_toml(options.policy)
+    before = policy_of(options.root).current()
     stored = apply_policy(options.root.trust, document, options.signed_by(), options.reason)
     if stored is None:
         click.echo("this policy is in force already")
-    else:
-        click.echo(_stored_line(stored))
+        return
+    click.echo(_stored_line(stored))
+    _print_effect(policy_effect(options.root, before, policy_of(options.root).current()))
 
 
 def _stored_line(stored: StoredPolicy) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -136,6 +137,25 @@ def test_a_run_is_shown_with_the_attempts_of_its_job(data: Path) -> None:
     assert "attempt    2 zuul~4~2 failure (this run)\n" in text
     assert "attempts" not in json.loads(show("zuul~3~1", "--json").output)
     assert "trusted by an update: reviewed" in show("zuul~3~1").output
+
+
+def test_check_and_apply_show_the_effect_on_snapshots_and_models(tmp_path: Path) -> None:
+    shutil.copytree(Path(__file__).parents[2] / "golden" / "data_root" / "data", tmp_path / "data")
+    policy = str(tmp_path / "policy.toml")
+    Path(policy).write_text('[[rule]]\nname = "closed"\ntrusted = false\n')
+    effect = json.loads(ciml(tmp_path / "data", "check", policy, "--json").output)
+    assert {(row["dataset"], row["change"], row["to"]) for row in effect["snapshots"]} == {
+        ("provider", "leaves", "closed")
+    }
+    learned = sum(row["runs"] for row in effect["snapshots"] if row["role"] != "test")
+    (model,) = effect["models"]
+    assert (model["model"], model["version"], model["labels"], model["runs"]) == ("provider", 1, ["stable"], learned)
+    line = f"model provider version 1 (stable) learned from {learned} runs that leave"
+    assert line in ciml(tmp_path / "data", "check", policy).output
+    text = ciml(tmp_path / "data", "apply", policy, "--reason", "a leak", "--author", "ann").output
+    assert line in text
+    assert "Next training snapshots" in text
+    assert "stay the same" in ciml(tmp_path / "data", "check", policy).output  # it is in force
 
 
 def test_a_policy_is_applied_to_a_data_root_and_listed(data: Path) -> None:
