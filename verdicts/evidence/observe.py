@@ -162,6 +162,8 @@ def _comparable(subject: Subject) -> bool:
 
 
 def _end(subject: Subject, length: float) -> Iterator[Observation]:
+    if not length:  # a single sample says nothing of it
+        return
     low, middle, high = subject.profile.length_s
     usual = f"; {passing(subject)} take {span_range(low, high)}." if _comparable(subject) else "."
     beyond = max(_LENGTH_S, _LENGTH_SHARE * middle, (high - low) / 2)

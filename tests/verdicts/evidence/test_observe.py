@@ -102,6 +102,8 @@ NOISE = {USR: [64.0] * 60}
         ({STEAL: [40.0] * 60}, {"job": "other"}, "Throughout, steal was 40 %; passing runs of all jobs have 0 %."),
         ({}, {"job": "other"}, AS_USUAL.replace("this job", "all jobs")),
         ({STEAL: [90.0] * 4}, {}, f"It ended after 3 s{ENDED}"),
+        ({USR: [60.0]}, {"rows": 1, "outcome": "timeout"},
+         "Its telemetry of 0 s is too short to compare with that of passing runs."),  # no length is known
         ({}, {"rows": 5, "usual": 5}, "Its telemetry of 4 s is too short to compare with that of passing runs."),
         ({"<script>alert(1)</script>:x": [1e9] * 60, "@all:recheck": [1e9] * 60}, {}, AS_USUAL),
         ({"total cpu usage:usr\n:y": [1e9] * 60}, {}, AS_USUAL),
