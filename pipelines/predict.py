@@ -37,6 +37,7 @@ from ciml.serving.predict.log import (
 from ciml.serving.predict.predictor import Announcement as Run
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
 from ciml.serving.predict.sources import ModelSource, ServedVersions
+from ciml.serving.registry import CANARY
 from ciml.verdicts.evidence.output import evidence_of_output
 
 _log = logging.getLogger(__name__)
@@ -85,7 +86,12 @@ def predictor(config: PredictConfig) -> Predictor:
     """Return the process's predictor, cached with its connection or model, and definitions."""
     key = (config.data.url, config.server, config.policy, config.candidate, config.allow_modules)
     explain = partial(explain_output, config.data)
-    return _predictors.get(key, lambda: Predictor(config.data, model_source(config), config.policy, explain=explain))
+
+    def make() -> Predictor:
+        canary = _served(config, CANARY) if config.policy.canary_share else None
+        return Predictor(config.data, model_source(config), config.policy, explain=explain, canary=canary)
+
+    return _predictors.get(key, make)
 
 
 def explain_output(data: DataRoot, run: Run) -> dict[str, Any]:
@@ -113,7 +119,12 @@ def model_source(config: PredictConfig) -> ModelSource:
         from ciml.training.candidate_source import Candidates
 
         return Candidates(config.data, policy.model, config.allow_modules)
-    return ServedVersions(config.data, config.server, policy.model, policy.label, policy.client)
+    return _served(config, policy.label)
+
+
+def _served(config: PredictConfig, label: str) -> ServedVersions:
+    policy = config.policy
+    return ServedVersions(config.data, config.server, policy.model, label, policy.client)
 
 
 def _source(stream: str) -> bytes:

@@ -166,6 +166,7 @@ class PredictOptions(TopicOptions):
       server: gRPC address of the model server. [default: the model server of ciml up]
       candidate: Predict in this process with the last candidate, even if the gate rejected it.
       allow_modules: Module that a candidate's estimator may import; may be repeated.
+      canary_share: Share of the changes that the version with the label canary predicts. [default: 0]
       runs_topic: Topic of announced runs.
       predictions_topic: Topic of predictions; '' for none.
     """
@@ -179,6 +180,7 @@ class PredictOptions(TopicOptions):
     server: str | None = option(kind="model server", metavar="HOST:PORT", envvar="CIML_MODEL_SERVER")
     candidate: bool = flag()
     allow_modules: tuple[str, ...] = repeated(metavar="MODULE")
+    canary_share: float | None = option(kind="share")
     runs_topic: str = option("runs", metavar="TOPIC")
     predictions_topic: str = option("predictions", metavar="TOPIC")
 
@@ -197,12 +199,16 @@ class PredictOptions(TopicOptions):
             raise CimlError("no model server: start one (ciml up models, ciml serve) or name one (--server HOST:PORT)")
         if self.candidate and self.label != STABLE:
             raise CimlError("--candidate excludes --label: a candidate is not served")
+        if self.canary_share and (self.candidate or self.label != STABLE):
+            raise CimlError(
+                "--canary-share excludes --candidate and --label: it is a share of the stable version's runs"
+            )
         if self.allow_modules and not self.candidate:
             raise CimlError("--allow-module: only with --candidate; a served version imports nothing")
         return PredictConfig(
             DataRoot.open(self.data_path),
             "" if self.candidate else str(self.server),
-            PredictPolicy(self.model, self.label),
+            PredictPolicy(self.model, self.label, canary_share=self.canary_share or 0.0),
             self.runs_topic,
             self.predictions_topic,
             kafka=self.connection(),

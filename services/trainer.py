@@ -1,11 +1,13 @@
 """The trainer service: refreshes a model when its data set, the exclusions or the trust policy change.
 
 `Triggers` bound how often new data lead to a refresh. Exclusions and trust always do, since a model may have learned
-what it must not. See `ciml.training.trainer`.
+what it must not. A trainer that pushes canaries also settles them (`ciml.services.canary`), and trains no further one
+meanwhile. See `ciml.training.trainer`.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from ciml.progress import Progress, no_progress
 from ciml.services.decide import ServiceProgress
 from ciml.services.service import NotReadyError, Service
 from ciml.serving.lease import ModelLockedError
-from ciml.serving.registry import Registry, RegistryState
+from ciml.serving.registry import CANARY, Registry, RegistryState
 from ciml.training.data.snapshot import make_snapshot, read_snapshot
 from ciml.training.refresh import TrainConfig
 from ciml.training.trainer import TrainResult, run_once
@@ -122,6 +124,7 @@ class TrainerService(Service):
 
     poll_s = 2.0
     retry_s = (2.0, 60.0)
+    canary_s = 60.0
 
     def __init__(
         self,
@@ -137,6 +140,8 @@ class TrainerService(Service):
         self._triggers = triggers
         self._news: tuple[_Versions, News] | None = None  # of the versions for which it was counted
         self._waits = ""
+        self._canary = ""  # what is known of the canary; "" without one
+        self._canary_due_s = 0.0
         self._log = config.data.dataset(config.dataset).log
         self._registry = Registry(config.data, config.model)
         self._excluded = ManifestLog(config.data.exclusions)
@@ -163,7 +168,8 @@ class TrainerService(Service):
         if self._is_current and versions == self._handled:
             self._count_refresh({})
         counts = {"candidates": len(state.candidates), "versions": len(state.versions)}
-        facts = {"counts": counts, "champion": state.champion, "waits_for": self._waits}
+        waits = "; ".join(filter(None, (self._canary, self._waits)))
+        facts = {"counts": counts, "champion": state.champion, "waits_for": waits}
         return ServiceProgress(versions.dataset, facts=facts)
 
     def _present_versions(self) -> _Versions:
@@ -179,15 +185,34 @@ class TrainerService(Service):
             if versions == self._handled:
                 return None
             is_due = self._must_refresh(versions) or not self._due_or_waits(versions)
-        return versions if is_due else None
+        has_room = not self._canary or self._excludes_more(versions)
+        return versions if is_due and has_room else None
+
+    def maintain(self) -> None:
+        """Compare the canary with the stable version, and promote or withdraw it if that is decided."""
+        if self.config.label != CANARY or time.monotonic() < self._canary_due_s:
+            return
+        from ciml.services.canary import settle_canary
+
+        self._canary_due_s = time.monotonic() + self.canary_s
+        with self._reported_errors():
+            report = settle_canary(self.config.data, self.config.model, self.config.trust)
+        if report is not None and report.decision:
+            self._progress("; ".join(report.lines()), 0, None)
+        is_open = report is not None and not report.decision
+        self._canary = f"canary, version {report.canary.version}: {report.canary.text()}" if is_open and report else ""
 
     def _must_refresh(self, versions: _Versions) -> bool:
         """Return whether there are no triggers, or the exclusions or the trust policy changed since the last refresh.
 
         A service that was started again does not know them; a refresh by the first trigger uses the present ones.
         """
+        return not self._triggers or self._excludes_more(versions)
+
+    def _excludes_more(self, versions: _Versions) -> bool:
+        """Return whether exclusions or the trust policy changed since the last refresh of this process."""
         known = self._handled
-        return not self._triggers or (known is not None and known[1:] != versions[1:])
+        return known is not None and known[1:] != versions[1:]
 
     def _due_or_waits(self, versions: _Versions) -> str:
         """Return what a refresh waits for; "" if it is due."""

@@ -68,7 +68,8 @@ class TrainConfig:
         one, and in `refresh`, the `default_experiment`.
       trust: names the policy that decides which runs are trusted for training.
       gate: the requirements on a candidate.
-      label: the label of a pushed version; ``stable`` makes it the champion.
+      label: the label of a pushed version; ``stable`` makes it the champion. With ``canary``, the first version is
+        stable, since nothing else is served.
       lineage: whether OpenLineage events are sent.
       allow_modules: modules of estimators that may be imported; see `ciml.training.estimators.estimator_of`.
     """

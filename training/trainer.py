@@ -21,7 +21,7 @@ from ciml.serving.lease import leased
 from ciml.serving.ledger import withdraw
 from ciml.serving.model_files import check_digests, copy_model
 from ciml.serving.push import HeldError, NotBlessedError, WithdrawnError, push_candidate, reconcile
-from ciml.serving.registry import STABLE, Decision, Registry, Signature
+from ciml.serving.registry import CANARY, STABLE, Decision, Registry, Signature
 from ciml.storage import open_store
 from ciml.training.evaluation.candidate import Champion
 from ciml.training.evaluation.text import figure_lines
@@ -211,7 +211,8 @@ def _push(
     try:
         recorded = registry.record_candidate(folder, facts)
         registry.record_decision(recorded.id, decision)
-        version = push_candidate(registry, recorded.id, label=config.label, lineage=lineage).version
+        label = STABLE if champion is None and config.label == CANARY else config.label
+        version = push_candidate(registry, recorded.id, label=label, lineage=lineage).version
         outcome = "pushed"
     except NotBlessedError:
         pass  # the push has recorded the candidate and its decision

@@ -6,6 +6,7 @@ or an ``unpredictable`` record with a ``reason``.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,12 +79,14 @@ class PredictPolicy:
       label: version label to query.
       rows: most runs in one call.
       client: timeouts and retries of the client.
+      canary_share: share of the changes whose runs the version with the label ``canary`` predicts, while there is one.
     """
 
     model: str
     label: str = STABLE
     rows: int = MAX_CALL_ROWS
     client: ClientPolicy = field(default_factory=ClientPolicy)
+    canary_share: float = 0.0
 
 
 class Predictor:
@@ -95,6 +98,7 @@ class Predictor:
       policy: the model, and how to query it.
       clock: epoch seconds.
       explain: returns further fields of the record of a prediction with a verdict.
+      canary: supplies the model for ``canary_share`` of the changes; None for none.
     """
 
     def __init__(
@@ -104,8 +108,10 @@ class Predictor:
         policy: PredictPolicy,
         clock: Callable[[], float] = time.time,
         explain: Callable[[Announcement], Mapping[str, Any]] = lambda run: {},
+        canary: ModelSource | None = None,
     ) -> None:
         self.source = source
+        self._canary = canary
         self._raw = data.raw
         self._policy = policy
         self._clock = clock
@@ -133,18 +139,31 @@ class Predictor:
                 records.append(_unpredictable(message.offset, "", announcement))
             else:
                 runs.append(announcement)
-        if runs:
-            records += self._predict_by_one_model(runs)
+        canary_runs, runs = self._split(runs)
+        try:
+            records += self._predict_by_one_model(canary_runs, self._canary or self.source)
+        except NotServedError:  # there is no canary now
+            runs = canary_runs + runs
+        records += self._predict_by_one_model(runs, self.source)
         return Predicted(
             batch.covers,
             predictions=[record for record in records if "reason" not in record],
             unpredictable=[record for record in records if "reason" in record],
         )
 
-    def _predict_by_one_model(self, runs: Sequence[Announcement]) -> list[dict[str, Any]]:
+    def _split(self, runs: list[Announcement]) -> tuple[list[Announcement], list[Announcement]]:
+        """Return the runs that the canary predicts, and the others."""
+        if self._canary is None:
+            return [], runs
+        canary_runs = [run for run in runs if place_of(run) < self._policy.canary_share]
+        return canary_runs, [run for run in runs if place_of(run) >= self._policy.canary_share]
+
+    def _predict_by_one_model(self, runs: Sequence[Announcement], source: ModelSource) -> list[dict[str, Any]]:
         """Return a record for each run. If the model is replaced meanwhile, predict all runs by its successor."""
+        if not runs:
+            return []
         for _ in range(_MODEL_TRIES):
-            model = self.source.current()  # outside of the guard: an error here is not that of a run
+            model = source.current()  # outside of the guard: an error here is not that of a run
             predict = partial(self._predict, model=model)
             records: list[dict[str, Any]] = []
             try:
@@ -293,6 +312,18 @@ class Predictor:
 
     def close(self) -> None:
         self.source.close()
+        if self._canary is not None:
+            self._canary.close()
+
+
+def place_of(run: Announcement) -> float:
+    """Return the place of a run's change in [0, 1): the same for all runs of a change, evenly spread over changes.
+
+    A run without a change, or of an earlier version's announcement, has a place of its own.
+    """
+    facts = run.facts
+    subject = f"{facts.project}\0{facts.change}" if facts is not None and facts.change else run.run_id
+    return int.from_bytes(hashlib.blake2b(subject.encode(), digest_size=6).digest(), "big") / 2**48
 
 
 def _facts_of(run: Announcement) -> RunFacts:

@@ -10,7 +10,7 @@ import click
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, JsonLines, Signed
 from ciml.cli.output import minute_of, print_columns, print_table, printable
-from ciml.options import argument, flag, option
+from ciml.options import TrustOptions, argument, flag, option
 
 if TYPE_CHECKING:
     from ciml.data_root import DataRoot
@@ -280,6 +280,47 @@ def _flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
             yield f"{before}{name}", value
 
 
+class CanaryOptions(Data, TrustOptions, Json):
+    """Options of ``ciml models canary``.
+
+    Attributes:
+      settle: Promote or withdraw the canary, if that is decided.
+      margin: By how much less often right than the stable version it may be.
+    """
+
+    model: str = argument()
+    settle: bool = flag()
+    margin: float | None = option(kind="share")
+
+
+@make_command("canary")
+def show_canary(options: CanaryOptions) -> None:
+    """Compare the canary of a model with its stable version.
+
+    The canary predicts a share of the changes (ciml predict stream --canary-share). The test stays valid however often
+    it is looked at.
+
+    \b
+    Example:
+      ciml models canary provider --data-path data
+      ciml models canary provider --settle --data-path data
+    """
+    from ciml.services.canary import CanaryReport, CanaryRule, compare_canary, settle_canary
+
+    rule = CanaryRule() if options.margin is None else CanaryRule(options.margin)
+    registry = _registry(options.root, options.model)
+    judge = settle_canary if options.settle else compare_canary
+    report = judge(registry.data, options.model, options.trust_of(registry.data), rule)
+
+    def text(shown: CanaryReport | None) -> None:
+        lines = (
+            [f"{options.model} has no canary: ciml models promote --label canary"] if shown is None else shown.lines()
+        )
+        click.echo("\n".join(lines))
+
+    options.show(report, text, lambda shown: None if shown is None else shown.to_json())
+
+
 COMMANDS: list[click.Command] = [
     show_history,
     show_version,
@@ -289,4 +330,5 @@ COMMANDS: list[click.Command] = [
     withdraw_versions,
     hold_model,
     release_model,
+    show_canary,
 ]

@@ -1,0 +1,61 @@
+"""How many labelled runs the canary rule needs, and how often it is wrong: `python -m studies.canary`.
+
+Runs are drawn: a canary and a stable version that are right with given probabilities, and a share of the runs for the
+canary. Each run is a look. The figures are in docs/serving.md.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ciml.intervals import wilson
+from ciml.training.evaluation.sequential import SequentialComparison
+
+TRIALS = 100
+MOST_RUNS = 60_000
+
+
+class Case(NamedTuple):
+    """How often the stable version and the canary are right, and the canary's share of the runs."""
+
+    stable: float
+    canary: float
+    share: float
+
+
+CASES = (
+    Case(0.9, 0.85, 0.1), Case(0.9, 0.85, 0.5), Case(0.8, 0.75, 0.1), Case(0.9, 0.88, 0.1), Case(0.9, 0.9, 0.1),
+    Case(0.9, 0.9, 0.5), Case(0.9, 0.92, 0.1),
+)  # fmt: skip
+
+
+def decide(case: Case, seed: int) -> tuple[str, int]:
+    """Return the decision, "" without one, and the labelled runs until then."""
+    random = np.random.default_rng(seed)
+    is_canary = random.random(MOST_RUNS) < case.share
+    is_right = random.random(MOST_RUNS) < np.where(is_canary, case.canary, case.stable)
+    comparison = SequentialComparison()
+    for index, (of_canary, right) in enumerate(zip(is_canary.tolist(), is_right.tolist(), strict=True)):
+        comparison.add(is_canary=of_canary, is_right=right)
+        if comparison.decision:
+            return comparison.decision, index + 1
+    return "", MOST_RUNS
+
+
+def main() -> None:
+    """Print a line for each case."""
+    for case in CASES:
+        results = [decide(case, seed) for seed in range(TRIALS)]
+        counts = {name: sum(decision == name for decision, _ in results) for name in ("rollback", "promote", "")}
+        low, high = wilson(counts["rollback"], TRIALS)
+        middle, most = np.quantile([runs for _, runs in results], [0.5, 0.9])
+        print(
+            f"{case.stable} {case.canary} share {case.share}: rollback {counts['rollback']} ({low:.2f} to {high:.2f}), "
+            f"promote {counts['promote']}, open {counts['']}; runs: median {middle:,.0f}, 90 % {most:,.0f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""A canary predicts its share of the changes, always all runs of a change; without one, the stable version does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError
+from ciml.events.records import RunFacts
+from ciml.kafka import KafkaOptions
+from ciml.pipelines.predict import PredictConfig, predictor
+from ciml.services.options import PredictOptions
+from ciml.serving.predict.predictor import Announcement, Predictor, PredictPolicy, place_of
+from ciml.serving.predict.sources import ServedVersions
+from ciml.serving.push import push
+from ciml.serving.registry import CANARY
+from ciml.storage import open_store
+from tests.pipelines.predict.predicting import BLESSED, World, batch, telemetry
+
+
+def announced(number: int, change: str) -> Announcement:
+    facts = RunFacts(f"zuul~{number}~1", "job", project="p", change=change) if change else None
+    return Announcement(0, 0, f"zuul~{number}~1", "job", "path", "", facts, None)
+
+
+def test_all_runs_of_a_change_have_one_place_and_changes_are_spread_evenly() -> None:
+    assert place_of(announced(1, "7")) == place_of(announced(2, "7"))
+    assert place_of(announced(1, "")) != place_of(announced(2, ""))
+    places = [place_of(announced(1, str(change))) for change in range(2_000)]
+    assert 0 <= min(places) < max(places) < 1
+    assert 150 < sum(place < 0.1 for place in places) < 250
+
+
+def split_predictor(world: World, share: float) -> Predictor:
+    policy = PredictPolicy("m", canary_share=share)
+    stable, canary = (ServedVersions(world.data, world.address, "m", label) for label in ("stable", CANARY))
+    return Predictor(world.data, stable, policy, canary=canary)
+
+
+def test_a_canary_predicts_its_share_while_there_is_one(world: World, folders: list[Path]) -> None:
+    world.push(folders[0])
+    runs = [f"zuul~{number}~1" for number in range(12)]
+    messages = [world.put(run_id, telemetry(number, 20 + number)) for number, run_id in enumerate(runs)]
+    both = split_predictor(world, 0.5)
+    assert {one["version"] for one in both.predict(batch(messages)).predictions} == {1}
+    push(world.data, "m", open_store(folders[1]), BLESSED, label=CANARY, check=False)
+    world.server.poll()
+    done = both.predict(batch(messages))
+    assert sorted(one["run_id"] for one in done.predictions) == sorted(runs)
+    by_place = {run_id: 2 if place_of(announced(number, "")) < 0.5 else 1 for number, run_id in enumerate(runs)}
+    assert {one["run_id"]: one["version"] for one in done.predictions} == by_place
+    assert set(by_place.values()) == {1, 2}
+    assert {one["version"] for one in split_predictor(world, 1.0).predict(batch(messages)).predictions} == {2}
+    both.close()
+
+
+@pytest.mark.parametrize("more", [{"candidate": True}, {"label": "old"}])
+def test_a_share_is_one_of_the_stable_versions_runs(tmp_path: Path, more: dict[str, Any]) -> None:
+    given = {"data_path": str(tmp_path), "model": "m", "server": "localhost:1", "kafka": "localhost:2"}
+    with pytest.raises(CimlError, match="--canary-share excludes --candidate and --label"):
+        PredictOptions(**given, canary_share=0.1, **more).open()
+    assert PredictOptions(**given, canary_share=0.1).open().policy.canary_share == 0.1
+
+
+def test_a_pipeline_asks_for_a_canary_only_with_a_share(tmp_path: Path) -> None:
+    data = DataRoot.open(tmp_path)
+    for share in (0.0, 0.1):
+        config = PredictConfig(
+            data, "localhost:1", PredictPolicy("m", canary_share=share), kafka=KafkaOptions("localhost:2")
+        )
+        made = predictor(config)
+        assert (made._canary is not None) == (share > 0)
+        made.close()

@@ -1,0 +1,165 @@
+"""A canary beside the stable version: compared on trusted labelled runs, then promoted or withdrawn by the rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ciml.cli.main import cli
+from ciml.data_root import DataRoot
+from ciml.manifest.log import ManifestLog
+from ciml.services import trainer as trainer_module
+from ciml.services.canary import CanaryRule, compare_canary, settle_canary
+from ciml.services.trainer import TrainerService
+from ciml.serving.ledger import history, hold
+from ciml.serving.push import HeldError, push
+from ciml.serving.registry import CANARY, STABLE, Decision, Registry, Signature
+from ciml.storage import open_store
+from ciml.training.refresh import TrainConfig
+from ciml.training.trainer import TrainResult
+from ciml.trust import TrustPolicy
+from tests.runs.compacting import run
+from tests.runs.scenes import RawStore
+from tests.serving.models_fixture import DEFINITION
+
+EVERYTHING = '[[rule]]\nname = "all"\ntrusted = true\nsource = ["*"]\n'
+ALL = TrustPolicy.parse(EVERYTHING)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataRoot:
+    """A model with a stable version 1 and a canary, version 2. The files are no models: nothing here loads one."""
+    data = DataRoot.open(tmp_path / "data")
+    for number, label in ((1, STABLE), (2, CANARY)):
+        folder = tmp_path / f"candidate-{number}"
+        (folder / "assets").mkdir(parents=True)
+        (folder / "saved_model.pb").write_bytes(bytes([number]))
+        (folder / "assets" / "definition.json").write_bytes(DEFINITION.to_asset())
+        push(data, "m", open_store(folder), Decision(True), label=label, check=False)
+    return data
+
+
+def predict(data: DataRoot, answers: Iterable[tuple[int, str, str]], first: int = 0) -> list[str]:
+    """Store a run of a provider for each answer, and the prediction of a version; return the ids of the runs."""
+    predictions: list[dict[str, Any]] = []
+    runs = []
+    for number, (version, answer, provider) in enumerate(answers, first):
+        facts, table = run(number, provider=provider)
+        runs.append((facts, table))
+        shares = {name: 0.7 if name == answer else 0.1 for name in DEFINITION.classes}
+        predictions.append(
+            {
+                "id": f"{number:032x}", "run_id": facts.run_id, "model": "m", "version": version, "label": "provider",
+                "class": answer, "probabilities": shares, "time_us": 4_000_000_000_000_000 + number,
+            }
+        )  # fmt: skip
+    RawStore(data).add(runs)
+    log = ManifestLog(data.predictions)
+    delta = {"predictions": predictions, "unpredictable": [], "repeats": []}
+    assert log.try_append(log.end() + 1, delta)
+    return [prediction["run_id"] for prediction in predictions]
+
+
+BAD = [(1, "a", "a"), (2, "b", "a")] * 40
+GOOD = [(1, "a", "a"), (2, "a", "a"), (1, "b", "a")] * 60
+
+
+def test_a_canary_that_is_always_wrong_is_withdrawn_with_its_figures(data: DataRoot) -> None:
+    predict(data, BAD)
+    report = settle_canary(data, "m", ALL)
+    assert report is not None
+    assert (report.decision, report.canary.right, report.stable.right) == ("rollback", 0, 40)
+    assert (report.canary.labelled, report.canary.predictions) == (40, 40)
+    state = Registry(data, "m").state
+    assert state.labels[STABLE] == 1
+    assert state.versions[2].withdrawn
+    last = list(history(Registry(data, "m")))[-1]
+    assert (last.action, last.author, last.withdrawn) == ("withdraw", "the canary rule", (2,))
+    assert "right in 0 of 40 labelled runs" in last.reasons[0]
+    assert compare_canary(data, "m", ALL) is None
+
+
+def test_a_canary_that_is_better_is_promoted_unless_a_person_holds_the_model(data: DataRoot) -> None:
+    predict(data, GOOD)
+    registry = Registry(data, "m")
+    hold(registry, Signature("ann", "release week"))
+    with pytest.raises(HeldError):
+        settle_canary(data, "m", ALL)
+    registry.commit(lambda state: {"kind": "release", "author": "ann", "reason": "over"})
+    report = settle_canary(data, "m", ALL)
+    assert report is not None
+    assert report.decision == "promote"
+    assert registry.state.champion == 2
+    last = list(history(registry))[-1]
+    assert (last.action, last.labels, last.author) == ("promote", {STABLE: 2}, "the canary rule")
+    assert settle_canary(data, "m", ALL) is None
+
+
+def test_few_labels_decide_nothing_and_the_expected_share_needs_none(data: DataRoot) -> None:
+    predict(data, [(1, "a", "a"), (2, "b", "a"), (1, "a", "")])
+    report = settle_canary(data, "m", ALL)
+    assert report is not None
+    assert (report.decision, report.canary.labelled, report.stable.labelled) == ("", 1, 1)
+    assert (report.stable.predictions, report.stable.estimate) == (2, pytest.approx(0.7))
+    assert report.stable.error == pytest.approx(1.96 * (2 * 0.21) ** 0.5 / 2)
+    assert report.lines()[-1] == "not decided yet"
+    assert Registry(data, "m").state.labels == {STABLE: 1, CANARY: 2}
+
+
+def test_runs_that_are_not_trusted_and_predictions_before_the_canary_do_not_count(data: DataRoot) -> None:
+    predict(data, BAD)
+    untrusted = compare_canary(data, "m", TrustPolicy.parse(EVERYTHING.replace("true", "false")))
+    assert untrusted is not None
+    assert (untrusted.canary.labelled, untrusted.stable.labelled, untrusted.decision) == (0, 0, "")
+    registry = Registry(data, "m", lambda: 5_000_000_000_000_000)
+    registry.commit(lambda state: {"kind": "labels", "labels": {CANARY: 2}})  # labelled again, later
+    later = compare_canary(data, "m", ALL)
+    assert later is not None
+    assert (later.canary.predictions, later.decision) == (0, "")
+
+
+def test_without_a_canary_there_is_nothing_to_compare(data: DataRoot) -> None:
+    registry = Registry(data, "m")
+    registry.commit(lambda state: {"kind": "labels", "labels": {CANARY: 1}})  # the stable version itself
+    assert compare_canary(data, "m", ALL, CanaryRule()) is None
+
+
+def test_the_command_shows_and_settles(data: DataRoot, tmp_path: Path) -> None:
+    predict(data, BAD)
+    policy = tmp_path / "trust.toml"
+    policy.write_text(EVERYTHING)
+    call = ["models", "canary", "m", "--data-path", data.url, "--trust-policy", str(policy)]
+    shown = CliRunner().invoke(cli, call)
+    assert shown.output.splitlines()[-1] == "roll the canary back"
+    assert json.loads(CliRunner().invoke(cli, [*call, "--json"]).stdout)["decision"] == "rollback"
+    assert Registry(data, "m").state.labels[CANARY] == 2
+    assert CliRunner().invoke(cli, [*call, "--settle"]).exit_code == 0
+    assert Registry(data, "m").state.versions[2].withdrawn
+    assert "m has no canary" in CliRunner().invoke(cli, call).output
+
+
+def test_a_trainer_of_canaries_settles_one_before_it_trains_the_next(
+    data: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: list[str] = []
+    monkeypatch.setattr(trainer_module, "run_once", lambda *_, **__: TrainResult("nothing_new", ("the same",)))
+    data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
+    service = TrainerService(
+        TrainConfig(data, "d", "m", trust=ALL, label=CANARY), None, lambda word, *_: words.append(word)
+    )
+    service.canary_s = 0.0
+    predict(data, BAD[:2])
+    service.maintain()
+    assert service.plan() is None
+    assert "canary, version 2: right in 0 of 1 labelled runs" in service.observe().facts["waits_for"]
+    predict(data, BAD[2:], first=2)
+    service.maintain()
+    assert "roll the canary back" in words[-1]
+    assert Registry(data, "m").state.versions[2].withdrawn
+    service.maintain()
+    assert service.plan() is not None
