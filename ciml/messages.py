@@ -295,15 +295,11 @@ class RunOutput(TypedDict):
 
 
 class _Prediction(_Class):
-    id: Annotated[
-        str, Meta(pattern="^[0-9a-f]{32}$", description="Digest of the run, the model and its version, or candidate.")
-    ]
+    id: Annotated[str, Meta(pattern="^[0-9a-f]{32}$", description="Digest of run, model and version or candidate.")]
     run_id: RunId
     build_name: Annotated[str, Meta(description="The job.")]
     model: str
-    definition: NotRequired[
-        Annotated[Digest, Meta(description="Of the model's resolved definition, by which the run was prepared.")]
-    ]
+    definition: NotRequired[Annotated[Digest, Meta(description="Of the resolved definition of the model.")]]
     snapshot: NotRequired[Annotated[Digest, Meta(description="Of the runs that the model learned.")]]
     label: Annotated[str, Meta(description="The predicted property: the class label of the data set.")]
     probabilities: Annotated[dict[str, float], Meta(description="By class.")]

@@ -24,7 +24,8 @@ from ciml.errors import CimlError, EngineError
 from ciml.events.redaction import redact_text, redact_url
 from ciml.serving.contract import DEFINITION, read_definition
 from ciml.serving.model_files import check_digests, copy_model
-from ciml.serving.registry import Candidate, Registry, RegistryState, registered_models
+from ciml.serving.registries import registered_models
+from ciml.serving.registry import Candidate, Registry, RegistryState
 from ciml.storage.json_files import read_object, read_stored
 from ciml.training.experiment import metrics_path
 from ciml.training.experiments.results import RESULT, experiment_names, experiment_store

@@ -24,7 +24,8 @@ from ciml.serving.model_files import (
     parse_config,
     render_config,
 )
-from ciml.serving.registry import Registry, registered_models
+from ciml.serving.registries import registered_models
+from ciml.serving.registry import Registry
 from ciml.storage import LocalStore
 
 _STAGING = "staging-"

@@ -37,7 +37,8 @@ from ciml.serving.model_files import (
     read_files,
     render_config,
 )
-from ciml.serving.registry import STABLE, Candidate, Decision, Registry, RegistryState, registered_models
+from ciml.serving.registries import registered_models
+from ciml.serving.registry import STABLE, Candidate, Decision, Registry, RegistryState
 from ciml.storage import LocalStore, Store, open_store
 from ciml.storage.local import sync_folder
 

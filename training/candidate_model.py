@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.serving.model_files import LAST_FILE, check_digests, copy_model
-from ciml.serving.predict.answers import Loaded, ModelInProcess, assets_of
-from ciml.serving.registry import known_registries
+from ciml.serving.predict.answers import Loaded, ModelInProcess
+from ciml.serving.predict.assets import assets_of
+from ciml.serving.registries import known_registries
 from ciml.serving.server.model.loaded_model import load_model
 from ciml.storage import Store
 

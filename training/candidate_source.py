@@ -13,7 +13,8 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, UnknownModelError
 from ciml.http.intake import RequestError
 from ciml.serving.client import FailedCallError, NotServedError
-from ciml.serving.predict.answers import Loaded, ModelAssets, assets_of, snapshot_in
+from ciml.serving.predict.answers import Loaded
+from ciml.serving.predict.assets import ModelAssets, assets_of, snapshot_in
 from ciml.serving.predict.sources import Answers, ModelSource, SourceModel
 from ciml.serving.registry import Candidate, CandidateNotice, Registry, read_asset
 from ciml.training.candidate_model import load_candidate

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.events.records import RunFacts
-from ciml.serving.registry import Candidate, Registry, registered_models
+from ciml.serving.registries import registered_models
+from ciml.serving.registry import Candidate, Registry
 from ciml.training.data.snapshot import facts_of_spans, read_snapshot
 from ciml.training.exclusions import Exclusions, exclusions_of, stored_exclusions
 

@@ -380,7 +380,7 @@ class Data(StoredRuns):
 
     def models(self) -> list[str]:
         """Return the names of the models, sorted."""
-        from ciml.serving.registry import registered_models
+        from ciml.serving.registries import registered_models
 
         return registered_models(self._root)
 

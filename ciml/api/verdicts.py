@@ -153,7 +153,8 @@ def _is_of_last_candidate(data: DataRoot, prediction: Mapping[str, Any]) -> bool
 
 def _model_of_causes(root: DataRoot, *, candidate: bool) -> str:
     """Return the only model of a data root that gives verdicts. Raises `CimlError` unless there is exactly one."""
-    from ciml.serving.registry import STABLE, known_registries
+    from ciml.serving.registries import known_registries
+    from ciml.serving.registry import STABLE
 
     names: list[str] = []
     for name, registry in known_registries(root).items():

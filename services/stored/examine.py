@@ -28,7 +28,8 @@ from ciml.services.stored.findings import Kind, RootFindings, kind_of
 from ciml.serving.model_files import CONFIG_NAME, render_config
 from ciml.serving.predict.log import prediction_checkpoints
 from ciml.serving.push import verify_versions
-from ciml.serving.registry import Registry, registered_models
+from ciml.serving.registries import registered_models
+from ciml.serving.registry import Registry
 from ciml.storage import Store
 from ciml.storage.json_files import read_stored
 from ciml.stored_trust import read_policies

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ciml.data_root import DataRoot
 from ciml.serving.client import ClientPolicy, ModelClient
-from ciml.serving.predict.answers import ModelAssets, read_assets
+from ciml.serving.predict.assets import ModelAssets, read_assets
 from ciml.serving.registry import STABLE, Registry
 
 if TYPE_CHECKING:

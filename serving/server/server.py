@@ -38,7 +38,7 @@ from ciml.limits import (
 from ciml.metrics import serve_metrics
 from ciml.serving import EXTRA
 from ciml.serving.model_files import CONFIG_NAME, ModelEntry, parse_config
-from ciml.serving.registry import RegistryVerifier
+from ciml.serving.registries import RegistryVerifier
 from ciml.serving.server.grpc_connections import GrpcConnections
 from ciml.serving.server.manager import ModelManager
 from ciml.serving.server.metrics import Metrics

@@ -14,7 +14,8 @@ from ciml.events.records import RunFacts
 from ciml.runs.neighbours import Neighbours
 from ciml.runs.run_log import StoredRunLog
 from ciml.serving.predict import answers as stored
-from ciml.serving.predict.answers import ModelAssets, StoredNeighbours
+from ciml.serving.predict.answers import StoredNeighbours
+from ciml.serving.predict.assets import ModelAssets
 from tests.durable import Steps
 from tests.pipelines.predict.predicting import telemetry
 from tests.runs.scenes import RawStore

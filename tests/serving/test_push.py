@@ -26,7 +26,8 @@ from ciml.serving.push import (
     verify_versions,
     write_config,
 )
-from ciml.serving.registry import Decision, Registry, RegistryVerifier
+from ciml.serving.registries import RegistryVerifier
+from ciml.serving.registry import Decision, Registry
 from ciml.storage import LocalStore, S3Store, Store, open_store
 from tests.ciml.lineage.recorded import Recorded, names, states
 from tests.durable import Disk, Steps, each_step

@@ -10,7 +10,8 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
-from ciml.serving.registry import Decision, Registry, RegistryState, RegistryVerifier, known_registries
+from ciml.serving.registries import RegistryVerifier, known_registries
+from ciml.serving.registry import Decision, Registry, RegistryState
 from ciml.storage import open_store
 
 

@@ -34,7 +34,7 @@ def compare_run(data: DataRoot, policy: Policy, record: Mapping[str, Any]) -> Si
     Raises:
       EngineError: the store does not answer.
     """
-    from ciml.serving.predict.answers import knows_ranges
+    from ciml.serving.predict.assets import knows_ranges
     from ciml.verdicts.evidence import evidence_of
 
     def read() -> tuple[Evidence, bool]:

@@ -48,7 +48,7 @@ def explain_decision(options: ExplainOptions) -> None:
 def _find(root: DataRoot, name: str) -> tuple[str, Candidate, Decision]:
     """Return the candidate that a model or the beginning of an id names. Raises `CimlError` unless it is one."""
     from ciml.errors import CimlError
-    from ciml.serving.registry import known_registries
+    from ciml.serving.registries import known_registries
 
     states = {model: registry.state for model, registry in known_registries(root).items()}
     if name in states:

@@ -90,7 +90,7 @@ class ModelOptions(Data):
 
     def registries(self) -> dict[str, Registry]:
         """Return the registries by the name of the model. Raises `CimlError` for an unknown model."""
-        from ciml.serving.registry import known_registries
+        from ciml.serving.registries import known_registries
 
         return known_registries(self.root, self.model)
 

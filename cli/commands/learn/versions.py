@@ -42,7 +42,7 @@ class ModelDecisionOptions(DecisionOptions):
 
 def _registry(root: DataRoot, model: str) -> Registry:
     """Return the registry of a model. Raises `CimlError` for an unknown one."""
-    from ciml.serving.registry import known_registries
+    from ciml.serving.registries import known_registries
 
     return known_registries(root, model)[model]
 
@@ -295,7 +295,7 @@ class CanaryOptions(Data, TrustOptions, Json):
 
 @make_command("canary")
 def show_canary(options: CanaryOptions) -> None:
-    """Compare the canary of a model with its stable version.
+    """Compare a model's canary with its stable version.
 
     The canary predicts a share of the changes (ciml predict stream --canary-share). The test stays valid however often
     it is looked at.

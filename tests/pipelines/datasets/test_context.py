@@ -17,7 +17,8 @@ from ciml.errors import CimlError
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.pipelines.live import live_dataset
-from ciml.serving.predict.answers import ModelAssets, StoredNeighbours
+from ciml.serving.predict.answers import StoredNeighbours
+from ciml.serving.predict.assets import ModelAssets
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.prepare import prepare_many
 from ciml.transforms.examples.spans import inputs_of, read_span

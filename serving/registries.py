@@ -1,0 +1,53 @@
+"""All registries of a data root."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError, IntegrityError, UnknownModelError
+from ciml.manifest.log import ManifestLog, catch_up
+from ciml.serving.model_files import check_digests, check_model_name
+from ciml.serving.registry import Registry, RegistryState
+from ciml.storage import open_store
+
+
+def registered_models(data: DataRoot) -> list[str]:
+    """Return the names of the models with a registry in a data root."""
+    return sorted({path.split("/")[0] for path in data.registry.list() if "/" in path})
+
+
+def known_registries(data: DataRoot, model: str | None = None) -> dict[str, Registry]:
+    """Return the registries of a data root by model name; with ``model``, only that one.
+
+    Raises:
+      CimlError: there is no such model.
+    """
+    names = registered_models(data)
+    if model is not None and model not in names:
+        choices = ", ".join(names) or "none: push one by ciml refresh"
+        raise UnknownModelError(f"no model {model!r} in {data.url}; choose from {choices}")
+    return {name: Registry(data, name) for name in names if model in (None, name)}
+
+
+class RegistryVerifier:
+    """Verifies, for what loads a model, that a version's files are those of a blessed push.
+
+    Args:
+      root: the folder of all registries, local or ``s3://``.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = open_store(root)
+
+    def __call__(self, model: str, version: int, digests: Mapping[str, str]) -> None:
+        """Raise `IntegrityError` unless ``version`` was pushed and its files match the registry."""
+        state = RegistryState()
+        catch_up(ManifestLog(self._root.child(check_model_name(model))), state)
+        try:
+            files = state.files(version)
+        except CimlError as error:
+            raise IntegrityError(f"model {model}: {error}") from None
+        if not state.is_blessed(state.versions[version].candidate):
+            raise IntegrityError(f"model {model}: version {version} is not blessed")
+        check_digests(f"{model}/{version}", digests, files)
