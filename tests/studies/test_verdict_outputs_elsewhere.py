@@ -12,7 +12,7 @@ from ciml.events.records import RunFacts
 from ciml.transforms.logs.ranking import scan
 from studies import verdict_outputs_elsewhere
 from studies.output_candidates import spreads
-from studies.verdict_outputs_elsewhere import withheld
+from studies.verdict_outputs_elsewhere import withheld, without_telemetry
 from studies.verdicts import Fold, Recorded
 
 HOUR_US = 3_600_000_000
@@ -27,6 +27,19 @@ def test_only_held_out_runs_lose_their_output() -> None:
     assert made.inputs[0].tolist() == inputs[0].tolist()
     assert made.inputs[1, 0].tolist() == [1, *[0] * (len(LOG_FEATURES) - 1), 10]
     assert made.inputs[1, 1].tolist() == [1, *[0] * len(LOG_FEATURES)]  # padding
+
+
+def test_only_learned_runs_keep_their_telemetry() -> None:
+    inputs = np.arange(24, dtype=np.float32).reshape(3, 2, 4) + 1
+    features = ("usr", "profile:length", "outcome:exit", "log:other")
+    fold = Fold(np.array([1]), np.array([0]), np.array([2]), inputs, np.array([2, 2, 2]), features)
+    made = without_telemetry(fold)
+    assert made.inputs.tolist() == [
+        [[0, 0, 3, 4], [0] * 4],
+        inputs[1].tolist(),
+        [[0, 0, 19, 20], [0] * 4],
+    ]
+    assert made.n_windows.tolist() == [1, 2, 1]
 
 
 def test_the_spread_counts_earlier_failures_of_other_changes_alone() -> None:
