@@ -15,6 +15,7 @@ from ciml.transforms.parse import logs as parsing
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.simulation.actors import compactor, ghost, maintainer, micro_batches, operator, producer, stream, updater
 from tests.simulation.audit import auditor, poller
+from tests.simulation.backup import backup, check_copy
 from tests.simulation.broker import reading_by
 from tests.simulation.fakes import replaced
 from tests.simulation.scheduler import Violation
@@ -31,10 +32,17 @@ class Result:
     commits: int
     digest: str
     trace: tuple[str, ...] = ()
+    copies: int = 0
 
 
-def simulate(seed: int, *, keep_trace: bool = False) -> Result:
-    """Run the world of a seed, from its first event to its audit; with ``keep_trace`` the result holds every step."""
+def simulate(seed: int, *, keep_trace: bool = False, with_backup: bool = False) -> Result:
+    """Run the world of a seed, from its first event to its audit.
+
+    Args:
+      seed: of the world.
+      keep_trace: whether the result holds every step.
+      with_backup: whether the data root is copied meanwhile, and the copies are checked. It is another world.
+    """
     world = World(seed, keep_trace=keep_trace)
     scheduler = world.scheduler
     wrong = ""
@@ -45,16 +53,22 @@ def simulate(seed: int, *, keep_trace: bool = False) -> Result:
             _parsed_once(),
         ):
             _populate(world)
+            if with_backup:
+                world.start("backup", backup, frail=False)
             scheduler.run()
             world.chaos.on = False
             world.start("auditor", auditor, frail=False)
             scheduler.run()
+            for copied in world.copies:
+                world.start("restorer", partial(check_copy, copied=copied), frail=False)
+                scheduler.run()
     except Violation as violation:
         wrong = str(violation)
     except Exception as error:  # noqa: BLE001  # no process of ciml may end with one
         wrong = "".join(traceback.format_exception(error)) if keep_trace else f"{type(error).__name__}: {error}"
     trace = tuple(scheduler.kept or ())
-    return Result(seed, wrong, scheduler.steps, world.model.version, scheduler.digest(), trace)
+    copies = len(world.copies)
+    return Result(seed, wrong, scheduler.steps, world.model.version, scheduler.digest(), trace, copies)
 
 
 def _current(world: World) -> Process:

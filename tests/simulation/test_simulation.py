@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from tests.simulation import backup
 from tests.simulation.defects import DEFECTS, first_found
 from tests.simulation.run import replay, simulate, simulate_all
 from tests.tier import tries
@@ -44,3 +46,21 @@ def test_a_seed_is_one_run_in_every_process() -> None:
     digest, its_hash = done.stdout.split()
     assert int(its_hash) != hash("x")  # the process orders sets in another way
     assert digest == simulate(7).digest
+
+
+@pytest.mark.timeout(1500)
+def test_a_copy_that_is_made_under_traffic_is_whole() -> None:
+    results = [simulate(seed, with_backup=True) for seed in range(tries(24))]
+    assert [f"{result.seed}: {result.wrong}" for result in results if result.wrong] == []
+    assert sum(result.copies for result in results) > len(results) / 4
+
+
+@pytest.mark.parametrize(
+    ("order", "shown_by"), [((2, 0, 1), 9), ((1, 0, 2), 1)], ids=["objects first", "raw manifest first"]
+)
+@pytest.mark.timeout(1500)
+def test_a_copy_in_another_order_is_found_to_lack_something(order: tuple[int, ...], shown_by: int) -> None:
+    """The world that showed it is tried first: a wrong hint costs only time."""
+    passes = tuple(backup.PASSES[number] for number in order)
+    with patch.object(backup, "PASSES", passes):
+        assert any("copy/" in simulate(seed, with_backup=True).wrong for seed in (shown_by, *range(200)))

@@ -46,6 +46,7 @@ class World:
       flaws: number of failures of a log host, by address.
       stops: how often a role has stopped by itself.
       replaced: names of processes that were replaced by another.
+      copies: copies of the data root that were made while others wrote to it.
     """
 
     def __init__(self, seed: int, *, keep_trace: bool = False) -> None:
@@ -75,6 +76,7 @@ class World:
         self.stale_writes: dict[str, int] = {}
         self.verified: dict[str, bytes | None] = {}
         self.replaced: set[str] = set()
+        self.copies: list[Disk] = []
         self.processes: dict[str, Process] = {}
         self.roles: dict[str, Callable[[Process], None]] = {}
 
