@@ -22,10 +22,10 @@ from ciml.errors import CimlError
 from ciml.http.intake import RequestError
 from ciml.serving import push as push_module
 from ciml.serving.client import ClientPolicy, ModelClient
-from ciml.serving.ledger import rollback
+from ciml.serving.ledger import hold, release, rollback
 from ciml.serving.model_files import ModelEntry, render_config
-from ciml.serving.push import write_config
-from ciml.serving.registry import Registry
+from ciml.serving.push import HeldError, write_config
+from ciml.serving.registry import Registry, Signature
 from ciml.serving.server.server import ModelServer, ServerOptions
 from tests.serving.models_fixture import direct, push_models, runs, save_model
 from tests.serving.process import server_process
@@ -149,6 +149,51 @@ def test_many_swaps_give_memory_back(data: DataRoot, good: dict[int, Path], serv
     assert probe.failures == []
     assert set(probe.answers) == {1, 2}
     assert sizes[-1] - sizes[0] < 20, sizes
+
+
+def other(model: Path, folder: Path, number: int) -> Path:
+    """Return a copy of a model that is another one to the registry."""
+    shutil.copytree(model, folder)
+    (folder / "assets" / "number.txt").write_text(str(number))
+    return folder
+
+
+@pytest.mark.interop
+@pytest.mark.timeout(1800)
+def test_two_hundred_pushes_with_holds_and_rollbacks(
+    data: DataRoot, good: dict[int, Path], server: ModelServer, tmp_path: Path
+) -> None:
+    """At 50 predictions a second; every fourth push meets a hold first, and every fifth is rolled back."""
+    sizes: list[float] = []
+    registry = Registry(data, "busy")
+    push_models(data, good[1], model="busy")
+    until(lambda: stable(server, "busy") == 1)
+    with Probe(server.grpc_port, "busy") as probe:
+        for turn in range(200):
+            model = other(good[1 + turn % 3], tmp_path / str(turn), turn)
+            if turn % 4 == 0:
+                hold(registry, Signature("ann", "release week"))
+                with pytest.raises(HeldError):
+                    push_models(data, model, model="busy")
+                release(registry, Signature("ann", "it is out"))
+            version = push_models(data, model, model="busy")
+            if turn % 5 == 0:
+                version = rollback(data, "busy").version
+            server.poll()
+            assert stable(server, "busy") == version, turn
+            if turn >= 79 and turn % 20 == 19:
+                sizes.append(resident_mib())
+            shutil.rmtree(model)
+    print(f"{sum(probe.answers.values())} answers by {len(probe.answers)} versions; {sizes} MiB")
+    assert probe.failures == []
+    assert sum(probe.answers.values()) > 1_000
+    assert max(sizes) < sizes[0] + 40, sizes
+
+
+def resident_mib() -> float:
+    """Return the memory of this process and the processes of its models."""
+    process = psutil.Process()
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 2**20
 
 
 def flip(folder: Path) -> None:
