@@ -12,6 +12,7 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
+from ciml.training.data.examples import read_snapshot_examples
 from ciml.training.data.materialise import materialise
 from ciml.training.data.snapshot import (
     Snapshot,
@@ -24,6 +25,7 @@ from ciml.trust import TrustPolicy
 from tests.runs.scenes import RawStore
 from tests.training.conftest import RUNS
 from tests.training.records import excluding
+from tests.transforms.samples import corpus
 
 STRICT = TrustPolicy.parse('[[rule]]\nname = "merged only"\ntrusted = true\npipeline = "post"\n')
 OPEN = TrustPolicy.parse('[[rule]]\nname = "all of zuul"\ntrusted = true\nsource = "zuul"\n')
@@ -163,3 +165,24 @@ def test_a_corrected_label_is_a_new_version_of_its_span_and_a_new_snapshot(data:
     failed = [{run.run_id for run in each.runs() if run.label == 1} for each in (before, after)]
     assert failed[1] == failed[0] | {run_id}
     assert run_id not in failed[0]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
+def test_not_one_row_of_an_untrusted_source_is_learned(data: DataRoot, share: float):
+    definition = DatasetDefinition(name="status", max_windows=4, span_runs=80, classes=("passed", "failed"))
+    create_dataset(data, definition)
+    update_dataset(data.dataset("status"))
+    clean = make_snapshot(data.dataset("status"), OPEN)
+    _, before = read_snapshot_examples(data.dataset("status").store, clean)
+    forged = []
+    for number, (run, table) in enumerate(zip(*corpus(round(share * RUNS))[:2], strict=True)):
+        origin = {"source": "forged", "pipeline": "gate", "change": f"change-{number}"}
+        forged.append((run.replace(run_id=f"forged~{number}~1", outcome="failure", result="FAILURE", **origin), table))
+    RawStore(data).add(forged)
+    update_dataset(data.dataset("status"), seal=True)
+    after = make_snapshot(data.dataset("status"), OPEN)
+    runs, learned = read_snapshot_examples(data.dataset("status").store, after)
+    assert not [run.run_id for run in runs if run.run_id.startswith("forged")]
+    assert after.untrusted == {"no rule": len(forged)}
+    assert (list(after.runs()), learned.labels.tolist()) == (list(clean.runs()), before.labels.tolist())
+    assert learned.inputs.tobytes() == before.inputs.tobytes()
