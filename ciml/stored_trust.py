@@ -35,7 +35,7 @@ class StoredPolicy:
     Attributes:
       number: from 1, in the order in which they were applied.
       policy: its rules; None where the data root went back to the policy of each process.
-      document: as it was written: ``rule``, ``globs`` and ``caps``.
+      document: as it was written: ``rule``, ``globs``, ``caps`` and ``quarantine``.
       author: who applied it.
       reason: why.
       time_us: when, epoch microseconds.
@@ -103,7 +103,7 @@ def apply_policy(
 
     Args:
       store: ``DATA/trust``.
-      document: the policy's ``rule``, ``globs`` and ``caps``; None returns to the policy of each process.
+      document: as in `StoredPolicy`; None returns to the policy of each process.
       author: who applies it.
       reason: why.
       now_us: the time, epoch microseconds; the present by default.

@@ -91,12 +91,14 @@ class TrustPolicy:
       digest: digest of the rules and caps, not of the file's bytes, 16 hex digits; recorded with each decision.
       globs: the meaning of globs, `FORMER_GLOBS` or `PATH_GLOBS`.
       caps: (key of `CAPS`, largest share of the training runs of a class that one value provides), in that order.
+      quarantine: whether each refresh excludes trusted runs that are unlike the others of their job and class.
     """
 
     rules: tuple[Rule, ...]
     digest: str
     globs: int
     caps: Caps
+    quarantine: bool
     _compiled: tuple[_CompiledRule, ...] = field(repr=False, compare=False)
     _decided: dict[tuple[str, ...], Trust] = field(default_factory=dict, repr=False, compare=False)
 
@@ -127,11 +129,12 @@ class TrustPolicy:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], where: str = "the trust policy") -> TrustPolicy:
-        """Return the policy of a document: ``rule``, ``globs`` and ``caps``. Raises as `parse`."""
+        """Return the policy of a document: ``rule``, ``globs``, ``caps`` and ``quarantine``. Raises as `parse`."""
         for key in document:
-            if key not in ("rule", "globs", "caps"):
+            if key not in ("rule", "globs", "caps", "quarantine"):
                 raise CimlError(
-                    f"{where}: unknown key {key!r}; a policy is a list of [[rule]], globs = {PATH_GLOBS}, and [caps]"
+                    f"{where}: unknown key {key!r}; a policy is a list of [[rule]], globs = {PATH_GLOBS}, "
+                    "quarantine = true, and [caps]"
                 )
         globs = document.get("globs", FORMER_GLOBS)
         if type(globs) is not int or globs not in (FORMER_GLOBS, PATH_GLOBS):
@@ -144,18 +147,25 @@ class TrustPolicy:
         for name in names:
             if names.count(name) > 1:
                 raise CimlError(f"{where}: two rules have the name {name!r}")
-        policy = cls.of(rules, globs, _caps(document.get("caps", {}), where))
+        quarantine = document.get("quarantine", False)
+        if not isinstance(quarantine, bool):
+            raise CimlError(f"{where}: quarantine must be true or false, not {quarantine!r:.80}")
+        policy = cls.of(rules, globs, _caps(document.get("caps", {}), where), quarantine)
         policy._warn_of_crossing_globs(where)
         return policy
 
     @classmethod
-    def of(cls, rules: tuple[Rule, ...], globs: int = FORMER_GLOBS, caps: Caps = ()) -> TrustPolicy:
+    def of(
+        cls, rules: tuple[Rule, ...], globs: int = FORMER_GLOBS, caps: Caps = (), quarantine: bool = False
+    ) -> TrustPolicy:
         """Return the policy of these rules and caps."""
         content: Any = [[rule.name, rule.trusted, rule.facts] for rule in rules]
-        if globs != FORMER_GLOBS or caps:
+        if globs != FORMER_GLOBS or caps or quarantine:
             content = {"globs": globs, "rules": content}
         if caps:
             content["caps"] = caps
+        if quarantine:
+            content["quarantine"] = True
         digest = sha256_json(content)[:16]
         compiled = tuple(
             _CompiledRule(
@@ -164,7 +174,7 @@ class TrustPolicy:
             )
             for rule in rules
         )
-        return cls(rules, digest, globs, caps, compiled)
+        return cls(rules, digest, globs, caps, quarantine, compiled)
 
     def current(self) -> TrustPolicy:
         """Return the policy itself; see `PolicySource`."""

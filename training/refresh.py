@@ -36,6 +36,7 @@ from ciml.training.evaluation.candidate import Champion
 from ciml.training.evaluation.gate import GatePolicy, decide
 from ciml.training.experiment import NORMALISATION, Experiment, metrics_path, refresh_key
 from ciml.training.experiments.results import default_experiment
+from ciml.training.quarantine import quarantine
 from ciml.trust import PolicySource, TrustPolicy
 from ciml.verdict_rules import PROFILES, VERDICTS
 from ciml.version import __version__
@@ -165,7 +166,10 @@ def refresh(
     dataset = config.data.dataset(config.dataset)
     dataset_description = Description((Data(dataset.store.url()),))
     with timer("snapshot"), lineage.step(f"snapshot.{model}", lambda: dataset_description) as step:
-        snapshot = make_snapshot(dataset, config.trust.current())
+        policy = config.trust.current()
+        if policy.quarantine:
+            quarantine(dataset, policy)
+        snapshot = make_snapshot(dataset, policy)
         step.describe(partial(_describe_snapshot, dataset, snapshot, model))
         check_use(experiment, snapshot.resolved, config.allow_modules, served=True)
         key = refresh_key(snapshot.digest, experiment)

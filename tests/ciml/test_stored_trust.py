@@ -20,6 +20,7 @@ from ciml.stored_trust import apply_policy, policy_of, read_policies
 from ciml.trust import POLICY_VARIABLE, TrustPolicy, evaluate_batch
 from tests.transforms.samples import make_facts
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "present"
 ALL = 'globs = 2\n[[rule]]\nname = "all"\ntrusted = true\nsource = ["*"]\n'
 GATE = 'globs = 2\n[[rule]]\nname = "gate only"\ntrusted = true\npipeline = ["gate"]\n'
 
@@ -137,3 +138,10 @@ def test_a_policy_of_a_later_version_stops_the_judging(root: DataRoot):
     assert ManifestLog(root.trust).try_append(1, delta)
     with pytest.raises(IntegrityError, match=r"unknown key 'weather'.*upgrade ciml"):
         policy_of(root).current()
+
+
+def test_a_stored_policy_with_caps_and_quarantine_keeps_its_digest() -> None:
+    *_, stored = read_policies(DataRoot.open(GOLDEN).trust).policies
+    assert stored.policy is not None
+    assert (stored.policy.caps, stored.policy.quarantine) == ((("author", 0.33),), True)
+    assert stored.policy.digest == "356e19266ac57249"

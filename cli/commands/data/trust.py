@@ -17,6 +17,7 @@ from ciml.options import TrustOptions, argument, flag, option
 
 if TYPE_CHECKING:
     from ciml.stored_trust import StoredPolicy
+    from ciml.training.exclusions import StoredExclusion
     from ciml.training.policy_effect import PolicyEffect
     from ciml.trust import Decision, Review, RuleTrace
 
@@ -280,7 +281,75 @@ def history(options: HistoryOptions) -> None:
     options.show(policies, text, lambda policies: [stored.to_json() for stored in policies])
 
 
-@click.group("trust", commands=[check, apply, history, explain])
+class QuarantineOptions(Data, Json):
+    """Options of ``ciml trust quarantine list``.
+
+    Attributes:
+      json: JSON output, an array of all quarantined runs.
+    """
+
+
+@make_command("list")
+def list_quarantine(options: QuarantineOptions) -> None:
+    """List the runs in quarantine.
+
+    \b
+    Example:
+      ciml trust quarantine list --data-path data
+    """
+    from ciml.training.quarantine import in_quarantine
+
+    def text(held: list[StoredExclusion]) -> None:
+        for stored in held:
+            click.echo(f"{printable(stored.exclusion.run_id)}  {minute_of(stored.time_us)}  {stored.exclusion.reason}")
+        if not held:
+            click.echo("no run is in quarantine")
+
+    options.show(in_quarantine(options.root.exclusions), text, lambda held: [stored.to_json() for stored in held])
+
+
+class ReleaseOptions(Data, Signed):
+    """Options of ``ciml trust quarantine release``.
+
+    Attributes:
+      reason: Why they may be learned from.
+    """
+
+    reason: str = option(metavar="TEXT", required=True)
+    runs: tuple[str, ...] = argument("RUN…", many=True)
+
+
+@make_command("release")
+def release_command(options: ReleaseOptions) -> None:
+    """Release runs from quarantine.
+
+    Later trainings may learn from each RUN, and it is not quarantined again. ciml exclude --run reverts a release.
+
+    \b
+    Example:
+      ciml trust quarantine release zuul~5f0c~1 --reason "a new test" --data-path data
+    """
+    from ciml.training.quarantine import release
+
+    store = options.root.exclusions
+    for stored in release(store, options.runs, author=options.signed_by(), reason=options.reason):
+        click.echo(f"released {printable(stored.exclusion.run_id)}: {stored.exclusion.reason}")
+
+
+@click.group("quarantine", commands=[list_quarantine, release_command])
+def quarantine() -> None:
+    """List and release trusted runs that training leaves out.
+
+    A policy with quarantine = true excludes runs that are unlike the others of their job and class.
+
+    \b
+    Example:
+      ciml trust quarantine list --data-path data
+      ciml trust quarantine release zuul~5f0c~1 --reason "a new test" --data-path data
+    """
+
+
+@click.group("trust", commands=[check, apply, history, explain, quarantine])
 def command() -> None:
     """Check and apply trust policies, explain a run.
 

@@ -16,8 +16,11 @@ from click.testing import CliRunner, Result
 from ciml.cli.commands.data.runs import command as runs_command
 from ciml.cli.commands.data.trust import command
 from ciml.data_root import DataRoot
+from ciml.errors import UnknownExclusionError
 from ciml.events.records import Batch, FactUpdate, OffsetRange, Origin, Outcome, RunFacts
 from ciml.pipelines.ingest.committer import Committer
+from ciml.training.exclusions import Exclusion, add
+from ciml.training.quarantine import AUTHOR
 from ciml.trust import TrustPolicy, evaluate
 from tests.pipelines.datasets.dataset_scenes import telemetry
 from tests.runs.scenes import RawStore
@@ -156,6 +159,20 @@ def test_check_and_apply_show_the_effect_on_snapshots_and_models(tmp_path: Path)
     assert line in text
     assert "Next training snapshots" in text
     assert "stay the same" in ciml(tmp_path / "data", "check", policy).output  # it is in force
+
+
+def test_quarantined_runs_are_listed_and_released(data: Path) -> None:
+    quarantine = partial(ciml, data, "quarantine")
+    assert "no run is in quarantine" in quarantine("list").output
+    exclusion = Exclusion("quarantine: unusual usr", "zuul~1~1")
+    add(DataRoot.open(data).exclusions, [exclusion], author=AUTHOR, now_us=1_795_521_600_000_000)
+    assert quarantine("list").output == "zuul~1~1  2026-11-24 12:00  quarantine: unusual usr\n"
+    (held,) = json.loads(quarantine("list", "--json").output)
+    assert (held["run_id"], held["author"]) == ("zuul~1~1", AUTHOR)
+    released = quarantine("release", "zuul~1~1", "--reason", "a new test", "--author", "ann").output
+    assert released == "released zuul~1~1: quarantine: unusual usr\n"
+    with pytest.raises(UnknownExclusionError, match="ciml trust quarantine list"):
+        quarantine("release", "zuul~1~1", "--reason", "again", "--author", "ann")
 
 
 def test_a_policy_is_applied_to_a_data_root_and_listed(data: Path) -> None:

@@ -127,7 +127,12 @@ def _make_learning(data: DataRoot) -> None:
     store_outcome(store, failed)
     store_baselines(store, 0, {"majority": {"accuracy": 0.5}})
     add(data.exclusions, [Exclusion("disk was full", job="tempest-*", since_us=1_790_000_000_000_000)], now_us=1)
-    document = {"globs": 2, "rule": [{"name": "all", "trusted": True, "source": ["*"]}]}
+    document = {
+        "globs": 2,
+        "quarantine": True,
+        "caps": {"source": 1.0},
+        "rule": [{"name": "all", "trusted": True, "source": ["*"]}],
+    }
     apply_policy(data.trust, document, "ann", "a trial", now_us=1)
 
 
