@@ -126,9 +126,7 @@ def quarantine(dataset: StoredDataset, policy: TrustPolicy, *, now_us: int | Non
     released = frozenset(index for index, run_id in enumerate(ids) if run_id in released_ids)
     found = outliers(means, [f"{run.build_name}\0{run.label}" for run in runs], held, released)
     features = snapshot.resolved.features
-    exclusions = [
-        Exclusion(f"quarantine: unusual {features[outlier.feature]}", ids[outlier.run]) for outlier in found
-    ]
+    exclusions = [Exclusion(f"quarantine: unusual {features[outlier.feature]}", ids[outlier.run]) for outlier in found]
     return add(dataset.root.exclusions, exclusions, author=AUTHOR, now_us=now_us)
 
 
