@@ -171,7 +171,7 @@ def table(results: list[Trial]) -> str:
         accuracy = interval(right, [name for trial in group for name in trial.groups])
         flipped, learned = (np.mean([(trial.flipped, trial.learned) for trial in group], axis=0)).tolist()
         losses = [accuracies[trial.seed] - float(np.mean(trial.right)) for trial in group if trial.pushed]
-        pushed = f"{len(losses)} of {len(group)} | {max(losses, default=0):.3f}"
+        pushed = f"{len(losses)} of {len(group)} | " + (f"{max(losses):.3f}" if losses else "–")
         cells = (f"{share:.0%}", source or "–", policy, f"{flipped:.1f} of {learned:.1f}", accuracy, pushed)
         lines.append(f"| {' | '.join(cells)} |")
     champions = by_key[0.0, "", "none"]

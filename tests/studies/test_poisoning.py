@@ -46,4 +46,5 @@ def test_the_table_has_each_case_with_its_losses():
     (line,) = [line for line in text.splitlines() if line.startswith("| 20%")]
     assert line.startswith("| 20% | zuul | none | 3.0 of 30.0 | 0.500 ")
     assert line.endswith("| 1 of 2 | 0.300 |")
+    assert table([*trials[:2], trials[3]]).splitlines()[3].endswith("| 0 of 1 | – |")
     assert "duration alone 0.500; 20 held-out runs in 2 splits" in text
