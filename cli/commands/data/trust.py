@@ -247,7 +247,10 @@ def _stored_line(stored: StoredPolicy) -> str:
     applied = minute_of(stored.time_us)
     rules = "the policy of each process"
     if stored.policy is not None:
-        rules = f"policy {stored.policy.digest} ({', '.join(rule.name for rule in stored.policy.rules)})"
+        names = [rule.name for rule in stored.policy.rules]
+        names += [f"cap {key} {share:g}" for key, share in stored.policy.caps]
+        names += ["quarantine"] if stored.policy.quarantine else []
+        rules = f"policy {stored.policy.digest} ({', '.join(names)})"
     return f"{stored.number:>4}  {applied}  {printable(stored.author)}: {printable(stored.reason)}: {printable(rules)}"
 
 

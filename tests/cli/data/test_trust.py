@@ -193,6 +193,9 @@ def test_a_policy_is_applied_to_a_data_root_and_listed(data: Path) -> None:
     ]
     assert listed[0]["document"]["rule"][0]["name"] == "forks"
     assert "the policy of each process" in ciml(data, "history").output
+    Path(policy).write_text("quarantine = true\n[caps]\nsource = 0.8\nauthor = 0.33\n" + POLICY)
+    ciml(data, "apply", policy, "--reason", "one author in three", "--author", "ann")
+    assert "(forks, reviewed, cap author 0.33, cap source 0.8, quarantine)" in ciml(data, "history").output
 
 
 @pytest.mark.parametrize("arguments", [(), ("--reset", "policy.toml")])
