@@ -33,7 +33,7 @@ RUNS = 1_000
 
 def resolved_definition() -> ResolvedDefinition:
     runs, tables = real_runs()
-    definition = DatasetDefinition(name="bench", features_regex="(usr|1min)", sample_interval="1s", max_windows=20)
+    definition = DatasetDefinition(name="bench", sample_interval="1s", max_windows=30)
     return resolve(definition, [telemetry_columns(table.column_names) for table in tables], runs)
 
 

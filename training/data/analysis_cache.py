@@ -1,4 +1,7 @@
-"""The cache of tf.Transform's analyses: a JSON file for each span version.
+"""The cache of tf.Transform's analyses: a JSON file for each shape of examples, of all spans that were analysed so far.
+
+A refresh analyses new spans only, and adds their accumulators. One file of all spans costs one branch of the pipeline;
+a file of each span would cost one for each, which takes longer than to analyse them again.
 
 tf.Transform's own cache files are pickles, so their writer could run code in the trainer. This cache stores the
 accumulators of the analyzers, which tf.Transform encodes as JSON. A broken file, or one with another key, is ignored.
@@ -18,20 +21,33 @@ from ciml.training.data.snapshot import SnapshotSpan
 _FORMAT = 1
 
 
-class SpanAnalysis(msgspec.Struct, frozen=True):
-    """The analyzers' accumulators over the training runs of a span; bytes are base64 in JSON.
+class Analysis(msgspec.Struct, frozen=True):
+    """The analyzers' accumulators over the training runs of spans; bytes are base64 in JSON.
 
     Attributes:
-      entries: encoded accumulators by tf.Transform's key of the analyzer.
+      entries: encoded accumulators by tf.Transform's key of the analyzer. It merges those of an analyzer.
       size: bytes of the analysed data.
+      spans: the `analysis_key` of each span.
     """
 
     entries: dict[bytes, tuple[bytes, ...]]
     size: int
+    spans: tuple[str, ...] = ()
+
+    def joined(self, other: Analysis) -> Analysis:
+        """Return the analysis of the spans of both, which must be different ones."""
+        keys = dict.fromkeys((*self.entries, *other.entries))
+        entries = {key: (*self.entries.get(key, ()), *other.entries.get(key, ())) for key in keys}
+        return Analysis(entries, self.size + other.size, (*self.spans, *other.spans))
+
+
+def cache_key(features: Sequence[str], windows: int, transform: str) -> str:
+    """Return the name of the analysis of all spans with a shape."""
+    return sha256_json({"format": 2, "shape": [windows, list(features)], "transform": transform})
 
 
 def analysis_key(span: SnapshotSpan, features: Sequence[str], windows: int, transform: str) -> str:
-    """Return the cache key: a digest of the span version, its training runs in the snapshot, and the transform."""
+    """Return a digest of a span version, its training runs in the snapshot, the shape and the transform."""
     return sha256_json(
         {
             "format": _FORMAT,
@@ -49,17 +65,17 @@ class AnalysisCache:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def read(self, key: str) -> SpanAnalysis | None:
+    def read(self, key: str) -> Analysis | None:
         """Return the analysis of that key, or None without a usable file."""
         try:
             value = json.loads(self.store.read(f"{key}.json"))
             if value["key"] == key and value["digest"] == sha256_json(value["analysis"]):
-                return msgspec.convert(value["analysis"], SpanAnalysis)
+                return msgspec.convert(value["analysis"], Analysis)
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             pass
         return None
 
-    def write(self, key: str, analysis: SpanAnalysis) -> None:
+    def write(self, key: str, analysis: Analysis) -> None:
         """Store an analysis."""
         value = msgspec.to_builtins(analysis)
         self.store.replace(f"{key}.json", canonical_json({"key": key, "digest": sha256_json(value), "analysis": value}))

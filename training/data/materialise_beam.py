@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
@@ -33,7 +33,7 @@ from tfx_bsl.tfxio import tensor_adapter  # noqa: E402
 
 from ciml.datasets.definition import ResolvedDefinition  # noqa: E402
 from ciml.storage import Store  # noqa: E402
-from ciml.training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key  # noqa: E402
+from ciml.training.data.analysis_cache import Analysis, AnalysisCache, analysis_key, cache_key  # noqa: E402
 from ciml.training.data.examples import (  # noqa: E402
     Examples,
     FileTask,
@@ -47,6 +47,11 @@ from ciml.transforms.guard import keep_error, kept_error  # noqa: E402
 _BATCH_ROWS = 4096
 _BATCH_VALUES = 8 << 20  # 32 MB of float32
 _SCALARS = ("n_windows", "label", "ordinal")
+#: The spans whose analysis is cached, and the new ones: each is one dataset to tf.Transform.
+_CACHED = analyzer_cache.DatasetKey("cached")
+_NEW = analyzer_cache.DatasetKey("new")
+#: Refreshes after which all spans are analysed together again.
+_MOST_PARTS = 100
 #: The tasks by the folder that is materialised.
 _tasks: dict[str, list[FileTask]] = {}
 
@@ -105,20 +110,23 @@ def build_materialise(
         if any(run.split == "train" for run in span.runs)
     }
     config = adapter_config(resolved)
-    analyses = {} if cache is None else _read_analyses(cache, keys, config)
-    new_spans = sorted(set(keys) - set(analyses))
+    name = cache_key(resolved.features, resolved.windows, transform)
+    known = None if cache is None else _read_analysis(cache, name, set(keys.values()), config)
+    new_spans = {span for span, key in keys.items() if known is None or key not in known.spans}
     read = ReadRows(root, resolved, str(folder))
     tasks = file_tasks(snapshot)
     _tasks[str(folder)] = tasks
-    # A branch of the pipeline takes 0.3 s to build and run. Without a cache, one branch analyses all spans.
-    branches = {0: new_spans} if cache is None else {span: [span] for span in new_spans}
-    train_rows: dict[int, beam.PCollection | None] = dict.fromkeys(analyses)  # None: the cache is enough
-    for branch, spans in branches.items():
-        files = [index for index, task in enumerate(tasks) if task.span in spans and task.split == "train"]
-        train_rows[branch] = _read(pipeline, f"span {branch}", files, read)
+    train_rows: dict[analyzer_cache.DatasetKey, beam.PCollection | None] = {}
+    cached = {}
+    if known is not None:
+        train_rows[_CACHED] = None  # the cache is enough
+        cached[_CACHED] = _cached(pipeline, known)
+    if new_spans:
+        files = [index for index, task in enumerate(tasks) if task.span in new_spans and task.split == "train"]
+        train_rows[_NEW] = _read(pipeline, "new spans", files, read)
     transform_fn, caches = (
-        {_dataset_key(branch): rows for branch, rows in train_rows.items()},
-        {_dataset_key(span): _cached(pipeline, span, analysis) for span, analysis in analyses.items()},
+        train_rows,
+        cached,
         config,
     ) | "analyse" >> tft_beam.AnalyzeDatasetWithCache(normalise, pipeline=pipeline)
     _ = transform_fn | "write transform" >> tft_beam.WriteTransformFn(str(folder / TRANSFORM_FOLDER))
@@ -129,16 +137,10 @@ def build_materialise(
     )
     roles = [run.role for run in snapshot.runs()]
     _ = normalised | "write records" >> beam.ParDo(WriteRecords(str(folder / RECORDS_FOLDER), roles))
-    if cache is not None:
-        for span in new_spans:
-            analysis = caches.get(_dataset_key(span))
-            if analysis is not None:
-                _write_cache(analysis, span, keys[span], cache)
-    return len(new_spans), len(analyses)
-
-
-def _dataset_key(span: int) -> analyzer_cache.DatasetKey:
-    return analyzer_cache.DatasetKey(f"span-{span}")
+    if cache is not None and (found := caches.get(_NEW)) is not None:
+        spans = tuple(keys[span] for span in sorted(new_spans))
+        _write_cache(found, AnalysisWriter(cache, name, spans, known))
+    return len(new_spans), len(keys) - len(new_spans)
 
 
 def adapter_config(resolved: ResolvedDefinition) -> tensor_adapter.TensorAdapterConfig:
@@ -252,45 +254,41 @@ def encode(inputs: np.ndarray, scalars: Mapping[str, Sequence[int]]) -> Iterator
         yield b"".join((head, row.tobytes(), example.SerializeToString(deterministic=True)))
 
 
-def _read_analyses(
-    cache: AnalysisCache, keys: Mapping[int, str], config: tensor_adapter.TensorAdapterConfig
-) -> dict[int, SpanAnalysis]:
-    """Read the cached analyses by span. Those that lack an entry of an analyzer are omitted, and so computed again."""
-    analyses = {span: cache.read(key) for span, key in keys.items()}
-    if not any(analyses.values()):
-        return {}
+def _read_analysis(
+    cache: AnalysisCache, name: str, keys: Collection[str], config: tensor_adapter.TensorAdapterConfig
+) -> Analysis | None:
+    """Read the cached analysis; None if it holds a span that the snapshot does not have, or lacks an analyzer."""
+    known = cache.read(name)
+    if known is None or not known.spans or not set(known.spans) <= set(keys):
+        return None
     specs = tensor_adapter.TensorAdapter(config).OriginalTypeSpecs()
-    datasets = {_dataset_key(span) for span in keys}
-    required = set(tft_beam.analysis_graph_builder.get_analysis_cache_entry_keys(normalise, specs, datasets, False))
-    return {
-        span: analysis
-        for span, analysis in analyses.items()
-        if analysis is not None and required <= set(analysis.entries)
-    }
+    required = tft_beam.analysis_graph_builder.get_analysis_cache_entry_keys(normalise, specs, {_CACHED}, False)
+    parts = max((len(accumulators) for accumulators in known.entries.values()), default=0)
+    return known if set(required) <= set(known.entries) and parts <= _MOST_PARTS else None
 
 
-def _cached(pipeline: beam.Pipeline, span: int, analysis: SpanAnalysis) -> analyzer_cache.DatasetCache:
+def _cached(pipeline: beam.Pipeline, analysis: Analysis) -> analyzer_cache.DatasetCache:
     values = {
-        key: pipeline | f"cache of span {span}, {number}" >> beam.Create(list(entries), reshuffle=False)
+        key: pipeline | f"cached {number}" >> beam.Create(list(entries), reshuffle=False)
         for number, (key, entries) in enumerate(sorted(analysis.entries.items()))
     }
     metadata = analyzer_cache.DatasetCacheMetadata(analysis.size)
-    sized = pipeline | f"size of span {span} in the cache" >> beam.Create([metadata], reshuffle=False)
+    sized = pipeline | "size of the cached spans" >> beam.Create([metadata], reshuffle=False)
     return analyzer_cache.DatasetCache(values, sized)
 
 
-def _write_cache(analysis: analyzer_cache.DatasetCache, span: int, key: str, cache: AnalysisCache) -> None:
-    """Write the accumulators of a span, and its size, to the cache."""
+def _write_cache(analysis: analyzer_cache.DatasetCache, writer: AnalysisWriter) -> None:
+    """Write the accumulators of the new spans, and their size, to the cache."""
     accumulators = [
-        values | f"label {span}, {number}" >> beam.Map(_with_key, entry)
+        values | f"label {number}" >> beam.Map(_with_key, entry)
         for number, (entry, values) in enumerate(sorted(analysis.items()))
     ]
-    size = analysis.metadata | f"size of {span}" >> beam.Map(lambda metadata: (b"", metadata.dataset_size))
+    size = analysis.metadata | "size" >> beam.Map(lambda metadata: (b"", metadata.dataset_size))
     _ = (
         [*accumulators, size]
-        | f"together {span}" >> beam.Flatten()
-        | f"collect {span}" >> beam.combiners.ToList()
-        | f"keep {span}" >> beam.Map(_write_analysis, key, cache)
+        | "together" >> beam.Flatten()
+        | "collect" >> beam.combiners.ToList()
+        | "keep" >> beam.ParDo(writer)
     )
 
 
@@ -298,10 +296,23 @@ def _with_key(value: bytes, key: bytes) -> tuple[bytes, bytes]:
     return key, value
 
 
-def _write_analysis(pairs: list[tuple[bytes, Any]], key: str, cache: AnalysisCache) -> None:
-    """Write pairs of an entry and an accumulator; the size has the empty entry."""
-    size = next((value for entry, value in pairs if not entry), 0)
-    accumulators = sorted((entry, value) for entry, value in pairs if entry)
-    entries = {entry: tuple(value for _, value in group) for entry, group in groupby(accumulators, itemgetter(0))}
-    with keep_error():
-        cache.write(key, SpanAnalysis(entries, size))
+class AnalysisWriter(beam.DoFn):
+    """Write the analysis of new spans, joined with the one that was known.
+
+    Its elements are the pairs of an entry and an accumulator, in a list; the size has the empty entry.
+    """
+
+    def __init__(self, cache: AnalysisCache, name: str, spans: tuple[str, ...], known: Analysis | None) -> None:
+        super().__init__()
+        self._cache = cache
+        self._name = name
+        self._spans = spans
+        self._known = known
+
+    def process(self, pairs: list[tuple[bytes, Any]]) -> None:
+        size = next((value for entry, value in pairs if not entry), 0)
+        accumulators = sorted((entry, value) for entry, value in pairs if entry)
+        entries = {entry: tuple(value for _, value in group) for entry, group in groupby(accumulators, itemgetter(0))}
+        analysis = Analysis(entries, size, self._spans)
+        with keep_error():
+            self._cache.write(self._name, analysis if self._known is None else self._known.joined(analysis))

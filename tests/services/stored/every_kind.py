@@ -26,7 +26,7 @@ from ciml.serving.registry import Decision
 from ciml.storage import LocalStore, Store
 from ciml.storage.json_files import write_json
 from ciml.stored_trust import apply_policy
-from ciml.training.data.analysis_cache import AnalysisCache, SpanAnalysis
+from ciml.training.data.analysis_cache import Analysis, AnalysisCache
 from ciml.training.data.examples import read_dataset
 from ciml.training.data.snapshot import make_snapshot, write_snapshot
 from ciml.training.exclusions import Exclusion, add
@@ -113,7 +113,7 @@ def _make_learning(data: DataRoot) -> None:
     snapshot = make_snapshot(dataset, TrustPolicy.load())
     trainer = data.trainer(DATASET)
     write_snapshot(trainer, snapshot)
-    AnalysisCache(trainer.child("analyses")).write("0" * 64, SpanAnalysis({b"key": (b"value",)}, 3))
+    AnalysisCache(trainer.child("analyses")).write("0" * 64, Analysis({b"key": (b"value",)}, 3))
     write_metrics(trainer, "0" * 64, {"evaluation": {"accuracy": 0.75}, "baselines": {}})
     forest = Experiment(name="forest", estimator="random_forest", parameters={"n_estimators": 5})
     create_experiment(data.experiments, forest)
