@@ -149,11 +149,8 @@ def compare_canary(
     since_us = _labelled_us(registry, labels[CANARY])
     predictions = [
         prediction
-        for prediction in read_predictions(data.predictions)
-        if prediction["model"] == model
-        and not is_of_candidate(prediction)
-        and prediction["version"] in versions
-        and prediction["time_us"] >= since_us
+        for prediction in read_predictions(data.predictions, since_us)
+        if prediction["model"] == model and not is_of_candidate(prediction) and prediction["version"] in versions
     ]
     definitions = {
         version: read_definition(registry.read_asset(version, DEFINITION), f"model {model}, version {version}")

@@ -124,7 +124,7 @@ class TrainerService(Service):
 
     poll_s = 2.0
     retry_s = (2.0, 60.0)
-    canary_s = 60.0
+    canary_s = 300.0
 
     def __init__(
         self,

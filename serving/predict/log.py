@@ -31,6 +31,8 @@ from ciml.storage import Store
 #: Bounds of the latency histogram, seconds. Checkpoints store counts by them: other bounds need another key.
 LATENCIES_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
+#: By how much the clocks of those who predict and commit may differ, microseconds.
+_CLOCKS_US = 3_600_000_000
 #: The lists of a delta without predictions.
 NO_PREDICTIONS: Mapping[str, Any] = {"predictions": [], "unpredictable": [], "repeats": []}
 
@@ -81,10 +83,25 @@ def prediction_id(run_id: str, model: str, version: int | str, reclaim: str = ""
     return sha256_json([run_id, model, version, *([reclaim] if reclaim else [])])[:32]
 
 
-def read_predictions(predictions: Store) -> Iterator[dict[str, Any]]:
-    """Yield all predictions of a data root, in the order of their commits."""
-    for _, delta in ManifestLog(predictions).since(0):
-        yield from delta["predictions"]
+def read_predictions(predictions: Store, since_us: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the predictions of a data root, in the order of their commits.
+
+    Args:
+      predictions: the folder of the predictions.
+      since_us: earlier predictions are left out, epoch microseconds.
+    """
+    log = ManifestLog(predictions)
+    for _, delta in log.since(_version_before(log, since_us - _CLOCKS_US) if since_us else 0):
+        yield from (one for one in delta["predictions"] if not since_us or one["time_us"] >= since_us)
+
+
+def _version_before(log: ManifestLog, time_us: int) -> int:
+    """Return the last version that was committed before a time; 0 for none. Few deltas are read."""
+    low, high = 0, log.end()
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if log.read(middle)["time_us"] < time_us else (low, middle - 1)
+    return low
 
 
 def predictions_of_run(predictions: Store, run_id: str) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ def predict(data: DataRoot, answers: Iterable[tuple[int, str, str]], first: int 
         )  # fmt: skip
     RawStore(data).add(runs)
     log = ManifestLog(data.predictions)
-    delta = {"predictions": predictions, "unpredictable": [], "repeats": []}
+    delta = {"predictions": predictions, "unpredictable": [], "repeats": [], "time_us": predictions[-1]["time_us"]}
     assert log.try_append(log.end() + 1, delta)
     return [prediction["run_id"] for prediction in predictions]
 

@@ -11,8 +11,10 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import RunFacts
 from ciml.kafka import KafkaOptions
+from ciml.manifest.log import ManifestLog
 from ciml.pipelines.predict import PredictConfig, predictor
 from ciml.services.options import PredictOptions
+from ciml.serving.predict.log import read_predictions
 from ciml.serving.predict.predictor import Announcement, Predictor, PredictPolicy, place_of
 from ciml.serving.predict.sources import ServedVersions
 from ciml.serving.push import push
@@ -74,3 +76,25 @@ def test_a_pipeline_asks_for_a_canary_only_with_a_share(tmp_path: Path) -> None:
         made = predictor(config)
         assert (made._canary is not None) == (share > 0)
         made.close()
+
+
+def test_late_predictions_are_read_without_the_early_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = ManifestLog(DataRoot.open(tmp_path).predictions)
+    hour_us = 3_600_000_000
+    for version in range(1, 41):
+        predictions = [{"run_id": f"r{version}", "time_us": version * hour_us}]
+        assert log.try_append(version, {"predictions": predictions, "time_us": version * hour_us})
+    parsed: list[int] = []
+    parse = ManifestLog.parse
+
+    def counted(self: ManifestLog, version: int, data: bytes) -> Any:
+        parsed.append(version)
+        return parse(self, version, data)
+
+    monkeypatch.setattr(ManifestLog, "parse", counted)
+    late = [one["run_id"] for one in read_predictions(log.store, 38 * hour_us)]
+    assert late == ["r38", "r39", "r40"]
+    assert len(parsed) < 12
+    assert len(list(read_predictions(log.store))) == 40
+    assert len(list(read_predictions(log.store, 1))) == 40
+    assert list(read_predictions(log.store, 50 * hour_us)) == []
