@@ -24,6 +24,7 @@ from ciml.progress import Progress, no_progress
 from ciml.services.decide import ServiceProgress
 from ciml.services.service import NotReadyError, Service
 from ciml.serving.lease import ModelLockedError
+from ciml.serving.push import HeldError
 from ciml.serving.registry import CANARY, Registry, RegistryState
 from ciml.training.data.snapshot import make_snapshot, read_snapshot
 from ciml.training.refresh import TrainConfig
@@ -195,12 +196,17 @@ class TrainerService(Service):
         from ciml.services.canary import settle_canary
 
         self._canary_due_s = time.monotonic() + self.canary_s
-        with self._reported_errors():
-            report = settle_canary(self.config.data, self.config.model, self.config.trust)
+        try:
+            with self._reported_errors():
+                report = settle_canary(self.config.data, self.config.model, self.config.trust)
+        except HeldError as error:
+            self._canary = f"the canary would be promoted, but {error}"
+            return
+        self._canary = ""
         if report is not None and report.decision:
             self._progress("; ".join(report.lines()), 0, None)
-        is_open = report is not None and not report.decision
-        self._canary = f"canary, version {report.canary.version}: {report.canary.text()}" if is_open and report else ""
+        elif report is not None:
+            self._canary = f"canary, version {report.canary.version}: {report.canary.text()}"
 
     def _must_refresh(self, versions: _Versions) -> bool:
         """Return whether there are no triggers, or the exclusions or the trust policy changed since the last refresh.
@@ -242,6 +248,7 @@ class TrainerService(Service):
         except ModelLockedError as error:
             raise NotReadyError(str(error)) from error
         self._handled = work
+        self._news = None  # counted from the candidate before
         self._is_current = True
         if result.outcome != "nothing_new" and self._report is not None:
             self._report(result)
@@ -277,8 +284,14 @@ def news_of(config: TrainConfig, state: RegistryState, triggers: Triggers) -> Ne
     last = state.candidates.get(state.last_candidate)
     known: set[str] = set()
     if last is not None and isinstance(last.facts.get("snapshot"), str):
-        stored = read_snapshot(config.data.trainer(config.model), last.facts["snapshot"])
-        known = {run.run_id for run in stored.runs()}
+        try:
+            stored = read_snapshot(config.data.trainer(config.model), last.facts["snapshot"])
+        except (EngineError, IntegrityError):
+            raise
+        except CimlError:  # it was removed: all runs are new
+            pass
+        else:
+            known = {run.run_id for run in stored.runs()}
     runs = sum(run.run_id not in known for run in snapshot.runs())
     of_cause = " with a known cause" if snapshot.resolved.definition.class_label == "cause" else ""
     drift = _count_drift(config) if triggers.on_drift and state.champion is not None else None

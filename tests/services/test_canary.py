@@ -163,3 +163,13 @@ def test_a_trainer_of_canaries_settles_one_before_it_trains_the_next(
     assert Registry(data, "m").state.versions[2].withdrawn
     service.maintain()
     assert service.plan() is not None
+
+
+def test_a_trainer_goes_on_while_a_person_holds_the_model(data: DataRoot) -> None:
+    registry = Registry(data, "m")
+    hold(registry, Signature("ann", "release week"))
+    predict(data, GOOD)
+    service = TrainerService(TrainConfig(data, "d", "m", trust=ALL, label=CANARY))
+    service.maintain()
+    assert "the canary would be promoted, but model m is held by ann" in service.observe().facts["waits_for"]
+    assert registry.state.champion == 1

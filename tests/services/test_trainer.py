@@ -31,7 +31,7 @@ from ciml.services.service import NotReadyError
 from ciml.services.trainer import News, TrainerService, Triggers, news_of, registry_families
 from ciml.serving.registry import Candidate, Decision, Registry, RegistryState
 from ciml.stored_trust import apply_policy
-from ciml.training.data.snapshot import make_snapshot, write_snapshot
+from ciml.training.data.snapshot import make_snapshot, snapshot_path, write_snapshot
 from ciml.training.exclusions import Exclusion, add
 from ciml.training.experiment import Experiment
 from ciml.training.refresh import TrainConfig
@@ -255,6 +255,30 @@ def test_runs_of_the_last_candidate_are_not_new(stored: DataRoot) -> None:
     registry.commit(lambda state: {"kind": "candidate", "candidate": candidate})
     news = news_of(config, registry.state, Triggers(new_runs=1))
     assert (news.runs, news.trained_us) == (0, registry.state.candidates["c"].time_us)
+    stored.trainer("m").delete(snapshot_path(snapshot.digest))
+    assert news_of(config, registry.state, Triggers(new_runs=1)).runs == sum(1 for _ in snapshot.runs())
+
+
+def test_after_a_refresh_the_runs_are_counted_from_its_candidate(
+    stored: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(stored, "provider", "m")
+    snapshot = make_snapshot(stored.dataset("provider"), config.trust.current())
+    registry = Registry(stored, "m")
+
+    def run_once(*_: Any, **__: Any) -> TrainResult:
+        write_snapshot(stored.trainer("m"), snapshot)
+        facts = {"snapshot": snapshot.digest}
+        candidate = {"id": "c", "digest": "d", "files": {}, "folder": "f", "facts": facts}
+        registry.commit(lambda state: {"kind": "candidate", "candidate": candidate})
+        return TrainResult("rejected", ("worse",))
+
+    monkeypatch.setattr(trainer_module, "run_once", run_once)
+    service = TrainerService(config, triggers=Triggers(new_runs=1))
+    work = service.plan()
+    assert work is not None
+    service.run(work)
+    assert service.observe().facts["waits_for"] == "0 of 1 new trusted runs"
 
 
 def test_a_data_set_that_does_not_exist_yet_is_what_a_trigger_waits_for(stored: DataRoot) -> None:
