@@ -73,6 +73,11 @@ class FilesByEngine(LoadFileScheduling):
         if self.collection:
             super().schedule()
 
+    def _reschedule(self, node: WorkerController) -> None:
+        """Assign further files. A process that replaces a crashed one has none before it has collected the tests."""
+        if node in self.registered_collections:
+            super()._reschedule(node)
+
     def _assign_work_unit(self, node: WorkerController) -> None:
         self.workqueue.move_to_end(next_scope(self.workqueue, self.nodes.index(node), len(self.nodes)), last=False)
         super()._assign_work_unit(node)

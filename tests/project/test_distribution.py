@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
-from tests.distribution import WITH_TENSORFLOW, next_scope
+from tests.distribution import WITH_TENSORFLOW, FilesByEngine, next_scope
 
 ROOT = Path(__file__).parents[2]
 PASSES = "def test_first(): pass\ndef test_second(): pass\ndef test_third(): pass\n"
@@ -71,3 +72,15 @@ def test_a_crash_fails_one_test_and_ends(
     )  # fmt: skip
     counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed)", result.stdout.splitlines()[-1])}
     assert counts == {"passed": passed, "failed": failed}, result.stdout
+
+
+def test_a_process_that_has_not_collected_yet_is_given_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes crash at once: the first replacement is ready before the second has collected."""
+    given: list[object] = []
+    monkeypatch.setattr(LoadFileScheduling, "_reschedule", lambda self, node: given.append(node))
+    scheduler = object.__new__(FilesByEngine)
+    ready, late = object(), object()
+    scheduler.registered_collections = {ready: ["a.py::test"]}  # type: ignore[dict-item]
+    for node in (ready, late):
+        scheduler._reschedule(node)  # type: ignore[arg-type]
+    assert given == [ready]
