@@ -181,12 +181,14 @@ def test_a_killed_recorder_leaves_the_output(tmp_path: Path) -> None:
     assert process.stdout.readline() == b"printed\n"
     (file,) = (tmp_path / "spool").glob("*/job-output.txt")
     wait_for(lambda: file.read_bytes() == b"printed\n")
-    children = psutil.Process(process.pid).children()
-    process.send_signal(signal.SIGSTOP)
+    process.send_signal(signal.SIGSTOP)  # it starts no further process
+    children = psutil.Process(process.pid).children(recursive=True)
     for child in children:
         child.kill()
     process.kill()
     process.communicate(timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=30)  # each of them holds the lock of the recording
+    assert alive == []
     done = record(tmp_path / "spool", "--send", command=[])
     assert done.returncode == 0, done.stderr
     assert recorded(tmp_path) == b"printed\n"
