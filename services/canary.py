@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -161,7 +161,9 @@ def compare_canary(
     waits = _add(comparison, predictions, names, versions, rule, clock())
     worse, not_worse = comparison.evidence
     canary, stable = (
-        _shares(labels[label], arm, [one for one in predictions if one["version"] == labels[label]])
+        _shares(
+            labels[label], arm, [prediction for prediction in predictions if prediction["version"] == labels[label]]
+        )
         for label, arm in ((CANARY, comparison.canary), (STABLE, comparison.stable))
     )
     return CanaryReport(canary, stable, comparison.decision, worse, not_worse, waits, rule)
@@ -253,12 +255,9 @@ def _add(
 
 
 def _shares(version: int, arm: Arm, predictions: list[dict[str, Any]]) -> Shares:
-    highest = list(_highest(predictions))
+    own = (prediction for prediction in predictions if prediction["version"] == version)
+    highest = [max(prediction["probabilities"].values()) for prediction in own]
     if not highest:
         return Shares(version, arm.right, arm.runs, 0, None, None)
     error = 1.96 * math.sqrt(sum(share * (1 - share) for share in highest)) / len(highest)
     return Shares(version, arm.right, arm.runs, len(highest), sum(highest) / len(highest), error)
-
-
-def _highest(predictions: Iterable[Mapping[str, Any]]) -> Iterator[float]:
-    return (max(prediction["probabilities"].values()) for prediction in predictions)

@@ -65,7 +65,7 @@ def _take(registry: Registry, seconds: float) -> Lease:
     def build(state: RegistryState) -> Delta:
         now_us = registry.now_us()
         other = state.lease
-        if other is not None and other.until_us > now_us and not _has_ended(other):
+        if other is not None and other.is_valid(now_us) and not _has_ended(other):
             left_s = (other.until_us - now_us) / 1e6
             raise ModelLockedError(
                 f"model {registry.model!r} is being trained by process {other.pid} on {other.host}; wait for it. If it "

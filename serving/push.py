@@ -239,7 +239,7 @@ def write_config(data: DataRoot) -> bool:
 def _is_pushing(registry: Registry) -> bool:
     """Return whether another trainer may be staging a version now."""
     lease = registry.state.lease
-    return not registry.lease and lease is not None and lease.until_us > registry.now_us()
+    return not registry.lease and lease is not None and lease.is_valid(registry.now_us())
 
 
 def reconcile(registry: Registry) -> list[str]:

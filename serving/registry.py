@@ -154,6 +154,10 @@ class Lease:
     started: float
     until_us: int
 
+    def is_valid(self, now_us: int) -> bool:
+        """Return whether no other trainer may take it yet."""
+        return self.until_us > now_us
+
 
 class LostLeaseError(EngineError):
     """Another trainer has taken the lease of the model, since this one did not renew it in time."""

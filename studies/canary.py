@@ -31,17 +31,17 @@ CASES = (
 )  # fmt: skip
 
 
-def decide(case: Case, seed: int) -> tuple[str, int]:
-    """Return the decision, "" without one, and the labelled runs until then."""
+def decide(case: Case, seed: int, most: int = MOST_RUNS) -> tuple[str, int]:
+    """Return the decision, "" without one, and the labelled runs until then, at most ``most``."""
     random = np.random.default_rng(seed)
-    is_canary = random.random(MOST_RUNS) < case.share
-    is_right = random.random(MOST_RUNS) < np.where(is_canary, case.canary, case.stable)
+    is_canary = random.random(most) < case.share
+    is_right = random.random(most) < np.where(is_canary, case.canary, case.stable)
     comparison = SequentialComparison()
     for index, (of_canary, right) in enumerate(zip(is_canary.tolist(), is_right.tolist(), strict=True)):
         comparison.add(is_canary=of_canary, is_right=right)
         if comparison.decision:
             return comparison.decision, index + 1
-    return "", MOST_RUNS
+    return "", most
 
 
 def main() -> None:

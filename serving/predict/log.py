@@ -97,11 +97,7 @@ def read_predictions(predictions: Store, since_us: int = 0) -> Iterator[dict[str
 
 def _version_before(log: ManifestLog, time_us: int) -> int:
     """Return the last version that was committed before a time; 0 for none. Few deltas are read."""
-    low, high = 0, log.end()
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if log.read(middle)["time_us"] < time_us else (low, middle - 1)
-    return low
+    return bisect_left(range(1, log.end() + 1), time_us, key=lambda version: log.read(version)["time_us"])
 
 
 def predictions_of_run(predictions: Store, run_id: str) -> list[dict[str, Any]]:

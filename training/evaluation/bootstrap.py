@@ -127,9 +127,22 @@ def resampled_figures(
         values[label_weights == 0] = np.nan  # the class does not occur
         is_defined = np.isfinite(values)
         macro[name] = _divide(np.where(is_defined, values, 0).sum(axis=1), is_defined.sum(axis=1))
-    losses = np.square(probabilities - is_label).sum(axis=1)
-    brier = weights @ (losses / 2 if len(classes) == 2 else losses) / weights.sum(axis=1)
+    brier = weights @ squared_errors(probabilities, labels) / weights.sum(axis=1)
     return ResampledFigures(by_class, macro, brier)
+
+
+def squared_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the squared error of each run's probabilities, float64 [n], whose mean is the Brier score (Brier 1950).
+
+    Args:
+      probabilities: float [n, C]; for two classes the error is that of one. A row that is not finite has no probability
+        for any class.
+      labels: int [n].
+    """
+    count = probabilities.shape[1]
+    finite = np.where(np.isfinite(probabilities).all(axis=1)[:, None], probabilities, 0.0).astype(np.float64)
+    errors: np.ndarray = np.square(finite - np.eye(count)[labels]).sum(axis=1)
+    return errors / 2 if count == 2 else errors
 
 
 class _Areas(NamedTuple):

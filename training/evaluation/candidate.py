@@ -29,8 +29,9 @@ from ciml.training.data.examples import Examples, read_facts, read_snapshot_exam
 from ciml.training.data.snapshot import Snapshot, SnapshotRun
 from ciml.training.estimators import Fitted, Rows
 from ciml.training.evaluation.baselines import PREDICTORS, gate_numbers, numbers_for, predict_test_runs
+from ciml.training.evaluation.bootstrap import squared_errors
 from ciml.training.evaluation.gate import GatePolicy
-from ciml.training.evaluation.metrics import accuracy, calibration_quality, evaluate, predicted_classes, squared_errors
+from ciml.training.evaluation.metrics import accuracy, calibration_quality, evaluate, predicted_classes
 from ciml.training.evaluation.paired import compare, compare_errors, compare_slices
 from ciml.training.experiment import Experiment
 from ciml.training.export import Exported, Timed, load_exported

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ciml.intervals import wilson
-from ciml.training.evaluation.bootstrap import estimate_figures
+from ciml.training.evaluation.bootstrap import estimate_figures, squared_errors
 
 #: Resamples of the bootstrap.
 RESAMPLES = 300
@@ -127,20 +127,6 @@ def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
         return None
     chosen = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.clip(chosen, 1e-7, 1.0)).mean())
-
-
-def squared_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the squared error of each run's probabilities, float64 [n], whose mean is the Brier score (Brier 1950).
-
-    Args:
-      probabilities: float [n, C]; for two classes the error is that of one. A row that is not finite has no probability
-        for any class.
-      labels: int [n].
-    """
-    count = probabilities.shape[1]
-    finite = np.where(np.isfinite(probabilities).all(axis=1)[:, None], probabilities, 0.0).astype(np.float64)
-    errors: np.ndarray = np.square(finite - np.eye(count)[labels]).sum(axis=1)
-    return errors / 2 if count == 2 else errors
 
 
 def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def compare_errors(
     """Compare the squared errors of two models' probabilities on the same runs.
 
     Args:
-      candidate_errors: float64 [n], of `ciml.training.evaluation.metrics.squared_errors`.
+      candidate_errors: float64 [n], of `ciml.training.evaluation.bootstrap.squared_errors`.
       champion_errors: float64 [n], the same of the other model.
       confidence: of the one-sided upper bound.
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.training.evaluation.sequential import Arm, Bet, SequentialComparison
+from studies.canary import Case, decide
 
 shares = st.floats(0.02, 0.98)
 
@@ -39,32 +40,19 @@ def test_a_bet_gains_nothing_on_average_where_its_hypothesis_holds(
     assert expected <= 1 + 1e-6
 
 
-def simulate(canary: float, stable: float, share: float, seed: int, most: int) -> tuple[str, int]:
-    """Return the decision, and the labelled runs until then."""
-    random = np.random.default_rng(seed)
-    is_canary = random.random(most) < share
-    is_right = random.random(most) < np.where(is_canary, canary, stable)
-    comparison = SequentialComparison()
-    for index, (of_canary, right) in enumerate(zip(is_canary.tolist(), is_right.tolist(), strict=True)):
-        comparison.add(is_canary=of_canary, is_right=right)
-        if comparison.decision:
-            return comparison.decision, index + 1
-    return "", most
-
-
 def test_a_canary_that_is_five_points_worse_is_rolled_back() -> None:
-    decisions = [simulate(0.85, 0.9, 0.5, seed, 12_000) for seed in range(20)]
+    decisions = [decide(Case(0.9, 0.85, 0.5), seed, 12_000) for seed in range(20)]
     assert {decision for decision, _ in decisions} == {"rollback"}
     assert 500 < np.median([runs for _, runs in decisions]) < 5_000
 
 
 def test_an_equal_canary_is_seldom_rolled_back_though_each_run_is_looked_at() -> None:
-    decisions = [simulate(0.9, 0.9, 0.5, seed, 3_000)[0] for seed in range(60)]
+    decisions = [decide(Case(0.9, 0.9, 0.5), seed, 3_000)[0] for seed in range(60)]
     assert decisions.count("rollback") <= 6  # 3 are expected at most
 
 
 def test_a_better_canary_is_promoted() -> None:
-    decisions = [simulate(0.97, 0.9, 0.5, seed, 3_000)[0] for seed in range(10)]
+    decisions = [decide(Case(0.9, 0.97, 0.5), seed, 3_000)[0] for seed in range(10)]
     assert decisions == ["promote"] * 10
 
 
