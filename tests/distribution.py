@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 from xdist.scheduler import LoadFileScheduling
@@ -80,7 +81,9 @@ class FilesByEngine(LoadFileScheduling):
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         self.workqueue.move_to_end(next_scope(self.workqueue, self.nodes.index(node), len(self.nodes)), last=False)
-        super()._assign_work_unit(node)
+        # A process that has just crashed takes nothing: the files are its own until `remove_node` gives them to others.
+        with contextlib.suppress(OSError):
+            super()._assign_work_unit(node)
 
     def remove_node(self, node: WorkerController) -> str | None:
         """Take a process out; return the test that it crashed in, which counts as done, or None."""

@@ -16,11 +16,21 @@ from tests.distribution import WITH_TENSORFLOW, FilesByEngine, next_scope
 ROOT = Path(__file__).parents[2]
 PASSES = "def test_first(): pass\ndef test_second(): pass\ndef test_third(): pass\n"
 CRASHES = "import os\ndef test_before(): pass\ndef test_crash(): os.kill(os.getpid(), 9)\n"
-#: The scheduler of these tests. Only the process that distributes imports their conftest.
+#: The scheduler of these tests. Only the process that distributes makes one. It says where it waits if it never ends,
+#: and is slow, so that a process has often crashed before it is given more.
 SCHEDULES = """
+import faulthandler, time
+
 def pytest_xdist_make_scheduler(config, log):
-    from tests.conftest import pytest_xdist_make_scheduler as make
-    return make(config, log)
+    from tests.distribution import FilesByEngine
+
+    class Slow(FilesByEngine):
+        def _assign_work_unit(self, node):
+            time.sleep(SECONDS)
+            super()._assign_work_unit(node)
+
+    faulthandler.dump_traceback_later(100, exit=True)
+    return Slow(config, log)
 """
 
 
@@ -53,25 +63,28 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.whole), 2])
+@pytest.mark.parametrize(
+    ("processes", "seconds"),
+    [pytest.param(1, 0, marks=pytest.mark.whole), (1, 0.3), pytest.param(2, 0, marks=pytest.mark.whole)],
+)
 @pytest.mark.parametrize(
     ("files", "passed", "failed"), [ALL, *(pytest.param(*part, marks=pytest.mark.whole) for part in PARTS)]
 )
 def test_a_crash_fails_one_test_and_ends(
-    files: list[str], passed: int, failed: int, processes: int, tmp_path: Path
+    files: list[str], passed: int, failed: int, processes: int, seconds: float, tmp_path: Path
 ) -> None:
     for number, text in enumerate(files):
         (tmp_path / f"test_{number}.py").write_text(text)
-    (tmp_path / "conftest.py").write_text(SCHEDULES)
+    (tmp_path / "conftest.py").write_text(SCHEDULES.replace("SECONDS", str(seconds)))
     words = ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder", "-p", "no:cacheprovider"]
-    words += ["-p", "xdist.plugin"]
+    words += ["-p", "xdist.plugin", "-s"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *words, "--rootdir", tmp_path, tmp_path],
         capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path,
     )  # fmt: skip
     counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed)", result.stdout.splitlines()[-1])}
-    assert counts == {"passed": passed, "failed": failed}, result.stdout
+    assert counts == {"passed": passed, "failed": failed}, result.stdout + result.stderr
 
 
 def test_a_process_that_has_not_collected_yet_is_given_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
