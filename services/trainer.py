@@ -27,8 +27,9 @@ from ciml.serving.lease import ModelLockedError
 from ciml.serving.push import HeldError
 from ciml.serving.registry import CANARY, Registry, RegistryState
 from ciml.training.data.snapshot import make_snapshot, read_snapshot
+from ciml.training.experiment import Experiment
 from ciml.training.refresh import TrainConfig
-from ciml.training.trainer import TrainResult, run_once
+from ciml.training.trainer import TrainResult, last_experiment, run_once
 
 CANDIDATES = metric("ciml_training_candidates_total")
 REJECTED_SAMPLES = metric("ciml_training_samples_rejected_total")
@@ -224,7 +225,7 @@ class TrainerService(Service):
         """Return what a refresh waits for; "" if it is due."""
         if self._news is None or self._news[0] != versions:
             try:
-                self._news = versions, news_of(self.config, self._registry.state, self._triggers)
+                self._news = versions, news_of(self.config, self._registry, self._triggers)
             except (NoTrainingDataError, UnknownDatasetError) as error:
                 return str(error)
         news = self._news[1]
@@ -273,14 +274,17 @@ class TrainerService(Service):
             raise
 
 
-def news_of(config: TrainConfig, state: RegistryState, triggers: Triggers) -> News:
-    """Return what has changed since the last candidate of a model.
+def news_of(config: TrainConfig, registry: Registry, triggers: Triggers) -> News:
+    """Return what has changed since the last candidate of the model of a registry.
 
     Raises:
       NoTrainingDataError, UnknownDatasetError: if the data set does not exist, or has no sealed span.
       IntegrityError: if the stored data are inconsistent.
     """
-    snapshot = make_snapshot(config.data.dataset(config.dataset), config.trust.current())
+    experiment = config.experiment or last_experiment(registry) or Experiment()
+    dataset = config.data.dataset(config.dataset)
+    snapshot = make_snapshot(dataset, config.trust.current(), window=experiment.window)
+    state = registry.state
     last = state.candidates.get(state.last_candidate)
     known: set[str] = set()
     if last is not None and isinstance(last.facts.get("snapshot"), str):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta, field
 
 from ciml.digest import sha256_json
-from ciml.settings import Settings, check_name
+from ciml.settings import Settings, check_name, seconds_of
 
 #: Version of the rule of `ciml.training.normalise`. 1: a range of 0 counts as 1. 2: such an element becomes 0. Records
 #: of version 1 do not name it.
@@ -21,6 +21,8 @@ _MAX_DEPTH = 40
 #: The estimator of a model of which nothing else is known: the best one of docs/tutorial.md. A file that names none
 #: still means ``dnn``.
 DEFAULT_ESTIMATOR = "random_forest"
+#: A window or a half-life is below this: a thousand years.
+_MAX_AGE_S = 1000 * 366 * 86_400.0
 _CALIBRATION_KEYS = frozenset({"calibration", "coverage"})
 #: Aliases of estimators. TensorFlow no longer has the classes of these names.
 ALIASES = {"tf.estimator.DNNClassifier": "dnn", "DNNClassifier": "dnn", "tf.contrib.learn.SVM": "svm"}
@@ -58,6 +60,10 @@ class Experiment(Settings, frozen=True, kw_only=True):
       view: what a class of scikit-learn's interface gets of a run: ``windows``, ``flat`` or ``summary``; see
         `ciml.training.estimators.views`. None: what the estimator gets by default.
       packages: versions of the packages of a class, by name: part of what identifies the experiment.
+      window: how old a run may be, counted back from the newest training run: ``90d``. Older ones are neither learned
+        nor tested on. None: all runs.
+      half_life: the age at which a training run weighs half as much as the newest one: ``30d``. Held-out runs have no
+        weights. None: all weigh the same.
     """
 
     title: ClassVar[str] = "experiment"
@@ -84,11 +90,13 @@ class Experiment(Settings, frozen=True, kw_only=True):
     parameters: dict[str, Any] = field(default_factory=dict)
     view: Literal["windows", "flat", "summary"] | None = None
     packages: dict[str, str] = field(default_factory=dict)
+    window: str | None = None
+    half_life: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the keys; without those that older versions lack where they have no effect: digests stay the same."""
         value = super().to_json()
-        unset = {key for key in ("view", "packages") if not value[key]}
+        unset = {key for key in ("view", "packages", "window", "half_life") if not value[key]}
         if not self.calibration:
             unset |= _CALIBRATION_KEYS
         return {key: item for key, item in value.items() if key not in unset}
@@ -113,8 +121,20 @@ class Experiment(Settings, frozen=True, kw_only=True):
             raise ValueError("calibration: is fitted on the dev runs, on which early_stopping chooses; leave out one")
         if not self.calibration and self.coverage != COVERAGE:
             raise ValueError("coverage: requires calibration")
+        for key in ("window", "half_life"):
+            if (text := getattr(self, key)) is not None:
+                _check_age(key, text)
         if any(units < 1 for units in self.hidden_layers):
             raise ValueError("hidden_layers: each hidden layer needs at least one unit")
+
+
+def _check_age(key: str, text: str) -> None:
+    try:
+        seconds = seconds_of(text)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    if not 0 < seconds < _MAX_AGE_S:
+        raise ValueError(f"{key}: {text!r:.80} is no age of runs; choose one such as 90d")
 
 
 def _leaves(value: Any, path: str = "parameters", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -169,7 +169,7 @@ def refresh(
         policy = config.trust.current()
         if policy.quarantine:
             quarantine(dataset, policy)
-        snapshot = make_snapshot(dataset, policy)
+        snapshot = make_snapshot(dataset, policy, window=experiment.window, half_life=experiment.half_life)
         step.describe(partial(_describe_snapshot, dataset, snapshot, model))
         check_use(experiment, snapshot.resolved, config.allow_modules, served=True)
         key = refresh_key(snapshot.digest, experiment)
@@ -243,7 +243,7 @@ def _train_candidate(
         with timer("materialise"):
             cache = AnalysisCache(config.data.trainer(config.model).child("analyses"))
             materialised = materialise(dataset.store, snapshot, folder, cache=cache)
-            rows = NormalisedRows(materialised, resolved)
+            rows = NormalisedRows(materialised, resolved, snapshot.weights)
             normalise = transform_of(materialised.transform_folder)
             analyses = {"analysed": materialised.analysed, "cached": materialised.cached}
     with timer("train"):

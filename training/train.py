@@ -32,21 +32,33 @@ def trained_roles(experiment: Experiment, *, dev_from_train: bool) -> tuple[Role
     return ("train", "dev") if dev_from_train and not held_out else ("train",)
 
 
-def records(materialised: Materialised, resolved: ResolvedDefinition, *roles: Role) -> Any:
+def records(
+    materialised: Materialised, resolved: ResolvedDefinition, *roles: Role, weights: np.ndarray | None = None
+) -> Any:
     """Return the examples of the given roles as a ``tf.data.Dataset`` of ({inputs, n_windows}, label), one an element.
 
     Its cardinality is asserted: a file with missing records is an error.
+
+    Args:
+      materialised: the files.
+      resolved: their definition.
+      roles: of the examples.
+      weights: float32 [runs of the snapshot]: the features then have ``weights``, too.
     """
     tf = load_tensorflow()
     spec = {
         "inputs": tf.io.FixedLenFeature([resolved.windows, len(resolved.features)], tf.float32),
         "n_windows": tf.io.FixedLenFeature([], tf.int64),
         "label": tf.io.FixedLenFeature([], tf.int64),
+        "ordinal": tf.io.FixedLenFeature([], tf.int64),
     }
 
     def parse(serialized: Any) -> Any:
         row = tf.io.parse_example(serialized, spec)
-        return {"inputs": row["inputs"], "n_windows": tf.cast(row["n_windows"], tf.int32)}, row["label"]
+        features = {"inputs": row["inputs"], "n_windows": tf.cast(row["n_windows"], tf.int32)}
+        if weights is not None:
+            features["weights"] = tf.gather(tf.constant(weights), row["ordinal"])
+        return features, row["label"]
 
     paths = [path for role in roles for path in materialised.paths(role)]
     count = sum(materialised.counts[role] for role in roles)
@@ -70,10 +82,17 @@ class TrainingRows(Protocol):
 
 @dataclass(frozen=True)
 class NormalisedRows:
-    """`TrainingRows` of materialised files, in the files' order."""
+    """`TrainingRows` of materialised files, in the files' order.
+
+    Attributes:
+      materialised: the files.
+      resolved: their definition.
+      weights: `Snapshot.weights`.
+    """
 
     materialised: Materialised
     resolved: ResolvedDefinition
+    weights: np.ndarray | None = None
 
     @property
     def counts(self) -> Mapping[Role, int]:
@@ -81,13 +100,17 @@ class NormalisedRows:
 
     def rows(self, *roles: Role) -> Rows:
         batches = self.streamed(*roles).batch(1024).as_numpy_iterator()
-        parts = [(features["inputs"], features["n_windows"], labels) for features, labels in batches]
         shape = (0, self.resolved.windows, len(self.resolved.features))
-        parts.append((np.zeros(shape, np.float32), np.zeros(0, np.int32), np.zeros(0, np.int64)))
-        return Rows(*map(np.concatenate, zip(*parts, strict=True)))
+        none = {name: np.zeros(0, np.float32) for name in ("weights",) if self.weights is not None}
+        parts = [
+            ({"inputs": np.zeros(shape, np.float32), "n_windows": np.zeros(0, np.int32), **none}, np.zeros(0, int))
+        ]
+        parts += list(batches)
+        features = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
+        return Rows(labels=np.concatenate([labels for _, labels in parts]), **features)
 
     def streamed(self, *roles: Role) -> Any:
-        return records(self.materialised, self.resolved, *roles)
+        return records(self.materialised, self.resolved, *roles, weights=self.weights)
 
 
 @dataclass(frozen=True)
@@ -155,6 +178,9 @@ def _streamed(read: Any, count: int, experiment: Experiment) -> Streamed | None:
     if read is None:
         return None
     counts = np.bincount(np.fromiter((int(label) for _, label in read.as_numpy_iterator()), np.int64))
+    if "weights" in read.element_spec[0]:
+        mean = np.mean([float(features["weights"]) for features, _ in read.as_numpy_iterator()])
+        read = read.map(lambda features, label: ({**features, "weights": features["weights"] / mean}, label))
     shuffled = read.shuffle(min(count, 50_000), seed=experiment.seed, reshuffle_each_iteration=True)
     return Streamed(shuffled, counts, experiment.batch_size)
 

@@ -84,7 +84,7 @@ def refreshed_experiment(
         last = last_experiment(Registry(root, model))
         if last is not None:
             experiment = Experiment.from_json({**last.to_json(), **keys})
-            check_experiment(experiment)  # stored data names its modules, so none of them is allowed
+            check_experiment(experiment, is_refreshed=True)  # stored data names its modules, so none of them is allowed
             return experiment, ()
     # A named estimator has the default name of a file: the name is part of what makes a refresh new.
     return experiment_for(estimator, keys, "dnn", shape)

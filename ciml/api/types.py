@@ -107,6 +107,8 @@ class ExperimentKeys(TypedDict, total=False):
     seed: int
     view: Literal["windows", "flat", "summary"] | None
     parameters: Mapping[str, Any]
+    window: str | None
+    half_life: str | None
 
 
 class Figure(NamedTuple):

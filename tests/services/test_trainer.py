@@ -251,12 +251,12 @@ def test_runs_of_the_last_candidate_are_not_new(stored: DataRoot) -> None:
     write_snapshot(stored.trainer("m"), snapshot)
     registry = Registry(stored, "m")
     candidate = {"id": "c", "digest": "d", "files": {}, "folder": "f", "facts": {"snapshot": snapshot.digest}}
-    assert news_of(config, registry.state, Triggers(new_runs=1)).runs > 0
+    assert news_of(config, registry, Triggers(new_runs=1)).runs > 0
     registry.commit(lambda state: {"kind": "candidate", "candidate": candidate})
-    news = news_of(config, registry.state, Triggers(new_runs=1))
+    news = news_of(config, registry, Triggers(new_runs=1))
     assert (news.runs, news.trained_us) == (0, registry.state.candidates["c"].time_us)
     stored.trainer("m").delete(snapshot_path(snapshot.digest))
-    assert news_of(config, registry.state, Triggers(new_runs=1)).runs == sum(1 for _ in snapshot.runs())
+    assert news_of(config, registry, Triggers(new_runs=1)).runs == sum(1 for _ in snapshot.runs())
 
 
 def test_after_a_refresh_the_runs_are_counted_from_its_candidate(

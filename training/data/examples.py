@@ -7,7 +7,7 @@ roles of a snapshot. `file_tasks` and `read_rows` divide that reading into files
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -152,8 +152,8 @@ class Examples(Rows):
             np.zeros(0, np.int64),
             np.zeros(0, np.int64),
         )
-        columns = zip(*(vars(part).values() for part in (no_rows, *parts)), strict=True)
-        return cls(*map(np.concatenate, columns))
+        names = ("inputs", "n_windows", "labels", "ordinals")
+        return cls(*(np.concatenate([getattr(part, name) for part in (no_rows, *parts)]) for name in names))
 
 
 def read_snapshot_examples(root: Store, snapshot: Snapshot, *roles: Role) -> tuple[list[SnapshotRun], Examples]:
@@ -178,6 +178,8 @@ def read_snapshot_examples(root: Store, snapshot: Snapshot, *roles: Role) -> tup
     ordinals = [ordinal for ordinal, run in enumerate(runs) if not roles or run.role in roles]
     if examples.ordinals.tolist() != ordinals:
         raise IntegrityError(f"{root.url()}: the files lack some of the snapshot's {len(ordinals)} runs")
+    if snapshot.weights is not None:
+        examples = replace(examples, weights=snapshot.weights[examples.ordinals])
     return [runs[ordinal] for ordinal in ordinals], examples
 
 

@@ -2,8 +2,9 @@
 
 A snapshot names span versions and, of each, the runs that are trusted *now*: the trust policy is evaluated again on the
 facts of the raw manifest, joined with all updates. The decision at ingestion is not used. Trusted training runs beyond
-the policy's caps are withheld. Equal digests mean equal runs, labels and rules. Splits and roles follow from the facts
-known when a run was stored: no later update moves a run between train, dev and test.
+the policy's caps are withheld, and so are runs that are older than a window. Equal digests mean equal runs, labels,
+rules and weights. Splits and roles follow from the facts known when a run was stored: no later update moves a run
+between train, dev and test.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 from msgspec import field
 
 from ciml.data_root import StoredDataset
@@ -23,7 +25,7 @@ from ciml.errors import CimlError, IntegrityError, InvalidSettingError, NoTraini
 from ciml.events.records import Record, RunFacts, facts_of_row, rows_of
 from ciml.manifest.log import ManifestLog
 from ciml.runs.state import open_raw
-from ciml.settings import Settings
+from ciml.settings import Settings, seconds_of
 from ciml.storage import Store
 from ciml.storage.json_files import read_object, seal
 from ciml.training.exclusions import Exclusions, stored_exclusions
@@ -62,13 +64,18 @@ class SnapshotRun(Record, frozen=True, array_like=True, forbid_unknown_fields=Tr
     digest: str
 
 
-class SnapshotSpan(Record, frozen=True, forbid_unknown_fields=True, gc=False):
-    """A span version, its files, and its selected runs in the span's order."""
+class SnapshotSpan(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """A span version, its files, and its selected runs in the span's order.
+
+    Attributes:
+      weights: of the runs, where they decay with age; 1 for the newest ones and for held-out ones. None without decay.
+    """
 
     span: int
     version: int
     files: Mapping[str, tuple[ExampleFile, ...]]
     runs: tuple[SnapshotRun, ...]
+    weights: tuple[float, ...] = ()
 
 
 class Snapshot(Settings, frozen=True):
@@ -81,7 +88,9 @@ class Snapshot(Settings, frozen=True):
       spans: the span versions with a trusted run, in order.
       untrusted: number of rejected examples by the deciding trust rule.
       excluded: number of examples left out by an exclusion (a purge), by its reason.
-      withheld: number of trusted examples left out, by reason: ``cap: author``.
+      withheld: number of trusted examples left out, by reason: ``cap: author``, ``window: 90d``.
+      window: how old its runs may be, counted back from the newest training run; None for any age.
+      half_life: the age at which a training run weighs half; None where all weigh the same.
     """
 
     title: ClassVar[str] = "snapshot"
@@ -93,12 +102,20 @@ class Snapshot(Settings, frozen=True):
     untrusted: Mapping[str, int] = field(default_factory=dict)
     excluded: Mapping[str, int] = field(default_factory=dict)
     withheld: Mapping[str, int] = field(default_factory=dict)
+    window: str | None = None
+    half_life: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         value = {**super().to_json(), "resolved": self.resolved.to_json()}
-        if not self.withheld:
-            del value["withheld"]  # versions before 0.2 read such a snapshot
-        return value
+        # Without these, versions before 0.2 read such a snapshot.
+        return {key: item for key, item in value.items() if item or key not in ("withheld", "window", "half_life")}
+
+    @cached_property
+    def weights(self) -> np.ndarray | None:
+        """The weight of each run of `runs`, float32 [n]; None where all weigh the same."""
+        if self.half_life is None:
+            return None
+        return np.array([weight for span in self.spans for weight in span.weights], np.float32)
 
     @cached_property
     def digest(self) -> str:
@@ -139,10 +156,11 @@ class Snapshot(Settings, frozen=True):
             "untrusted": dict(self.untrusted),
             "excluded": dict(self.excluded),
             "withheld": dict(self.withheld),
+            **{key: value for key in ("window", "half_life") if (value := getattr(self, key))},
         }
 
     def rejected(self) -> dict[str, int]:
-        """Return the number of omitted examples by deciding trust rule or cap; all exclusions as ``excluded``."""
+        """Return the number of omitted examples by trust rule, cap or window; all exclusions as ``excluded``."""
         excluded = {"excluded": sum(self.excluded.values())} if self.excluded else {}
         return {**self.untrusted, **self.withheld, **excluded}
 
@@ -163,20 +181,30 @@ class JudgedRun(NamedTuple):
     omitted: tuple[str, str] | None
 
 
-def make_snapshot(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclusions | None = None) -> Snapshot:
+def make_snapshot(
+    dataset: StoredDataset,
+    policy: TrustPolicy,
+    exclusions: Exclusions | None = None,
+    *,
+    window: str | None = None,
+    half_life: str | None = None,
+) -> Snapshot:
     """Select the trusted runs of a data set's latest span versions.
 
     Args:
       dataset: a data set.
       policy: the trust policy, evaluated on the facts of the raw manifest.
       exclusions: runs to exclude regardless of the policy; by default those that are stored (`ciml exclude`).
+      window: how old a run may be, as in `ciml.training.experiment.Experiment`.
+      half_life: the age at which a training run weighs half, as there.
 
     Raises:
       CimlError: if the data set does not exist, or has no sealed span.
       IntegrityError: if its manifest names a run that the raw manifest lacks.
     """
     state = dataset.state()
-    return snapshot_of(dataset, state, facts_of_spans(dataset.raw(state), state.latest()), policy, exclusions)
+    facts = facts_of_spans(dataset.raw(state), state.latest())
+    return snapshot_of(dataset, state, facts, policy, exclusions, window=window, half_life=half_life)
 
 
 def snapshot_of(
@@ -185,15 +213,22 @@ def snapshot_of(
     facts: Mapping[str, RunFacts],
     policy: TrustPolicy,
     exclusions: Exclusions | None = None,
+    *,
+    window: str | None = None,
+    half_life: str | None = None,
 ) -> Snapshot:
     """Do as `make_snapshot` for a data set whose state, and the facts of its runs by run id, are loaded."""
     resolved, _ = _definition_of(dataset, state)
-    judged = judge_runs(dataset, state, facts, policy, exclusions)
+    judged = judge_runs(dataset, state, facts, policy, exclusions, window=window)
     omitted: dict[str, Counter[str]] = {kind: Counter() for kind in ("untrusted", "excluded", "withheld")}
     accepted: dict[int, list[SnapshotRun]] = {}
+    weights: dict[int, list[float]] = {}
+    newest_us = _newest_training_us(judged)
     for decision in judged:
         if decision.omitted is None:
             accepted.setdefault(decision.span, []).append(decision.run)
+            if half_life is not None:
+                weights.setdefault(decision.span, []).append(_weight(decision, newest_us, half_life))
         else:
             kind, reason = decision.omitted
             omitted[kind][reason] += 1
@@ -202,9 +237,9 @@ def snapshot_of(
         if runs := accepted.get(index):
             splits = {run.split for run in runs}
             files = {split: files for split, files in span.files.items() if split in splits}
-            spans.append(SnapshotSpan(span.span, span.version, files, tuple(runs)))
+            spans.append(SnapshotSpan(span.span, span.version, files, tuple(runs), tuple(weights.get(index, ()))))
     counts = {kind: dict(reasons) for kind, reasons in omitted.items()}
-    return Snapshot(dataset.name, resolved, policy.digest, tuple(spans), **counts)
+    return Snapshot(dataset.name, resolved, policy.digest, tuple(spans), **counts, window=window, half_life=half_life)
 
 
 def judge_runs(
@@ -213,6 +248,8 @@ def judge_runs(
     facts: Mapping[str, RunFacts],
     policy: TrustPolicy,
     exclusions: Exclusions | None = None,
+    *,
+    window: str | None = None,
 ) -> list[JudgedRun]:
     """Return the decision on each run of a data set's latest span versions. Arguments and errors as `snapshot_of`."""
     if exclusions is None:
@@ -235,6 +272,8 @@ def judge_runs(
             role = _role_of(run.split, run_facts, definition)
             selected = SnapshotRun(run.run_id, run.split, role, run.label, rule, run.build_name, run.digest)
             judged.append(JudgedRun(index, selected, joined[run.run_id], omitted))
+    if window is not None:
+        judged = _within(judged, window)  # before the caps, which are shares of what is learned
     return _capped(judged, policy, definition.salt) if policy.caps else judged
 
 
@@ -244,6 +283,38 @@ def _definition_of(dataset: StoredDataset, state: DatasetState) -> tuple[Resolve
             f"data set {dataset.name!r} has no sealed span yet: ciml dataset update {dataset.name} --seal"
         )
     return state.resolved, state.definition
+
+
+def _ended_us(facts: RunFacts) -> int:
+    """Return when a run ended, epoch microseconds. One without a time counts as older than all others."""
+    return facts.end_us or facts.start_us or 0
+
+
+def _newest_training_us(judged: Iterable[JudgedRun]) -> int:
+    """Return when the newest selected training run ended, epoch microseconds; 0 without one."""
+    ends = (_ended_us(one.facts) for one in judged if one.omitted is None and one.run.role == "train")
+    return max(ends, default=0)
+
+
+def _within(judged: list[JudgedRun], window: str) -> list[JudgedRun]:
+    """Return the decisions with the runs that are older than the window withheld, whatever their role.
+
+    A model is tested on what it is for: held-out runs that are older would speak for a model of old data.
+    """
+    since_us = _newest_training_us(judged) - seconds_of(window) * 1e6
+    omitted = "withheld", f"window: {window}"
+    return [
+        one._replace(omitted=omitted) if one.omitted is None and _ended_us(one.facts) < since_us else one
+        for one in judged
+    ]
+
+
+def _weight(decision: JudgedRun, newest_us: int, half_life: str) -> float:
+    """Return the weight of a run by its age; 1 for a held-out one."""
+    if decision.run.role == "test":
+        return 1.0
+    age_s = max(0, newest_us - _ended_us(decision.facts)) / 1e6
+    return float(round(0.5 ** (age_s / seconds_of(half_life)), 6))
 
 
 def _capped(judged: list[JudgedRun], policy: TrustPolicy, salt: str) -> list[JudgedRun]:
@@ -345,7 +416,7 @@ def no_training_runs(snapshot: Snapshot, test_runs: int) -> NoTrainingDataError:
     untrusted = sum(snapshot.untrusted.values())
     counts = f"{untrusted} examples are untrusted, {test_runs} are test runs"
     if withheld := sum(snapshot.withheld.values()):
-        counts += f", {withheld} are beyond the policy's caps"
+        counts += f", {withheld} are beyond the policy's caps or the window"
         untrusted += withheld
     message = f"data set {snapshot.dataset!r} has no training runs: {counts}"
     remedy = "; ciml trust check shows why, and --trust-policy FILE or CIML_TRUST_POLICY names another policy"

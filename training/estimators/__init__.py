@@ -7,6 +7,7 @@ No other room asks which kind an estimator is: `estimator_of` returns what it us
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ __all__ = [
     "used_keys",
 ]
 
-_ALL = frozenset({"name", "estimator", "class_weights", "calibration", "coverage", "seed"})
+_AGES = frozenset({"window", "half_life"})
+_ALL = _AGES | {"name", "estimator", "class_weights", "calibration", "coverage", "seed"}
 _LOOP = frozenset(
     {"steps", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "early_stopping"}
     | {"hidden_layers", "dropout", "l2"}
@@ -152,7 +154,7 @@ def inputs_for(
     """Return rows as the experiment's estimator takes them: normalised, or as recorded."""
     if not estimator_of(experiment, allow_modules).normalises:
         return rows
-    return Rows(normalisation.apply(rows.inputs), rows.n_windows, rows.labels)
+    return replace(rows, inputs=normalisation.apply(rows.inputs))
 
 
 def check_use(
@@ -181,6 +183,11 @@ def check_use(
             f"estimator {experiment.estimator} needs windows, but data set {definition.name!r} holds aggregations; "
             "choose another estimator"
         )
+    if experiment.half_life and not estimator.takes_weights(experiment):
+        raise CimlError(
+            f"experiment {experiment.name!r}: half_life: estimator {experiment.estimator} takes no weights of runs; "
+            "use window instead, or choose another estimator"
+        )
 
 
 def _check_packages(experiment: Experiment, allow_modules: Collection[str]) -> None:
@@ -194,8 +201,16 @@ def _check_packages(experiment: Experiment, allow_modules: Collection[str]) -> N
             )
 
 
-def check_experiment(experiment: Experiment, allow_modules: Collection[str] = ()) -> None:
+def check_experiment(
+    experiment: Experiment, allow_modules: Collection[str] = (), *, is_refreshed: bool = False
+) -> None:
     """Check an experiment without data.
+
+    Args:
+      experiment: the experiment.
+      allow_modules: see `estimator_of`.
+      is_refreshed: whether it is for a refresh. Elsewhere, runs are held out whatever their age, so that a window or a
+        half-life would be ignored.
 
     Raises:
       CimlError: for an unknown estimator, an unused key, or an invalid parameter.
@@ -203,6 +218,8 @@ def check_experiment(experiment: Experiment, allow_modules: Collection[str] = ()
     estimator = estimator_of(experiment, allow_modules)
     usual = Experiment()
     for key in Experiment.__struct_fields__:
+        if key in _AGES and not is_refreshed and getattr(experiment, key) is not None:
+            raise CimlError(f"experiment: {key}: only a refresh uses it; remove it")
         if key not in estimator.keys and getattr(experiment, key) != getattr(usual, key):
             raise CimlError(f"experiment: {key}: not used by estimator {experiment.estimator}; remove it")
     if experiment.estimator in ESTIMATORS:

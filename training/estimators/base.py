@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,18 +33,24 @@ class Rows:
       inputs: float32 [n, L, F]; normalised for estimators that take them so.
       n_windows: int32 [n], number of the run's own windows; the rest is padding.
       labels: int64 [n].
+      weights: float32 [n], how much each counts in a training; None where all count the same.
     """
 
     inputs: np.ndarray
     n_windows: np.ndarray
     labels: np.ndarray
+    weights: np.ndarray | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: np.ndarray | slice) -> Self:
         """Select rows by position or by a mask."""
-        return replace(self, **{name: values[rows] for name, values in vars(self).items()})
+        return replace(self, **{name: values[rows] for name, values in vars(self).items() if values is not None})
+
+    def sample_weights(self) -> np.ndarray | None:
+        """Return the weights with a mean of 1, so that they change no learning rate; None without weights."""
+        return None if self.weights is None else (self.weights / self.weights.mean()).astype(np.float32)
 
 
 class Fitted(Protocol):
@@ -119,6 +125,9 @@ class Estimator(Protocol):
 
     def load(self) -> None:
         """Import the estimator's library, which takes seconds that are not part of its fitting."""
+
+    def takes_weights(self, experiment: Experiment) -> bool:
+        """Return whether it takes weights of training runs."""
 
     def check(self, experiment: Experiment) -> None:
         """Raise `CimlError` for an invalid parameter of the experiment; needs no data."""

@@ -59,8 +59,8 @@ class BoostedViews:
         self.classes_ = np.zeros(0, np.int64)
         self._fitted: list[tuple[View, np.ndarray, Any]] = []
 
-    def fit(self, runs: Windows, labels: np.ndarray) -> BoostedViews:
-        """Fit all members on labels int64 [n]."""
+    def fit(self, runs: Windows, labels: np.ndarray, weights: np.ndarray | None = None) -> BoostedViews:
+        """Fit all members on labels int64 [n], and perhaps weights float32 [n]."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
         views = self._views(runs)
@@ -70,7 +70,7 @@ class BoostedViews:
             drawn = self._drawn_numbers(view, number, runs.inputs.shape[2])
             usable = drawn[~np.isnan(values[:, drawn]).all(axis=0)]  # all runs are too short for the other numbers
             model = HistGradientBoostingClassifier(**self.parameters, random_state=self.seed + number)
-            return view, usable, model.fit(values[:, usable], labels)
+            return view, usable, model.fit(values[:, usable], labels, weights)
 
         with _one_thread():
             self._fitted = [member(view, at) for view, count in self.members.items() for at in range(count)]
@@ -165,6 +165,9 @@ class BoostedEstimator:
     def load(self) -> None:
         import sklearn.ensemble  # noqa: F401
 
+    def takes_weights(self, experiment: Experiment) -> bool:
+        return True
+
     def check(self, experiment: Experiment) -> None:
         labels = np.arange(12) % 2  # a dozen rows: scikit-learn validates parameters in fit
         inputs = np.random.default_rng(0).random((12, 1, 2), np.float32)
@@ -174,7 +177,8 @@ class BoostedEstimator:
         rows: Rows = training.train
         present, labels, _ = present_classes(experiment, rows.labels)
         try:
-            model = boosted_summaries(experiment).fit(Windows(rows.inputs, rows.n_windows), labels)
+            windows = Windows(rows.inputs, rows.n_windows)
+            model = boosted_summaries(experiment).fit(windows, labels, rows.sample_weights())
         except (TypeError, ValueError) as error:
             raise CimlError(f"{experiment.estimator}: {' '.join(str(error).split())}") from None
         return FittedBoosted(model, present, training.classes, len(rows))

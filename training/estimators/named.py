@@ -22,7 +22,9 @@ from ciml.training.estimators.networks import Network, network_inputs
 from ciml.training.estimators.scikit import ScikitEstimator
 from ciml.training.experiment import Experiment
 
-_SCIKIT_KEYS = frozenset({"name", "estimator", "view", "parameters", "packages", "calibration", "coverage", "seed"})
+_SCIKIT_KEYS = frozenset(
+    {"name", "estimator", "view", "parameters", "packages", "calibration", "coverage", "seed", "window", "half_life"}
+)
 _NETWORK_KEYS = _SCIKIT_KEYS | {
     *("steps", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "early_stopping", "class_weights"),
 }

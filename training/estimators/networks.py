@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 #: Runs that are predicted at a time.
 _PREDICTION_BATCH = 1024
 
-#: Takes a batch (inputs, n_windows, labels); returns the sum of its losses and the number of correct predictions.
-Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+#: Takes a batch (inputs, n_windows, labels, and the weights of the runs or None); returns the sum of its losses and the
+#: number of correct predictions.
+Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,9 @@ class Network:
     def load(self) -> None:
         keras()
 
+    def takes_weights(self, experiment: Experiment) -> bool:
+        return True
+
     def check(self, experiment: Experiment) -> None:
         pass  # the shape of the inputs decides whether it can be built
 
@@ -161,13 +165,17 @@ class Resident:
         tf = load_tensorflow()
         size = self.batch_size
         inputs, n_windows, labels = map(tf.constant, (self.rows.inputs, self.rows.n_windows, self.rows.labels))
+        weights = self.rows.sample_weights()
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False)
         def run(order: Any) -> Any:
             def body(position: Any, loss: Any, right: Any) -> Any:
                 rows = order[position : position + size]
                 batch_loss, batch_right = step(
-                    tf.gather(inputs, rows), tf.gather(n_windows, rows), tf.gather(labels, rows)
+                    tf.gather(inputs, rows),
+                    tf.gather(n_windows, rows),
+                    tf.gather(labels, rows),
+                    None if weights is None else tf.gather(tf.constant(weights), rows),
                 )
                 return position + size, loss + batch_loss, right + batch_right
 
@@ -186,7 +194,7 @@ class Streamed:
 
     Args:
       rows: a ``tf.data.Dataset`` of ({inputs, n_windows}, label), one run per element, in a different order at each
-        iteration.
+        iteration. The features may have ``weights``, with a mean of 1.
       counts: int64 [C].
       batch_size: runs per step.
     """
@@ -204,7 +212,7 @@ class Streamed:
         def run(batches: Any) -> Any:
             def add(sums: Any, batch: Any) -> Any:
                 features, labels = batch
-                loss, right = step(features["inputs"], features["n_windows"], labels)
+                loss, right = step(features["inputs"], features["n_windows"], labels, features.get("weights"))
                 return sums[0] + loss, sums[1] + right, sums[2] + tf.size(labels)
 
             start = (tf.constant(0.0), tf.constant(0.0), tf.constant(0))
@@ -313,12 +321,14 @@ def _step(model: Any, optimizer: Any, weights: np.ndarray | None) -> Step:
     """Return a function that trains the model on a batch; ``weights`` float32 [C] are those of the classes."""
     tf = load_tensorflow()
 
-    def step(inputs: Any, n_windows: Any, labels: Any) -> tuple[Any, Any]:
+    def step(inputs: Any, n_windows: Any, labels: Any, run_weights: Any) -> tuple[Any, Any]:
         with tf.GradientTape() as tape:
             answers = model({"inputs": inputs, "n_windows": n_windows}, training=True)
             losses = _loss(labels, answers)
             if weights is not None:
                 losses *= tf.gather(tf.constant(weights), labels)
+            if run_weights is not None:
+                losses *= run_weights
             loss = tf.reduce_mean(losses) + sum(model.losses)
         optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
         right = tf.equal(tf.argmax(answers, axis=-1), labels)

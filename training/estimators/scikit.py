@@ -61,6 +61,9 @@ class ScikitEstimator:
     def load(self) -> None:
         import sklearn.base  # noqa: F401
 
+    def takes_weights(self, experiment: Experiment) -> bool:
+        return _weights_argument(self.build(experiment, _CALIBRATION_FOLDS)) is not None
+
     def check(self, experiment: Experiment) -> None:
         if not self.tries:
             self.build(experiment, 1)
@@ -82,6 +85,8 @@ class ScikitEstimator:
                 values = features(self.view, names, dev.inputs, dev.n_windows)
                 further = {"X_val": values, "y_val": np.searchsorted(present, dev.labels)}
             model = self.build(experiment, int(counts.min()))
+            if train.weights is not None:
+                further[_weights_argument(model) or "sample_weight"] = train.sample_weights()
             model.fit(features(self.view, names, train.inputs, train.n_windows), labels, **further)
         except (TypeError, ValueError, AttributeError) as error:
             raise CimlError(f"{experiment.estimator}: {' '.join(str(error).split())}") from None
@@ -140,6 +145,21 @@ def features(view: AnyView, names: tuple[str, ...], inputs: np.ndarray, n_window
     import pandas as pd
 
     return pd.DataFrame(values, columns=list(names), copy=False)
+
+
+def _weights_argument(model: Any) -> str | None:
+    """Return the argument of ``fit`` for the weights of runs; None for an estimator that takes none."""
+    from sklearn.pipeline import Pipeline
+    from sklearn.utils.validation import has_fit_parameter
+
+    if isinstance(model, Pipeline):
+        name, last = model.steps[-1]
+        argument = _weights_argument(last)
+        return None if argument is None else f"{name}__{argument}"
+    inner = getattr(model, "estimator", None)  # one that takes no weights would be fitted without them
+    if hasattr(inner, "fit") and _weights_argument(inner) is None:
+        return None
+    return "sample_weight" if has_fit_parameter(model, "sample_weight") else None
 
 
 def _method_of(model: Any) -> str:

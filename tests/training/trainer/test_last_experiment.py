@@ -64,7 +64,7 @@ def test_refresh_alone_uses_the_default(config: TrainConfig, monkeypatch: pytest
     class Snapshot:
         digest, resolved = "s", None
 
-    monkeypatch.setattr(refresh_module, "make_snapshot", lambda *_: Snapshot())
+    monkeypatch.setattr(refresh_module, "make_snapshot", lambda *_, **__: Snapshot())
     monkeypatch.setattr(refresh_module, "check_use", lambda *_, **__: None)
     monkeypatch.setattr(refresh_module, "refresh_key", key_of)
     assert isinstance(refresh(config, last_key="same"), Skipped)
