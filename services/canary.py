@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -156,12 +156,12 @@ def compare_canary(
         version: read_definition(registry.read_asset(version, DEFINITION), f"model {model}, version {version}")
         for version in versions
     }
-    names = _classes_of(data, trust, predictions, definitions)
+    names = classes_of(data, trust, predictions, definitions)
     comparison = SequentialComparison(rule.margin, rule.level)
     waits = _add(comparison, predictions, names, versions, rule, clock())
     worse, not_worse = comparison.evidence
     canary, stable = (
-        _shares(
+        shares_of(
             labels[label], arm, [prediction for prediction in predictions if prediction["version"] == labels[label]]
         )
         for label, arm in ((CANARY, comparison.canary), (STABLE, comparison.stable))
@@ -195,7 +195,7 @@ def _labelled_us(registry: Registry, version: int) -> int:
     return int(times[-1])
 
 
-def _classes_of(
+def classes_of(
     data: DataRoot,
     trust: PolicySource,
     predictions: Iterable[Mapping[str, Any]],
@@ -244,17 +244,37 @@ def _add(
     now_s: float,
 ) -> int:
     """Add the predictions whose class is known, up to the first one that is waited for; return how many follow it."""
+    known, waits = settled(predictions, names, rule.wait_s, now_s)
+    for prediction, is_right in known:
+        comparison.add(is_canary=versions[prediction["version"]] == CANARY, is_right=is_right)
+    return waits
+
+
+def settled(
+    predictions: Sequence[Mapping[str, Any]], names: Mapping[str, str], wait_s: float, now_s: float
+) -> tuple[list[tuple[Mapping[str, Any], bool]], int]:
+    """Return the predictions whose class is known, and whether each is right, up to the first one that is waited for.
+
+    Args:
+      predictions: in the order of their commits.
+      names: by `classes_of`.
+      wait_s: for how long the cause of a failed run is waited for, seconds.
+      now_s: the present time, epoch seconds.
+
+    Returns:
+      The pairs, and how many predictions follow them.
+    """
+    known = []
     for index, prediction in enumerate(predictions):
         name = names.get(prediction["run_id"])
         if name:
-            is_canary = versions[prediction["version"]] == CANARY
-            comparison.add(is_canary=is_canary, is_right=prediction["class"] == name)
-        elif name == "" and prediction["label"] == CAUSE and prediction["time_us"] / 1e6 + rule.wait_s > now_s:
-            return len(predictions) - index
-    return 0
+            known.append((prediction, prediction["class"] == name))
+        elif name == "" and prediction["label"] == CAUSE and prediction["time_us"] / 1e6 + wait_s > now_s:
+            return known, len(predictions) - index
+    return known, 0
 
 
-def _shares(version: int, arm: Arm, predictions: list[dict[str, Any]]) -> Shares:
+def shares_of(version: int, arm: Arm, predictions: list[dict[str, Any]]) -> Shares:
     own = (prediction for prediction in predictions if prediction["version"] == version)
     highest = [max(prediction["probabilities"].values()) for prediction in own]
     if not highest:

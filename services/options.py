@@ -333,6 +333,7 @@ class TrainerOptions(ServiceOptions, LearnOptions):
       every: Refresh if there are new data and the last candidate is so old. [default: at each new version of the data]
       new_runs: Refresh when there are so many trusted runs that the last candidate did not have.
       on_drift: Refresh when the new data drift from what the champion learned.
+      on_accuracy: Refresh when the champion is shown to be worse than at its gate.
     """
 
     kind = "trainer"
@@ -352,12 +353,13 @@ class TrainerOptions(ServiceOptions, LearnOptions):
     every: float | None = option(kind="time")
     new_runs: int | None = option(kind="count")
     on_drift: bool = flag()
+    on_accuracy: bool = flag()
 
     def triggers(self) -> Triggers:
         """Return when new data lead to a refresh."""
         from ciml.services.trainer import Triggers
 
-        return Triggers(self.every or 0.0, self.new_runs or 0, self.on_drift)
+        return Triggers(self.every or 0.0, self.new_runs or 0, self.on_drift, self.on_accuracy)
 
     def open(self, *, allow_file: bool = False) -> TrainConfig:
         """Open what the options name, and store the exclusions of the file ``exclude``.

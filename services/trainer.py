@@ -21,12 +21,16 @@ from ciml.errors import CimlError, EngineError, IntegrityError, NoTrainingDataEr
 from ciml.manifest.log import ManifestLog
 from ciml.metrics import Family, metric
 from ciml.progress import Progress, no_progress
+from ciml.services.canary import CanaryRule, Shares, classes_of, settle_canary, settled, shares_of
 from ciml.services.decide import ServiceProgress
 from ciml.services.service import NotReadyError, Service
+from ciml.serving.contract import DEFINITION, read_definition
 from ciml.serving.lease import ModelLockedError
+from ciml.serving.predict.log import is_of_candidate, read_predictions
 from ciml.serving.push import HeldError
 from ciml.serving.registry import CANARY, Registry, RegistryState
 from ciml.training.data.snapshot import make_snapshot, read_snapshot
+from ciml.training.evaluation.sequential import AccuracyDrop, Arm
 from ciml.training.experiment import Experiment
 from ciml.training.refresh import TrainConfig
 from ciml.training.trainer import TrainResult, last_experiment, run_once
@@ -63,14 +67,45 @@ class Triggers:
       every_s: seconds since the last candidate was trained; 0 for no schedule.
       new_runs: trusted runs that the last candidate did not have; 0 for no number.
       on_drift: the new spans drift from the runs that the champion learned (`ciml.transforms.drift`).
+      on_accuracy: labelled predictions show that the champion is worse than at its gate (`ServedAccuracy`).
     """
 
     every_s: float = 0.0
     new_runs: int = 0
     on_drift: bool = False
+    on_accuracy: bool = False
 
     def __bool__(self) -> bool:
         return self != Triggers()
+
+
+@dataclass(frozen=True)
+class ServedAccuracy:
+    """How often the champion is right, compared with its gate.
+
+    Attributes:
+      shares: of its predictions.
+      gate: its held-out runs at the gate; None if the decision has no figures.
+      is_worse: whether it is shown to be worse (`ciml.training.evaluation.sequential.AccuracyDrop`).
+    """
+
+    shares: Shares
+    gate: Arm | None
+    is_worse: bool
+
+    def text(self) -> str:
+        """Return the figures as one line; before the first label, those that the probabilities expect."""
+        shares, gate = self.shares, self.gate
+        if shares.labelled:
+            share = f"{shares.right / shares.labelled:.2f} of {shares.labelled} labelled runs"
+        elif shares.estimate is None:
+            share = "no predictions yet"
+        else:
+            share = f"no labelled runs; {shares.estimate:.2f} ± {shares.error:.2f} expected of {shares.predictions}"
+        at_gate = (
+            "not known at its gate" if gate is None else f"at its gate {gate.right / gate.runs:.2f} of {gate.runs}"
+        )
+        return f"accuracy of version {shares.version}: {share}, {at_gate}"
 
 
 @dataclass(frozen=True)
@@ -82,19 +117,29 @@ class News:
       runs: trusted runs that it did not have.
       what: the plural of such runs, for people.
       drift: features and slices that drift; None if that is not known.
+      accuracy: of the champion; None without one.
     """
 
     trained_us: int | None
     runs: int
     what: str
     drift: int | None = None
+    accuracy: ServedAccuracy | None = None
 
-    def due(self, triggers: Triggers, now_us: int) -> bool:
-        """Return whether a refresh is due."""
-        has_enough = bool(triggers.new_runs) and self.runs >= triggers.new_runs
-        drifts = triggers.on_drift and bool(self.drift)
-        is_time = triggers.every_s > 0 and (self.trained_us is None or now_us >= self._next_us(triggers))
-        return has_enough or drifts or is_time
+    def due(self, triggers: Triggers, now_us: int) -> str:
+        """Return why a refresh is due; "" if it is not."""
+        reasons = []
+        if triggers.new_runs and self.runs >= triggers.new_runs:
+            reasons.append(f"{self.runs} {self.what}")
+        if triggers.on_drift and self.drift:
+            reasons.append(f"{self.drift} features or slices drift")
+        if triggers.on_accuracy and self.accuracy is not None and self.accuracy.is_worse:
+            reasons.append(self.accuracy.text())
+        if triggers.every_s > 0 and self.trained_us is None:
+            reasons.append("no candidate yet")
+        elif triggers.every_s > 0 and now_us >= self._next_us(triggers):
+            reasons.append(f"due since {_time_text(self._next_us(triggers))}")
+        return "; ".join(reasons)
 
     def waits(self, triggers: Triggers) -> str:
         """Return what a refresh waits for."""
@@ -103,12 +148,18 @@ class News:
             causes.append(f"{self.runs} of {triggers.new_runs} {self.what}")
         if triggers.on_drift:
             causes.append("no drift" if self.drift == 0 else "too few runs to see a drift")
+        if triggers.on_accuracy:
+            causes.append("no champion" if self.accuracy is None else self.accuracy.text())
         if triggers.every_s and self.trained_us is not None:
-            causes.append(f"due at {datetime.fromtimestamp(self._next_us(triggers) / 1e6, UTC):%Y-%m-%d %H:%M}")
+            causes.append(f"due at {_time_text(self._next_us(triggers))}")
         return "; ".join(causes)
 
     def _next_us(self, triggers: Triggers) -> int:
         return (self.trained_us or 0) + round(triggers.every_s * 1e6)
+
+
+def _time_text(time_us: int) -> str:
+    return f"{datetime.fromtimestamp(time_us / 1e6, UTC):%Y-%m-%d %H:%M}"
 
 
 class TrainerService(Service):
@@ -127,6 +178,7 @@ class TrainerService(Service):
     poll_s = 2.0
     retry_s = (2.0, 60.0)
     canary_s = 300.0
+    labels_s = 300.0  # after which labels that arrived meanwhile are read
 
     def __init__(
         self,
@@ -141,6 +193,7 @@ class TrainerService(Service):
         self._progress = progress
         self._triggers = triggers
         self._news: tuple[_Versions, News] | None = None  # of the versions for which it was counted
+        self._labels_due_s = 0.0
         self._waits = ""
         self._canary = ""  # what is known of the canary; "" without one
         self._canary_due_s = 0.0
@@ -194,8 +247,6 @@ class TrainerService(Service):
         """Compare the canary with the stable version, and promote or withdraw it if that is decided."""
         if self.config.label != CANARY or time.monotonic() < self._canary_due_s:
             return
-        from ciml.services.canary import settle_canary
-
         self._canary_due_s = time.monotonic() + self.canary_s
         try:
             with self._reported_errors():
@@ -221,8 +272,23 @@ class TrainerService(Service):
         known = self._handled
         return known is not None and known[1:] != versions[1:]
 
+    def _reason(self, versions: _Versions) -> str:
+        """Return why this service refreshes."""
+        known = self._handled
+        changes = []
+        if known is not None and known.exclusions != versions.exclusions:
+            changes.append("the exclusions changed")
+        if known is not None and known.trust != versions.trust:
+            changes.append("the trust policy changed")
+        if self._news is not None and self._news[0] == versions:
+            changes.append(self._news[1].due(self._triggers, self._registry.now_us()))
+        return "; ".join(filter(None, changes)) or f"version {versions.dataset} of data set {self.config.dataset}"
+
     def _due_or_waits(self, versions: _Versions) -> str:
         """Return what a refresh waits for; "" if it is due."""
+        if self._triggers.on_accuracy and time.monotonic() >= self._labels_due_s:
+            self._news = None
+            self._labels_due_s = time.monotonic() + self.labels_s
         if self._news is None or self._news[0] != versions:
             try:
                 self._news = versions, news_of(self.config, self._registry, self._triggers)
@@ -241,7 +307,7 @@ class TrainerService(Service):
         self._is_current = False
         try:
             with self._reported_errors():
-                result = run_once(self.config, progress=self._progress)
+                result = run_once(self.config, progress=self._progress, reason=self._reason(work))
         except (NoTrainingDataError, UnknownDatasetError) as error:
             self._handled = work  # only another version can have more data
             self._waits = str(error)
@@ -299,7 +365,43 @@ def news_of(config: TrainConfig, registry: Registry, triggers: Triggers) -> News
     runs = sum(run.run_id not in known for run in snapshot.runs())
     of_cause = " with a known cause" if snapshot.resolved.definition.class_label == "cause" else ""
     drift = _count_drift(config) if triggers.on_drift and state.champion is not None else None
-    return News(None if last is None else last.time_us, runs, f"new trusted runs{of_cause}", drift)
+    accuracy = served_accuracy(config, registry) if triggers.on_accuracy else None
+    return News(None if last is None else last.time_us, runs, f"new trusted runs{of_cause}", drift, accuracy)
+
+
+def served_accuracy(
+    config: TrainConfig, registry: Registry, clock: Callable[[], float] = time.time
+) -> ServedAccuracy | None:
+    """Compare the champion's labelled predictions with its gate; None without a champion.
+
+    Only runs that are trusted now count, in the order of their predictions.
+
+    Args:
+      config: of the trainer.
+      registry: of the model.
+      clock: epoch seconds.
+    """
+    state = registry.state
+    version = state.champion
+    if version is None:
+        return None
+    decision = state.decisions.get(state.versions[version].candidate)
+    figures = (decision.metrics if decision else {}).get("accuracy") or {}
+    gate = Arm(figures["right"], figures["runs"]) if figures.get("runs") else None
+    predictions = [
+        prediction
+        for prediction in read_predictions(config.data.predictions, state.versions[version].time_us)
+        if prediction["model"] == registry.model
+        and not is_of_candidate(prediction)
+        and prediction["version"] == version
+    ]
+    definition = read_definition(registry.read_asset(version, DEFINITION), f"model {registry.model}, version {version}")
+    names = classes_of(config.data, config.trust, predictions, {version: definition})
+    known, _ = settled(predictions, names, CanaryRule().wait_s, clock())
+    drop = AccuracyDrop(gate or Arm())
+    for _, is_right in known:
+        drop.add(is_right=is_right)
+    return ServedAccuracy(shares_of(version, drop.served, predictions), gate, gate is not None and drop.is_shown)
 
 
 def _count_drift(config: TrainConfig) -> int | None:

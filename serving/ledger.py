@@ -182,7 +182,7 @@ class Entry:
       labels: the versions that labels name by this entry.
       withdrawn: versions that this entry took out of service.
       author: who did it; "" for what ciml does by itself, and for entries of older versions.
-      reasons: a person's reason, or those of the gate.
+      reasons: a person's reason, those of the gate, or of a training why the trainer refreshed.
     """
 
     number: int
@@ -217,6 +217,8 @@ def history(registry: Registry) -> Iterator[Entry]:
         if not action:
             continue
         candidate = delta.get("candidate", "")
+        if isinstance(candidate, Mapping):
+            reasons = tuple(filter(None, (candidate["facts"].get("reason"),)))
         yield Entry(
             number,
             delta["time_us"],

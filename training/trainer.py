@@ -77,12 +77,19 @@ class TrainResult:
         return {"model": model, **values}
 
 
-def run_once(config: TrainConfig, *, progress: Progress = no_progress, work: Path | None = None) -> TrainResult:
+def run_once(
+    config: TrainConfig,
+    *,
+    progress: Progress = no_progress,
+    work: Path | None = None,
+    reason: str = "requested",
+) -> TrainResult:
     """Refresh a model once: train, judge, and push a blessed candidate.
 
     Args:
       config: of the trainer.
       progress: called with each step.
+      reason: of the refresh, for the ledger, one line.
       work: folder of candidates; see `ciml.training.refresh.refresh`.
 
     Raises:
@@ -93,12 +100,12 @@ def run_once(config: TrainConfig, *, progress: Progress = no_progress, work: Pat
     """
     registry = Registry(config.data, config.model)
     with leased(registry), lineage_of(config.data, config.lineage) as lineage:
-        result = _refresh_and_push(registry, config, progress, work, lineage)
+        result = _refresh_and_push(registry, config, progress, work, lineage, reason)
     return replace(result, warnings=tuple(map(str, models_with_excluded_runs(config.data, [config.model]))))
 
 
 def _refresh_and_push(
-    registry: Registry, config: TrainConfig, progress: Progress, work: Path | None, lineage: Lineage
+    registry: Registry, config: TrainConfig, progress: Progress, work: Path | None, lineage: Lineage, reason: str
 ) -> TrainResult:
     reconcile(registry)
     pending_result = _push_pending(registry, config, progress, lineage)
@@ -116,7 +123,7 @@ def _refresh_and_push(
         )
     if isinstance(candidate, Skipped):
         return TrainResult("nothing_new", (candidate.reason,), champion=champion_version)
-    return _push(registry, config, candidate, champion_version, progress, lineage)
+    return _push(registry, config, candidate, champion_version, progress, lineage, reason)
 
 
 def _push_pending(registry: Registry, config: TrainConfig, progress: Progress, lineage: Lineage) -> TrainResult | None:
@@ -199,11 +206,12 @@ def _push(
     champion: int | None,
     progress: Progress,
     lineage: Lineage,
+    reason: str,
 ) -> TrainResult:
     progress("push", 1, 1)
     start = time.perf_counter()
     decision = candidate.decision
-    facts = {**candidate.facts(), "champion": champion}
+    facts = {**candidate.facts(), "champion": champion, "reason": reason}
     version = None
     outcome: Literal["pushed", "rejected", "held"] = "rejected"
     reasons = decision.reasons

@@ -15,7 +15,7 @@ from ciml.data_root import DataRoot
 from ciml.manifest.log import ManifestLog
 from ciml.services import trainer as trainer_module
 from ciml.services.canary import CanaryRule, compare_canary, settle_canary
-from ciml.services.trainer import TrainerService
+from ciml.services.trainer import TrainerService, Triggers, served_accuracy
 from ciml.serving.ledger import history, hold
 from ciml.serving.push import HeldError, push
 from ciml.serving.registry import CANARY, STABLE, Decision, Registry, Signature
@@ -173,3 +173,51 @@ def test_a_trainer_goes_on_while_a_person_holds_the_model(data: DataRoot) -> Non
     service.maintain()
     assert "the canary would be promoted, but model m is held by ann" in service.observe().facts["waits_for"]
     assert registry.state.champion == 1
+
+
+def test_a_trainer_refreshes_when_labels_show_that_the_champion_is_worse_than_at_its_gate(
+    data: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(data, "m")
+    candidate = registry.state.versions[1].candidate
+    registry.record_decision(candidate, Decision(True, (), {"accuracy": {"value": 0.95, "right": 57, "runs": 60}}))
+    config = TrainConfig(data, "d", "m", trust=TrustPolicy.parse(EVERYTHING))
+    predict(data, [(1, "a", "a"), (2, "b", "a")] * 20)
+    good = served_accuracy(config, registry)
+    assert good is not None
+    assert not good.is_worse
+    assert good.text() == "accuracy of version 1: 1.00 of 20 labelled runs, at its gate 0.95 of 60"
+    predict(data, [(1, "b", "a")] * 40, first=100)
+    worse = served_accuracy(config, registry)
+    assert worse is not None
+    assert worse.is_worse
+    untrusted = served_accuracy(TrainConfig(data, "d", "m", trust=TrustPolicy.parse("")), registry)
+    assert untrusted is not None
+    assert not untrusted.is_worse
+    assert untrusted.text().startswith("accuracy of version 1: no labelled runs; 0.70 ± 0.12 expected of 60")
+
+    asked: list[str] = []
+
+    def run_once(*_: object, reason: str, **__: object) -> TrainResult:
+        asked.append(reason)
+        return TrainResult("nothing_new", ("the same",))
+
+    monkeypatch.setattr(trainer_module, "run_once", run_once)
+    monkeypatch.setattr(trainer_module, "make_snapshot", lambda *_, **__: NoRuns())
+    service = TrainerService(config, triggers=Triggers(on_accuracy=True))
+    data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
+    work = service.plan()
+    assert work is not None
+    service.run(work)
+    assert asked == ["accuracy of version 1: 0.33 of 60 labelled runs, at its gate 0.95 of 60"]
+
+
+class NoRuns:
+    """A snapshot without runs."""
+
+    class resolved:  # noqa: N801
+        class definition:  # noqa: N801
+            class_label = "provider"
+
+    def runs(self) -> tuple[()]:
+        return ()

@@ -25,13 +25,15 @@ from ciml.errors import (
 )
 from ciml.metrics import Board
 from ciml.services import trainer as trainer_module
+from ciml.services.canary import Shares
 from ciml.services.decide import ServiceProgress
 from ciml.services.driver import drive
 from ciml.services.service import NotReadyError
-from ciml.services.trainer import News, TrainerService, Triggers, news_of, registry_families
+from ciml.services.trainer import News, ServedAccuracy, TrainerService, Triggers, news_of, registry_families
 from ciml.serving.registry import Candidate, Decision, Registry, RegistryState
 from ciml.stored_trust import apply_policy
 from ciml.training.data.snapshot import make_snapshot, snapshot_path, write_snapshot
+from ciml.training.evaluation.sequential import Arm
 from ciml.training.exclusions import Exclusion, add
 from ciml.training.experiment import Experiment
 from ciml.training.refresh import TrainConfig
@@ -199,6 +201,28 @@ def test_metrics_sum_the_candidates_of_a_model() -> None:
 DAY_US = 86_400_000_000
 
 
+def accuracy(right: int, is_worse: bool) -> ServedAccuracy:
+    return ServedAccuracy(Shares(3, right, 120, 130, 0.9, 0.02), Arm(47, 50), is_worse)
+
+
+def test_a_reason_names_each_trigger_that_is_due() -> None:
+    news = News(0, 60, "new trusted runs", 2, accuracy(60, True))
+    assert news.due(Triggers(86_400, 60, True, True), 2 * DAY_US) == (
+        "60 new trusted runs; 2 features or slices drift; "
+        "accuracy of version 3: 0.50 of 120 labelled runs, at its gate 0.94 of 50; due since 1970-01-02 00:00"
+    )
+    assert News(None, 5, "new trusted runs").due(Triggers(every_s=60), 0) == "no candidate yet"
+
+
+def test_before_the_first_label_the_probabilities_say_what_to_expect() -> None:
+    unlabelled = ServedAccuracy(Shares(3, 0, 0, 300, 0.925, 0.03), Arm(47, 50), is_worse=False)
+    assert unlabelled.text() == (
+        "accuracy of version 3: no labelled runs; 0.93 ± 0.03 expected of 300, at its gate 0.94 of 50"
+    )
+    none = ServedAccuracy(Shares(3, 0, 0, 0, None, None), None, is_worse=False)
+    assert none.text() == "accuracy of version 3: no predictions yet, not known at its gate"
+
+
 @pytest.mark.parametrize(
     ("triggers", "news", "waits"),
     [
@@ -214,13 +238,19 @@ DAY_US = 86_400_000_000
         (Triggers(86_400, 60, True), News(DAY_US + 1, 5, "new trusted runs", 0),
          "5 of 60 new trusted runs; no drift; due at 1970-01-03 00:00"),
         (Triggers(86_400, 60, True), News(DAY_US + 1, 5, "new trusted runs", 2), ""),
+        (Triggers(on_accuracy=True), News(0, 5, "new trusted runs"), "no champion"),
+        (Triggers(on_accuracy=True), News(0, 5, "new trusted runs", accuracy=accuracy(109, False)),
+         "accuracy of version 3: 0.91 of 120 labelled runs, at its gate 0.94 of 50"),
+        (Triggers(on_accuracy=True), News(0, 5, "new trusted runs", accuracy=accuracy(60, True)), ""),
+        (Triggers(new_runs=60), News(0, 5, "new trusted runs", accuracy=accuracy(60, True)),
+         "5 of 60 new trusted runs"),
     ],
 )  # fmt: skip
 def test_any_trigger_makes_a_refresh_due_and_the_others_say_what_is_missing(
     triggers: Triggers, news: News, waits: str
 ) -> None:
     now_us = 2 * DAY_US
-    assert news.due(triggers, now_us) is (not waits)
+    assert bool(news.due(triggers, now_us)) is (not waits)
     if waits:
         assert news.waits(triggers) == waits
 

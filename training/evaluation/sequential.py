@@ -1,4 +1,4 @@
-"""Compare two models that predict different runs, again and again as labels arrive: a test that is valid at each look.
+"""Tests that are valid at each look, as labels arrive: of two models that predict different runs, and of one model.
 
 A canary predicts a share of the runs, the stable version the others. A fixed test that is repeated until it succeeds
 succeeds by chance at some time. An e-process does not: it is the wealth of someone who bets against a hypothesis, and
@@ -7,17 +7,24 @@ if the hypothesis holds, it reaches 1 / level at any time with a probability of 
 The bet is that of Turner, Ly and Grünwald ("Generic E-variables for exact sequential k-sample tests that allow for
 optional stopping", 2021, and their exact intervals for contingency tables, 2023): the likelihood of a block of runs by
 the shares of right predictions that were seen before it, over its likelihood by the closest shares of the hypothesis.
+
+`AccuracyDrop` bets in the same way on the runs of one version against the accuracy that it had at the gate.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
 
 #: Right and wrong predictions that each model is taken to have had before: Jeffreys' prior.
 _PRIOR = 0.5
 _NEAR_0 = 1e-6
 _STEPS = 60  # of a bisection: as exact as float64
+#: A drop of the accuracy is taken to begin with any of these runs.
+_STARTS = 20
 
 
 @dataclass
@@ -161,3 +168,72 @@ class SequentialComparison:
     def evidence(self) -> tuple[float, float]:
         """The wealth of the bets that it is worse, and that it is not worse by the margin; decided at 1 / level."""
         return math.exp(min(self._not_worse.log_wealth, 700)), math.exp(min(self._too_bad.log_wealth, 700))
+
+
+@dataclass
+class AccuracyDrop:
+    """The labelled predictions of a served version, in their order, compared with its held-out runs at the gate.
+
+    A model may be as good as at the gate for months, and then get worse. So a bet begins with every twentieth run, with
+    a share of the stake that decreases: 1/2, 1/6, 1/12, … The sum of such bets is an e-process, too. Half of the level
+    is that of the bets, and half that of the accuracy at the gate, which is known from few runs: the hypothesis is that
+    the version is right at least as often as the lower end of an exact interval says (Clopper and Pearson).
+
+    Attributes:
+      gate: the held-out runs at the gate.
+      level: largest probability of a decision for a version that is as good as at the gate, at any number of looks.
+      served: the labelled predictions.
+
+    Example:
+      >>> drop = AccuracyDrop(Arm(right=95, runs=100))
+      >>> for _ in range(60):
+      ...     drop.add(is_right=False)
+      >>> drop.is_shown
+      True
+    """
+
+    gate: Arm
+    level: float = 0.05
+    served: Arm = field(default_factory=Arm)
+
+    def __post_init__(self) -> None:
+        self._right = np.zeros(0)
+        self._runs = np.zeros(0)
+        self._log_wealth = np.zeros(0)
+        self._most = 1.0
+
+    @cached_property
+    def least(self) -> float:
+        """The lower end of the accuracy at the gate."""
+        from scipy.stats import beta
+
+        if not self.gate.right:
+            return 0.0
+        return float(beta.ppf(self.level / 2, self.gate.right, self.gate.runs - self.gate.right + 1))
+
+    def add(self, *, is_right: bool) -> None:
+        """Add a labelled prediction."""
+        if self.served.runs % _STARTS == 0:
+            self._right, self._runs, self._log_wealth = (
+                np.append(values, 0.0) for values in (self._right, self._runs, self._log_wealth)
+            )
+        if self.least > 0:
+            shares = (self._right + _PRIOR) / (self._runs + 2 * _PRIOR)
+            other, null = (shares, self.least) if is_right else (1 - shares, 1 - self.least)
+            self._log_wealth += np.where(shares < self.least, np.log(other) - math.log(null), 0.0)
+        self._right += is_right
+        self._runs += 1
+        self.served.add(is_right)
+        self._most = max(self._most, self.evidence)
+
+    @property
+    def evidence(self) -> float:
+        """The wealth of the bets; a drop is shown where it reaches 2 / level."""
+        starts = np.arange(1, len(self._log_wealth) + 1)
+        kept = 1 / (len(starts) + 1)  # the stakes of bets that have not begun
+        return float(kept + (np.exp(np.minimum(self._log_wealth, 700)) / (starts * (starts + 1))).sum())
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the version was shown to be worse than at the gate, at this look or an earlier one."""
+        return self._most >= 2 / self.level

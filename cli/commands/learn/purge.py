@@ -59,7 +59,11 @@ def purge_command(options: PurgeOptions) -> int:
         def step(name: str, done: int = 0, total: int | None = None) -> None:
             click.echo(f"{model}: {name}", err=True)
 
-        return run_once(TrainConfig(data, dataset, model, trust=options.trust_of(data)), progress=step)
+        return run_once(
+            TrainConfig(data, dataset, model, trust=options.trust_of(data)),
+            progress=step,
+            reason=f"purge: {options.reason}",
+        )
 
     signed = Signature(options.signed_by(), options.reason)
     purged = purge(

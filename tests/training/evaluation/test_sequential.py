@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciml.training.evaluation.sequential import Arm, Bet, SequentialComparison
+from ciml.training.evaluation import sequential
+from ciml.training.evaluation.sequential import AccuracyDrop, Arm, Bet, SequentialComparison
 from studies.canary import Case, decide
 
 shares = st.floats(0.02, 0.98)
@@ -84,3 +85,50 @@ def test_the_level_is_the_evidence_that_is_needed(level: float, decision: str) -
         comparison.add(is_canary=False, is_right=True)
         comparison.add(is_canary=True, is_right=False)
     assert comparison.decision == decision
+
+
+def served(accuracies: np.ndarray, seed: int, gate: Arm) -> int:
+    """Return after how many runs a drop is shown, whose accuracies are given run by run; 0 for never."""
+    drop = AccuracyDrop(gate)
+    for number, is_right in enumerate(np.random.default_rng(seed).random(len(accuracies)) < accuracies, 1):
+        drop.add(is_right=bool(is_right))
+        if drop.is_shown:
+            return number
+    return 0
+
+
+@pytest.mark.parametrize("above", [0.0, 0.05])
+def test_the_bets_on_a_version_gain_nothing_on_average_while_it_is_as_good(
+    monkeypatch: pytest.MonkeyPatch, above: float
+) -> None:
+    """The expected wealth after each run, over all outcomes of twelve runs with four starts, is at most 1."""
+    monkeypatch.setattr(sequential, "_STARTS", 3)
+    expected = np.zeros(12)
+    share = AccuracyDrop(Arm(9, 12)).least + above
+    for outcomes in product((True, False), repeat=12):
+        drop = AccuracyDrop(Arm(9, 12))
+        chance = math.prod(share if is_right else 1 - share for is_right in outcomes)
+        for number, is_right in enumerate(outcomes):
+            drop.add(is_right=is_right)
+            expected[number] += chance * drop.evidence
+    assert expected.max() <= 1 + 1e-9
+    assert expected[-1] < 1 if above else expected[-1] == pytest.approx(1)
+
+
+def test_a_drop_is_shown_even_after_a_thousand_good_runs() -> None:
+    gate = Arm(right=190, runs=200)
+    falls = np.repeat([0.95, 0.75], [1000, 400])
+    found = [served(falls, seed, gate) for seed in range(20)]
+    assert all(1000 < number < 1300 for number in found)
+
+
+def test_a_version_that_is_as_good_as_at_the_gate_is_seldom_called_worse() -> None:
+    """The accuracy at the gate is itself drawn, since it is known from few runs."""
+    random = np.random.default_rng(0)
+    gates = [Arm(int(random.binomial(40, 0.9)), 40) for _ in range(60)]
+    assert sum(served(np.full(800, 0.9), seed, gate) > 0 for seed, gate in enumerate(gates)) <= 3
+
+
+def test_without_a_right_run_at_the_gate_no_version_is_worse() -> None:
+    assert not served(np.zeros(100), 0, Arm(0, 20))
+    assert not served(np.zeros(100), 0, Arm())

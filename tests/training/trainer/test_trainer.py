@@ -18,7 +18,7 @@ from ciml.metrics import Board
 from ciml.services.trainer import registry_families
 from ciml.serving.client import ModelClient
 from ciml.serving.contract import check_candidate
-from ciml.serving.ledger import hold, release, rollback
+from ciml.serving.ledger import history, hold, release, rollback
 from ciml.serving.model_files import parse_config
 from ciml.serving.registry import Decision, Registry, Signature
 from ciml.serving.server.server import ModelServer, ServerOptions
@@ -113,7 +113,7 @@ def test_push_refuse_and_nothing_new(config: TrainConfig, scripted: Scripted) ->
     again = run_once(config)
     assert (again.outcome, again.reasons, again.champion) == ("nothing_new", ("nothing new",), 1)
     refreshing = scripted(2, blessed=False)
-    second = run_once(config)
+    second = run_once(config, reason="60 new trusted runs")
     assert (second.outcome, second.version, second.champion, second.reasons) == ("rejected", None, 1, ("worse",))
     assert run_once(config).outcome == "nothing_new"  # a refused one is not tried again on the same runs
     assert refreshing.champions == [1, 1]
@@ -121,7 +121,14 @@ def test_push_refuse_and_nothing_new(config: TrainConfig, scripted: Scripted) ->
     state = Registry(config.data, "m").state
     assert state.champion == 1
     assert [state.decisions[one].blessed for one in state.candidates] == [True, False]
-    assert state.candidates[state.last_candidate].facts == {"refresh": "key2", "champion": 1}
+    assert state.candidates[state.last_candidate].facts == {
+        "refresh": "key2", "champion": 1, "reason": "60 new trusted runs"
+    }  # fmt: skip
+    told = [(entry.action, entry.reasons) for entry in history(Registry(config.data, "m"))]
+    assert told == [
+        ("train", ("requested",)), ("bless", ("better",)), ("push", ()),
+        ("train", ("60 new trusted runs",)), ("reject", ("worse",)),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("spoil", ["nan", "signature", "python"])
