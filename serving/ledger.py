@@ -206,6 +206,7 @@ _ACTIONS = {"candidate": "train", "pushed": "push", "abandoned": "abandon", "hol
 
 def history(registry: Registry) -> Iterator[Entry]:
     """Yield the ledger of a model, from its first candidate on."""
+    staged: dict[int, str] = {}
     for number, delta in enumerate(registry.deltas(), 1):
         kind = delta["kind"]
         action = _ACTIONS.get(kind, "")
@@ -214,9 +215,13 @@ def history(registry: Registry) -> Iterator[Entry]:
             action = "bless" if delta["blessed"] else "reject"
         elif kind == "labels":
             action = delta.get("action", "rollback" if delta.get("withdrawn") else "promote")
+        candidate = delta.get("candidate", "")
+        if kind == "staged":
+            staged[delta["model_version"]] = candidate
         if not action:
             continue
-        candidate = delta.get("candidate", "")
+        if action in ("push", "abandon"):
+            candidate = staged.get(delta["model_version"], "")
         if isinstance(candidate, Mapping):
             reasons = tuple(filter(None, (candidate["facts"].get("reason"),)))
         yield Entry(

@@ -48,8 +48,9 @@ def first_memory(raw: Store, run_ids: Sequence[str]) -> np.ndarray:
 
     files = files_of(ManifestLog(raw), run_ids)
     columns = [f"memory usage:{name}" for name in MEMORY]
-    tables = read_runs(raw, [files[run_id] for run_id in run_ids], columns=columns)
-    return np.array([_memory_of(table) for table in tables], np.float64)
+    # With the time, since the rows of a log without memory could not be counted otherwise.
+    tables = read_runs(raw, [files[run_id] for run_id in run_ids], columns=["time", *columns])
+    return np.array([_memory_of(table.drop_columns("time")) for table in tables], np.float64)
 
 
 def _memory_of(table: pa.Table) -> float:

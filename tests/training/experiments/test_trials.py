@@ -32,7 +32,10 @@ from ciml.training.experiments.results import create_experiment, experiment_name
 from ciml.training.experiments.trials import Trial
 from ciml.trust import TrustPolicy
 from tests.durable import Steps
+from tests.runs.scenes import RawStore
 from tests.training.records import excluding, written
+from tests.transforms.samples import make_facts
+from tests.transforms.samples import table as telemetry
 
 FOREST = Experiment(name="forest", estimator="random_forest", parameters={"n_estimators": 20})
 SMALL = Experiment(name="small", hidden_layers=(16,), epochs=20, learning_rate=0.01)
@@ -269,6 +272,13 @@ def _nearest_memory(dataset: InMemoryDataset, positions: np.ndarray, found: dict
         nearest = np.abs(memory[held][:, None] - memory[~held]).argmin(axis=1)
         right += int((labels[~held][nearest] == labels[held]).sum())
     return right / len(runs)
+
+
+def test_logs_without_memory_have_no_first_memory(tmp_path: Path):
+    data = DataRoot.open(tmp_path / "data")
+    runs = [(make_facts(number), telemetry([0, 1_000_000], usr=[1.0, 2.0])) for number in range(3)]
+    RawStore(data).add(runs)
+    assert np.isnan(first_memory(data.raw, [facts.run_id for facts, _ in runs])).all()
 
 
 def test_folds_that_are_all_right_have_the_interval_of_their_runs(dataset: InMemoryDataset):

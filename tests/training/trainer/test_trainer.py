@@ -124,6 +124,8 @@ def test_push_refuse_and_nothing_new(config: TrainConfig, scripted: Scripted) ->
     assert state.candidates[state.last_candidate].facts == {
         "refresh": "key2", "champion": 1, "reason": "60 new trusted runs"
     }  # fmt: skip
+    one, two = state.candidates
+    assert [entry.candidate for entry in history(Registry(config.data, "m"))] == [one, one, one, two, two]
     told = [(entry.action, entry.reasons) for entry in history(Registry(config.data, "m"))]
     assert told == [
         ("train", ("requested",)), ("bless", ("better",)), ("push", ()),

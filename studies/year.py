@@ -1,0 +1,509 @@
+"""Simulate a year of continuous training on recorded runs. Writes the plot and the tables of docs/year.md.
+
+    python -m studies.year train/builds.jsonl --label framework --results year.json
+    python -m studies.year train/builds.jsonl --label framework --half-life 60d --results decay.json
+    python -m studies.year --plot docs/images year.json
+
+The runs, their telemetry and their classes are real. The runs of each provider keep their recorded order; the year
+interleaves the providers, and uses each run once. Their times, sources and authors are made up, and so are the events
+of the year (`Plan`): machines that get faster, labels that arrive late, a week of wrong labels, a purge, an erasure and
+a rollback. Snapshots, refreshes, gate, pushes, purges and the ledger are those of ciml, on a fake clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from ciml.data_root import DataRoot
+from ciml.datasets.definition import DatasetDefinition
+from ciml.errors import RejectedInput
+from ciml.events.records import RunFacts
+from ciml.events.run_facts import facts_from_listing
+from ciml.manifest.log import ManifestLog
+from ciml.pipelines.datasets.update import create_dataset, update_dataset
+from ciml.reports.drawing import COLORS, DASHES, Plot
+from ciml.services.trainer import TrainerService, Triggers
+from ciml.serving.ledger import Entry, history, rollback
+from ciml.serving.predict.log import prediction_id
+from ciml.serving.registry import Registry, Signature
+from ciml.training.estimators import Rows, fit
+from ciml.training.evaluation.baselines import predict_by
+from ciml.training.evaluation.gate import GatePolicy
+from ciml.training.exclusions import Exclusion, Exclusions
+from ciml.training.experiment import Experiment
+from ciml.training.export import Exported, load_exported
+from ciml.training.learned import versions_that_learned
+from ciml.training.purge import Purged, purge
+from ciml.training.refresh import TrainConfig
+from ciml.training.trainer import TrainResult, run_once
+from ciml.transforms.examples.prepare import prepare_many
+from ciml.transforms.parse.logs import Log, parse_logs
+from ciml.trust import TrustPolicy
+from studies.figures import share_with_interval
+from tests.runs.scenes import RawStore
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DAY_US = 86_400_000_000
+START_US = 1_767_225_600_000_000  # 2026-01-01
+MODEL = DATASET = "year"
+SOURCE, BAD_SOURCE = "farm-1", "farm-2"
+OPERATOR = "an operator"
+TRUST = TrustPolicy.parse(f'[[rule]]\nname = "farms"\ntrusted = true\nsource = ["{SOURCE}", "{BAD_SOURCE}"]\n')
+#: The forest of docs/tutorial.md, smaller. Recorded values need no pipeline that normalises them.
+FOREST = Experiment(name="year", estimator="random_forest", parameters={"n_estimators": 100}, view="flat")
+TRIGGERS = Triggers(new_runs=400, on_drift=True, on_accuracy=True)
+#: Models and baselines, by the key of their answers.
+METHODS = {
+    "champion": "champion",
+    "fixed": "first version, never trained again",
+    "oracle": "retrained daily on all true labels",
+    "duration": "duration alone, retrained daily",
+    "base": "most frequent class",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The events of a year. Weeks count from 0; None leaves an event out.
+
+    Attributes:
+      weeks: length of the year.
+      seed: of labels' delays, sources and authors.
+      label_delay_days: largest delay; a run is stored, with its label, 1 to so many days after it ended.
+      drift: from this week on, machines are faster.
+      speed: a faster machine needs this share of a run's seconds, and has this share of its load.
+      bad: in this week, most runs come from a second source, which reports the class of the next run in sorted order.
+      purge: at the beginning of this week, an operator purges that week of that source.
+      rollback: at the beginning of this week, an operator rolls back.
+      erase: at the beginning of this week, an author asks for erasure.
+      triggers: when the trainer refreshes.
+    """
+
+    weeks: int = 52
+    seed: int = 1
+    label_delay_days: int = 10
+    drift: int | None = 18
+    speed: float = 0.6
+    bad: int | None = 27
+    purge: int | None = 30
+    rollback: int | None = 37
+    erase: int | None = 44
+    triggers: Triggers = TRIGGERS
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the year.
+
+    Attributes:
+      facts: with its times, source and author of the year, and the reported class.
+      table: its telemetry.
+      day: on which it ended.
+      stored: on which it is stored.
+      name: its true class.
+    """
+
+    facts: RunFacts
+    table: pa.Table
+    day: int
+    stored: int
+    name: str
+
+
+class Clock:
+    """The time of the year: it moves only by `set`."""
+
+    def __init__(self) -> None:
+        self.us = START_US
+
+    def set(self, day: float) -> None:
+        self.us = START_US + round(day * DAY_US)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let `time.time` and `time.time_ns` of this process return the time of the year."""
+        with patch("time.time", lambda: self.us / 1e6), patch("time.time_ns", lambda: self.us * 1000):
+            yield
+
+
+def read(listing: Path, label: str) -> list[tuple[RunFacts, pa.Table]]:
+    """Read a listing with its logs; runs without a usable log or without the label are left out.
+
+    The order is that of the recording within each provider, with the providers interleaved.
+    """
+    by_provider: dict[str, list[dict[str, Any]]] = {}
+    lines = [json.loads(line) for line in listing.read_text().splitlines()]
+    for line in sorted(lines, key=lambda line: (line["end_time"], line["build_uuid"])):
+        by_provider.setdefault(line.get("node_provider", ""), []).append(line)
+    placed = [
+        ((index + 0.5) / len(of_one), number, line)
+        for number, of_one in enumerate(by_provider.values())
+        for index, line in enumerate(of_one)
+    ]
+    ordered = [line for _, _, line in sorted(placed, key=lambda place: place[:2])]
+    facts = [facts_from_listing(line) for line in ordered]
+    logs = (gzip.decompress((listing.parent / line["log_path"]).read_bytes()) for line in ordered)
+    tables = parse_logs([Log(log, run.start_us, run.end_us) for log, run in zip(logs, facts, strict=True)])
+    return [
+        (run, table)
+        for run, table in zip(facts, tables, strict=True)
+        if not isinstance(table, RejectedInput) and run.labels.get(label)
+    ]
+
+
+def year_of(recorded: Sequence[tuple[RunFacts, pa.Table]], label: str, plan: Plan) -> list[Run]:
+    """Return the runs of the year: their times, sources and authors, and what its events do to them."""
+    random = np.random.default_rng(plan.seed)
+    names = sorted({facts.labels[label] for facts, _ in recorded})
+    runs = []
+    for index, (facts, table) in enumerate(recorded):
+        at = (index + 0.5) / len(recorded) * plan.weeks * 7
+        week = int(at // 7)
+        if plan.drift is not None and week >= plan.drift:
+            table = faster(table, plan.speed)
+        seconds = table.num_rows
+        end_us = START_US + round(at * DAY_US)
+        name = facts.labels[label]
+        is_bad = week == plan.bad and random.random() < 0.6
+        is_other = is_bad or random.random() < 0.1
+        reported = names[(names.index(name) + 1) % len(names)] if is_bad else name
+        changes = {"start_us": end_us - seconds * 1_000_000, "end_us": end_us, "labels": {label: reported}}
+        owner = f"author-{random.integers(20)}"
+        stored = int(at) + 1 + int(random.integers(plan.label_delay_days))
+        told = facts.replace(source=BAD_SOURCE if is_other else SOURCE, owner=owner, **changes)
+        runs.append(Run(told, moved(table, end_us - seconds * 1_000_000), int(at), stored, name))
+    return runs
+
+
+def faster(table: pa.Table, speed: float) -> pa.Table:
+    """Return the telemetry of a run on a faster machine: fewer samples, and a smaller load."""
+    count = max(1, int(table.num_rows * speed))
+    rows = np.minimum((np.arange(count) / speed).astype(int), table.num_rows - 1)
+    sped = table.take(pa.array(rows))
+    for index, name in enumerate(table.column_names):
+        if name in ("time", "boot"):
+            sped = sped.set_column(index, table.field(index), table.column(index)[:count])
+        elif name.startswith("load avg"):
+            sped = sped.set_column(index, table.field(index), pa.compute.multiply(sped.column(index), speed))
+    return sped
+
+
+def moved(table: pa.Table, start_us: int) -> pa.Table:
+    """Return telemetry that begins at a time."""
+    times = table.column("time")
+    shift = pa.scalar(start_us, pa.int64())
+    whole = times.cast(pa.int64())
+    new = pa.compute.add(pa.compute.subtract(whole, whole[0]), shift)
+    return table.set_column(table.column_names.index("time"), table.field("time"), new.cast(times.type))
+
+
+@dataclass
+class Year:
+    """The simulation, a day at a time.
+
+    Attributes:
+      data: an empty data root.
+      runs: of the year.
+      label: the label of the data set.
+      plan: the events.
+      experiment: of the model.
+      gate: its requirements.
+      answers: by method, the class that it predicts for each run; -1 for none.
+      events: what operators and the trainer did: day, and a line.
+    """
+
+    data: DataRoot
+    runs: Sequence[Run]
+    label: str
+    plan: Plan
+    experiment: Experiment = FOREST
+    gate: GatePolicy = field(default_factory=GatePolicy)
+    answers: dict[str, np.ndarray] = field(default_factory=dict)
+    events: list[tuple[int, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.clock = Clock()
+        self.names = sorted({run.name for run in self.runs})
+        self.truth = np.array([self.names.index(run.name) for run in self.runs])
+        self.days = np.array([run.day for run in self.runs])
+        self.answers = {method: np.full(len(self.runs), -1) for method in METHODS}
+        self.config = TrainConfig(self.data, DATASET, MODEL, self.experiment, TRUST, self.gate)
+        self.registry = Registry(self.data, MODEL)
+        self._raw = RawStore(self.data)
+        self._models: dict[int, Exported] = {}
+        self._rows: Rows | None = None
+        self._seconds = np.array([(run.facts.end_us - run.facts.start_us) / 1e6 for run in self.runs])  # type: ignore[operator]
+
+    def simulate(self) -> None:
+        """Run the year. Raises `AssertionError` if a push has no reason, or the served version should not serve."""
+        with self.clock.running():
+            definition = DatasetDefinition(
+                name=DATASET,
+                sample_interval="1s",
+                features_regex="^(usr|1m)$",
+                class_label=self.label,
+                classes=tuple(self.names),
+                max_windows=60,
+                tdt_split=(3, 0, 1),
+                span_runs=max(20, len(self.runs) // self.plan.weeks),
+            )
+            create_dataset(self.data, definition)
+            service = TrainerService(self.config, self._report, triggers=self.plan.triggers)
+            service.labels_s = 0.0
+            for day in range(self.plan.weeks * 7):
+                self.clock.set(day)
+                self._operate(day)
+                self._predict(day)
+                self.clock.set(day + 0.9)
+                self._store(day)
+                if (work := service.plan()) is not None:
+                    service.run(work)
+        unexplained = unexplained_pushes(history(self.registry))
+        assert not unexplained, unexplained
+
+    def _store(self, day: int) -> None:
+        runs = [(run.facts, run.table) for run in self.runs if run.stored == day]
+        if runs:
+            self._raw.add(runs)
+            update_dataset(self.data.dataset(DATASET))
+
+    def _report(self, result: TrainResult) -> None:
+        what = f"pushed version {result.version}" if result.outcome == "pushed" else result.outcome
+        self._note(f"{what}: {'; '.join(result.reasons)[:300]}")
+
+    def _note(self, line: str) -> None:
+        self.events.append(((self.clock.us - START_US) // DAY_US, line))
+
+    def _operate(self, day: int) -> None:
+        """Do what the plan says of the operators."""
+        week, of_week = divmod(day, 7)
+        if of_week:
+            return
+        plan = self.plan
+        if week == plan.purge and plan.bad is not None:
+            since_us = START_US + plan.bad * 7 * DAY_US
+            bad = Exclusion("wrong labels", source=BAD_SOURCE, since_us=since_us, until_us=since_us + 7 * DAY_US)
+            self._take_back(bad)
+        if week == plan.erase:
+            # The place of `ciml erase`: it removes the runs, too, and excludes them as this does.
+            self._take_back(Exclusion("erasure requested", owner="author-7"))
+        if week == plan.rollback:
+            state = self.registry.state
+            if state.champion is not None and state.predecessor(state.champion) is not None:
+                signed = Signature(OPERATOR, "users report wrong answers since the last push")
+                pushed = rollback(self.data, MODEL, signed=signed)
+                self._note(f"rolled back to version {pushed.version}: {signed.reason}")
+
+    def _take_back(self, exclusion: Exclusion) -> list[Purged]:
+        """Purge some runs, and check that the version that serves then has never learned from them."""
+
+        def retrain(model: str, dataset: str) -> TrainResult:
+            result = run_once(self.config, reason=f"purge: {exclusion.reason}")
+            self._report(result)
+            return result
+
+        purged = purge(self.data, exclusion, Signature(OPERATOR, exclusion.reason), retrain)
+        for model in purged:
+            self._note(f"purged ({exclusion.reason}): withdrawn {model.withdrawn}, serves {model.champion}")
+        learned = versions_that_learned(self.data, Exclusions((exclusion,)), [MODEL])
+        serving = self.registry.state.champion
+        assert not [version for version in learned if version.version == serving], "a purged version serves"
+        return purged
+
+    def _predict(self, day: int) -> None:
+        """Answer the runs that end on a day, by each method, and record the champion's predictions."""
+        today = np.flatnonzero(self.days == day)
+        before = np.flatnonzero(self.days < day)
+        version = self.registry.state.champion
+        if not today.size or not self.registry.state.pushed():
+            return
+        rows = self._inputs()
+        if version is not None:
+            shares = self._model(version).predict(rows.inputs[today], rows.n_windows[today])
+            self.answers["champion"][today] = shares.argmax(axis=1)
+            self._record(today, version, shares)
+        first = self._model(self.registry.state.pushed()[0])
+        self.answers["fixed"][today] = first.predict(rows.inputs[today], rows.n_windows[today]).argmax(axis=1)
+        oracle = fit(self.experiment.replace(window=None, half_life=None), rows.take(before), None, len(self.names))
+        shares = oracle.predict(rows.inputs[today], rows.n_windows[today])
+        self.answers["oracle"][today] = shares.argmax(axis=1)
+        self.answers["base"][today] = np.bincount(self.truth[before]).argmax()
+        seconds = self._seconds
+        tree = predict_by("duration", seconds[before], self.truth[before], seconds[today], len(self.names))
+        self.answers["duration"][today] = tree.argmax(axis=1)
+
+    def _inputs(self) -> Rows:
+        if self._rows is None:
+            resolved = self.data.dataset(DATASET).state().resolved
+            assert resolved is not None
+            inputs, n_windows, rejected = prepare_many([run.table for run in self.runs], resolved)
+            assert not rejected
+            self._rows = Rows(inputs, n_windows, self.truth)
+        return self._rows
+
+    def _model(self, version: int) -> Exported:
+        if version not in self._models:
+            self._models[version] = load_exported(self.registry.folder(version).root)
+        return self._models[version]
+
+    def _record(self, rows: np.ndarray, version: int, shares: np.ndarray) -> None:
+        """Record predictions as the stream does."""
+        predictions = [
+            {
+                "id": prediction_id(self.runs[row].facts.run_id, MODEL, version),
+                "run_id": self.runs[row].facts.run_id,
+                "model": MODEL,
+                "version": version,
+                "label": self.label,
+                "class": self.names[int(of_run.argmax())],
+                "probabilities": dict(zip(self.names, of_run.tolist(), strict=True)),
+                "time_us": self.clock.us,
+            }
+            for row, of_run in zip(rows.tolist(), shares, strict=True)
+        ]
+        log = ManifestLog(self.data.predictions)
+        delta = {"predictions": predictions, "unpredictable": [], "repeats": [], "time_us": self.clock.us}
+        assert log.try_append(log.end() + 1, delta)
+
+    def result(self) -> dict[str, Any]:
+        """Return the answers, the events and the ledger as JSON."""
+        entries = [{"day": (entry.time_us - START_US) // DAY_US, **asdict(entry)} for entry in history(self.registry)]
+        return {
+            "plan": asdict(self.plan),
+            "experiment": self.experiment.to_json(),
+            "weeks": (self.days // 7).tolist(),
+            "truth": self.truth.tolist(),
+            "names": self.names,
+            "answers": {method: answers.tolist() for method, answers in self.answers.items()},
+            "events": [list(event) for event in self.events],
+            "ledger": entries,
+            "champion_days": [list(pair) for pair in self._served()],
+        }
+
+    def _served(self) -> Iterator[tuple[int, int | None]]:
+        """Yield the day, and the version that ``stable`` names from then on."""
+        for entry in history(self.registry):
+            if "stable" in entry.labels:
+                yield (entry.time_us - START_US) // DAY_US, entry.labels["stable"]
+
+
+def unexplained_pushes(entries: Iterator[Entry]) -> list[str]:
+    """Return the entries of a ledger that changed what serves, and do not say why, or by whom.
+
+    A push needs the reason of its training and the gate's reasons; a decision of a person needs author and reason.
+    """
+    reasons: dict[tuple[str, str], tuple[str, ...]] = {}
+    unexplained = []
+    for entry in entries:
+        if entry.action in ("train", "bless", "reject"):
+            reasons[entry.action, entry.candidate] = entry.reasons
+        elif entry.action == "push":
+            missing = [action for action in ("train", "bless") if not reasons.get((action, entry.candidate))]
+            if missing:
+                unexplained.append(f"push of version {entry.version}: no reason of {' and '.join(missing)}")
+        elif not entry.author or not entry.reasons:
+            unexplained.append(f"{entry.action} at {entry.time_us}: no author or reason")
+    return unexplained
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the accuracy of each method over the runs that all of a year's methods answered, in Markdown."""
+    lines = ["| year | method | runs | accuracy | before the drift | after it |", "|---|---|---|---|---|---|"]
+    for name, result in results.items():
+        weeks, truth = np.array(result["weeks"]), np.array(result["truth"])
+        answers = {method: np.array(values) for method, values in result["answers"].items()}
+        answered = np.all([values >= 0 for values in answers.values()], axis=0)
+        drift = result["plan"]["drift"]
+        parts = [answered, answered & (weeks < drift), answered & (weeks >= drift)] if drift else [answered]
+        for method, text in METHODS.items():
+            right = (answers[method] == truth).astype(float)
+            figures = []
+            for part in parts:
+                value, low, high = share_with_interval(right[part], np.ones(part.sum()), weeks[part])
+                figures.append(f"{value:.3f} ({low:.3f}–{high:.3f})")
+            lines.append(f"| {name} | {text} | {answered.sum():,} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def plot(result: Mapping[str, Any]) -> Plot:
+    """Return the accuracy of each method by week, with the pushes and the events."""
+    weeks, truth = np.array(result["weeks"]), np.array(result["truth"])
+    plan = result["plan"]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for number, (method, text) in enumerate(METHODS.items()):
+            answers = np.array(result["answers"][method])
+            known = [week for week in range(plan["weeks"]) if (answers[weeks == week] >= 0).any()]
+            right = [np.mean((answers == truth)[(weeks == week) & (answers >= 0)]) for week in known]
+            widths = {"champion": 2.4, "fixed": 1.6}
+            axes.plot(known, right, color=COLORS[number], ls=DASHES[number], lw=widths.get(method, 1.2), label=text)
+        for key, name in {"drift": "faster machines", "bad": "wrong labels", "purge": "purge", "rollback": "rollback",
+                          "erase": "erasure"}.items():  # fmt: skip
+            if plan[key] is not None:
+                axes.axvline(plan[key], color="#888888", lw=0.8, ls=":")
+                axes.annotate(name, (plan[key], 1.0), xycoords=("data", "axes fraction"), fontsize=7.5, rotation=90,
+                              va="top", ha="right", xytext=(-2, -2), textcoords="offset points")  # fmt: skip
+        pushes = [entry["day"] / 7 for entry in result["ledger"] if entry["action"] == "push"]
+        axes.plot(pushes, [0.02] * len(pushes), "^", color="#333333", ms=5, transform=axes.get_xaxis_transform(),
+                  label=f"push ({len(pushes)})")  # fmt: skip
+        axes.set_xlabel("week")
+        axes.set_ylabel("share of the week's runs that is right")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
+
+    return Plot("year", "A year of continuous training: accuracy by week", "", (9.5, 4.6), paint)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("listing", type=Path, nargs="?", help="JSON lines, with the logs beside them")
+    parser.add_argument("--label", default="framework", help="metadata of a run that the model predicts")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--window", help="train on recent runs, such as 140d")
+    parser.add_argument("--half-life", help="weigh runs by their age, such as 60d")
+    parser.add_argument("--results", type=Path, help="JSON file of the year")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="write the plot of --results there; no LISTING")
+    parser.add_argument("more", type=Path, nargs="*", help="results of further years, for the table")
+    options = parser.parse_args()
+    if options.plot is not None:
+        files = [options.listing, *options.more]
+        results = {path.stem: json.loads(path.read_text()) for path in files}
+        (options.plot / "year.png").write_bytes(plot(results[files[0].stem]).png)
+        print(table(results))
+        return 0
+    began = time.perf_counter()
+    plan = Plan(seed=options.seed)
+    runs = year_of(read(options.listing, options.label), options.label, plan)
+    experiment = FOREST.replace(window=options.window, half_life=options.half_life)
+    with tempfile.TemporaryDirectory() as folder:
+        year = Year(DataRoot.open(folder), runs, options.label, plan, experiment)
+        year.simulate()
+        result = {**year.result(), "seconds": time.perf_counter() - began}
+    options.results.write_text(json.dumps(result))
+    for day, line in result["events"]:
+        print(f"week {day // 7}: {line}")
+    print(Counter(entry["action"] for entry in result["ledger"]), f"{result['seconds']:.0f} s")
+    print(table({options.results.stem: result}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
