@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError, UnknownModelError
 from ciml.manifest.log import ManifestLog, catch_up
-from ciml.serving.model_files import check_digests, check_model_name
+from ciml.serving.model_files import ModelEntry, check_digests, check_model_name
 from ciml.serving.registry import Registry, RegistryState
 from ciml.storage import open_store
 
@@ -39,6 +40,7 @@ class RegistryVerifier:
 
     def __init__(self, root: str) -> None:
         self._root = open_store(root)
+        self._states: dict[str, tuple[ManifestLog, RegistryState]] = {}
 
     def __call__(self, model: str, version: int, digests: Mapping[str, str]) -> None:
         """Raise `IntegrityError` unless ``version`` was pushed and its files match the registry."""
@@ -51,3 +53,23 @@ class RegistryVerifier:
         if not state.is_blessed(state.versions[version].candidate):
             raise IntegrityError(f"model {model}: version {version} is not blessed")
         check_digests(f"{model}/{version}", digests, files)
+
+    def current(self, entry: ModelEntry) -> ModelEntry | None:
+        """Return a model's part of the configuration, or the registry's if it still names a withdrawn version.
+
+        Whoever withdraws a version writes the configuration afterwards, and may die in between.
+
+        Returns:
+          The entry; None if no version has a label any more.
+
+        Raises:
+          CimlError: the registry cannot be read.
+        """
+        log, state = self._states.setdefault(
+            entry.name, (ManifestLog(self._root.child(check_model_name(entry.name))), RegistryState())
+        )
+        catch_up(log, state)
+        withdrawn = {number for number, version in state.versions.items() if version.withdrawn}
+        if withdrawn.isdisjoint((*entry.versions, *entry.labels.values())):
+            return entry
+        return replace(entry, versions=tuple(state.served()), labels=dict(state.labels)) if state.labels else None

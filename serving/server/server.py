@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ from ciml.serving.server.model.process import prepare
 from ciml.storage import open_store
 
 _LOG = logging.getLogger(__name__)
+#: How often registries are read for versions that were withdrawn while the configuration was not written, seconds.
+_REGISTRY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,10 @@ class ModelServer:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._config_text: bytes | None = None
+        self._configured: tuple[ModelEntry, ...] = ()  # by the last valid configuration
+        self._applied: tuple[ModelEntry, ...] = ()  # without versions that are withdrawn
+        self._verifier: RegistryVerifier | None = None
+        self._check_at_s = 0.0  # when registries are read again
         folder, _, self._config_name = options.config.rpartition("/")
         self._config_store = open_store(folder or ".")
 
@@ -139,8 +146,9 @@ class ModelServer:
         self.rest_port = listener.getsockname()[1]
         prepare()  # it takes seconds: models are loaded and requests answered when it is done
         self.metrics = Metrics()
+        self._verifier = RegistryVerifier(root) if root is not None else None
         self.manager = ModelManager(
-            RegistryVerifier(root) if root is not None else None,
+            self._verifier,
             partial(load_model, max_rows=options.max_rows, call_s=MAX_MODEL_CALL_S),
             on_load=self.metrics.loaded,
         )
@@ -210,7 +218,7 @@ class ModelServer:
         self.manager.step(wait)
 
     def _read_config(self) -> None:
-        """Read the configuration once and apply it. Errors in it are logged, not raised."""
+        """Read the configuration once, and apply it if it or a registry has changed. Errors are logged, not raised."""
         try:
             text = self._config_store.read(self._config_name)
         except FileNotFoundError:
@@ -221,10 +229,30 @@ class ModelServer:
         if text is not None and text != self._config_text:
             self._config_text = text
             try:
-                self.manager.apply(parse_config(text.decode("utf-8", "replace")))
+                self._configured = tuple(parse_config(text.decode("utf-8", "replace")))
             except CimlError as error:
                 self.metrics.config_error()
                 _LOG.error("%s: %s; the served versions stay", self.options.config, error)
+            else:
+                self._apply_served()
+        elif time.monotonic() >= self._check_at_s:
+            self._apply_served(only_changed=True)
+
+    def _apply_served(self, *, only_changed: bool = False) -> None:
+        """Apply the configuration without the versions that the registries have withdrawn."""
+        self._check_at_s = time.monotonic() + _REGISTRY_S
+        entries = []
+        for entry in self._configured:
+            try:
+                current = entry if self._verifier is None else self._verifier.current(entry)
+            except CimlError as error:
+                _LOG.warning("model %s: cannot read its registry: %s", entry.name, error)
+                current = next((known for known in self._applied if known.name == entry.name), entry)
+            if current is not None:
+                entries.append(current)
+        if not only_changed or tuple(entries) != self._applied:
+            self._applied = tuple(entries)
+            self.manager.apply(entries)
 
     def _poll_forever(self) -> None:
         while not self._stop.is_set():

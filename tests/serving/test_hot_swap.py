@@ -22,10 +22,11 @@ from ciml.errors import CimlError
 from ciml.http.intake import RequestError
 from ciml.serving import push as push_module
 from ciml.serving.client import ClientPolicy, ModelClient
-from ciml.serving.ledger import hold, release, rollback
+from ciml.serving.ledger import hold, release, rollback, withdraw
 from ciml.serving.model_files import ModelEntry, render_config
 from ciml.serving.push import HeldError, write_config
 from ciml.serving.registry import Registry, Signature
+from ciml.serving.server import server as server_module
 from ciml.serving.server.server import ModelServer, ServerOptions
 from tests.serving.models_fixture import direct, push_models, runs, save_model
 from tests.serving.process import server_process
@@ -273,6 +274,24 @@ def test_strangers_are_never_served_and_models_that_the_configuration_lacks_are_
     assert (list(server.manager.available("m")), stable(server, "m")) == ([1], 1)
     with pytest.raises(RequestError, match="Could not find any versions of model n"):
         server.manager.status("n")
+    write_config(data)
+
+
+def test_a_version_leaves_service_although_its_withdrawal_died_before_it_wrote_the_configuration(
+    data: DataRoot, good: dict[int, Path], server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_REGISTRY_S", 0.1)
+    for name, folders in (("purged", (good[1], good[2])), ("emptied", (good[1],))):
+        push_models(data, *folders, model=name)
+    until(lambda: stable(server, "purged") == 2 and stable(server, "emptied") == 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("ciml.serving.ledger.write_config", lambda root: False)
+        withdraw(Registry(data, "purged"), [2], Signature("ann", "forged results"))
+        withdraw(Registry(data, "emptied"), [1], Signature("ann", "forged results"))
+    until(lambda: list(server.manager.available("purged")) == [1] and "emptied" not in server.manager.names())
+    assert stable(server, "purged") == 1
+    with ModelServer(options(data)) as again:
+        assert (list(again.manager.available("purged")), again.manager.available("emptied")) == ([1], {})
     write_config(data)
 
 
