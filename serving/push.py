@@ -38,7 +38,7 @@ from ciml.serving.model_files import (
     render_config,
 )
 from ciml.serving.registries import registered_models
-from ciml.serving.registry import STABLE, Candidate, Decision, Registry, RegistryState
+from ciml.serving.registry import STABLE, Candidate, Decision, LostLeaseError, Registry, RegistryState
 from ciml.storage import LocalStore, Store, open_store
 from ciml.storage.local import sync_folder
 
@@ -211,6 +211,8 @@ def check_not_held(registry: Registry, label: str) -> None:
 
 
 def _abandoned(registry: Registry, number: int) -> CimlError:
+    if registry.lease:
+        return LostLeaseError(f"model {registry.model}: another trainer has taken over, and abandoned version {number}")
     who = "another push, or ciml models reconcile,"
     return CimlError(f"model {registry.model}: {who} abandoned version {number} meanwhile; push again")
 

@@ -128,10 +128,15 @@ class Fork(Child):
     """
 
     def __init__(
-        self, work: Callable[..., None], *arguments: Any, log: Path, environment: Mapping[str, str] | None = None
+        self,
+        work: Callable[..., None],
+        *arguments: Any,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        preload: Sequence[str] = (),
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        _forks.set_forkserver_preload(_PRELOADED)
+        _forks.set_forkserver_preload([*_PRELOADED, *preload])  # of the first fork of this process
         self._process = _forks.Process(
             target=_become, args=(work, arguments, str(log), {**os.environ, **(environment or {})}), daemon=True
         )  # fmt: skip

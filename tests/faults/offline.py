@@ -37,7 +37,7 @@ from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
 from ciml.transforms.ingest.run_stages import settle
 from ciml.trust import TrustPolicy
-from tests.durable import Disk, Steps
+from tests.durable import Disk, Recorder, Steps
 from tests.faults import datasets
 from tests.faults.children import Child, Fork
 from tests.faults.oracle import Delivery, Ledger, Objects, accepted, judge, open_objects
@@ -223,20 +223,7 @@ def finish(child: Child, verdict: Verdict, most_s: float = 240.0) -> None:
 def _work(job: Job) -> None:
     by_store = job.data.startswith("s3://") or job.stop.of.startswith("append")
     recorder = Steps(job.data) if by_store else Disk(Path(job.data))
-    lock, seen = threading.Lock(), 0
-
-    def step(text: str) -> None:
-        nonlocal seen
-        with lock:
-            if not text.startswith(job.stop.of):
-                return
-            seen += 1
-            if seen == job.stop.at or (job.stop.lasts and seen > job.stop.at):
-                if job.stop.how < 0:
-                    raise OSError(-job.stop.how, os.strerror(-job.stop.how))
-                os.kill(os.getpid(), job.stop.how)
-
-    recorder.step = step  # type: ignore[method-assign]
+    steps = stop_at(recorder, job.stop)
     try:
         with short_grace(), recorder.recording():
             work(job)
@@ -244,7 +231,26 @@ def _work(job: Job) -> None:
         print(f"{type(error).__name__}: {error}", flush=True)
         os._exit(error.exit_code)
     if job.steps:
-        Path(job.steps).write_text(str(seen))
+        Path(job.steps).write_text(str(steps()))
+
+
+def stop_at(recorder: Recorder, stop: Stop) -> Callable[[], int]:
+    """Let this process stop at a step; return what counts those that happened."""
+    lock, seen = threading.Lock(), 0
+
+    def step(text: str) -> None:
+        nonlocal seen
+        with lock:
+            if not text.startswith(stop.of):
+                return
+            seen += 1
+            if seen == stop.at or (stop.lasts and seen > stop.at):
+                if stop.how < 0:
+                    raise OSError(-stop.how, os.strerror(-stop.how))
+                os.kill(os.getpid(), stop.how)
+
+    recorder.step = step  # type: ignore[method-assign]
+    return lambda: seen
 
 
 class Packed(Objects):

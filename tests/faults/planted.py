@@ -266,5 +266,72 @@ def _shows_names_as_they_are() -> None:
     _patch(text, "name", lambda name: lambda value, most_bytes=120: value)
 
 
+@_defect(30, "I5")
+def _pushes_in_place() -> None:
+    """A push copies the files over those of the version that is served."""
+    from ciml.serving import push
+
+    def make(stage: Any) -> Any:
+        def in_place(registry: Any, number: int, candidate: Any) -> Any:
+            champion = registry.state.champion
+            if champion is not None:
+                for path, data in push.read_files(push.open_store(candidate.folder)):
+                    registry.folder(champion).replace(path, data)
+            return stage(registry, number, candidate)
+
+        return in_place
+
+    _patch(push, "_stage", make)
+
+
+@_defect(30, "I5")
+def _names_a_version_before_its_files() -> None:
+    """A push records a version, then copies its files."""
+    from ciml.serving import push
+
+    def make(stage: Any) -> Any:
+        def recorded_first(registry: Any, number: int, candidate: Any) -> Any:
+            push._commit(registry, number, "stable")
+            push.write_config(registry.data)
+            return stage(registry, number, candidate)
+
+        return recorded_first
+
+    _patch(push, "_stage", make)
+
+
+@_defect(31, "lease", seed=3, tries=4)
+def _checks_no_lease() -> None:
+    """A trainer writes without a look at its lease."""
+    from ciml.serving.registry import Registry
+
+    def make(commit: Any) -> Any:
+        def unchecked(self: Any, build: Any) -> Any:
+            lease, self.lease = self.lease, ""
+            try:
+                return commit(self, build)
+            finally:
+                self.lease = lease
+
+        return unchecked
+
+    _patch(Registry, "commit", make)
+
+
+@_defect(32, "purge")
+def _withdraws_last() -> None:
+    """A purge trains again while the versions that learned from the runs still serve."""
+    from ciml.training import purge
+
+    def make(purge_model: Any) -> Any:
+        def late(registry: Any, versions: Any, signed: Any, retrain: Any) -> Any:
+            retrain(registry.model, "providers")
+            return purge_model(registry, versions, signed, None)
+
+        return late
+
+    _patch(purge, "_purge_model", make)
+
+
 if __name__ == "__main__":
     ciml(sys.argv[1], sys.argv[2:])

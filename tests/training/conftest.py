@@ -28,10 +28,11 @@ RUNS = 160
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the data set ``providers``, three spans; each seventh run is untrusted, most are of Ann."""
-    return shared(tmp_path_factory, "training", _make)
+    return shared(tmp_path_factory, "training", make_providers)
 
 
-def _make(folder: Path) -> None:
+def make_providers(folder: Path) -> None:
+    """Write the data root of `made`."""
     data = DataRoot.open(folder)
     runs = []
     for number, (run, table) in enumerate(zip(*corpus(RUNS)[:2], strict=True)):
