@@ -32,12 +32,13 @@ from ciml.serving.predict.log import (
     is_of_candidate,
     prediction_checkpoints,
     reconcile,
+    shadow_stream,
     stream_of,
 )
 from ciml.serving.predict.predictor import Announcement as Run
 from ciml.serving.predict.predictor import Predictor, PredictPolicy
 from ciml.serving.predict.sources import ModelSource, ServedVersions
-from ciml.serving.registry import CANARY
+from ciml.serving.registry import CANARY, SHADOW
 from ciml.verdicts.evidence.output import evidence_of_output
 
 _log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class PredictConfig(PipelineConfig):
     @property
     def stream(self) -> str:
         """The name of its stream in the manifest; see `ciml.serving.predict.log.stream_of`."""
+        if self.policy.label == SHADOW:
+            return shadow_stream(self.policy.model)
         return candidate_stream(self.policy.model) if self.candidate else self.policy.model
 
 
@@ -177,6 +180,8 @@ class PredictProcessor(BatchProcessor[PredictConfig, PredictionState, Predicted]
         return reconcile(state, results, now_us)
 
     def outputs(self) -> Sequence[Output]:
+        if self.config.policy.label == SHADOW:
+            return ()  # its answers are compared, and shown to nobody
         stream = self.config.stream
         render = partial(render_predictions, stream=stream)
         return (Output(self.config.predictions_topic, render, Share(stream, ("ce_source", _source(stream)))),)

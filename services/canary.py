@@ -1,15 +1,16 @@
-"""The canary of a model: compared with the stable version as labels arrive, then promoted or rolled back by a rule.
+"""A canary or shadow of a model: compared with the stable version as labels arrive, then promoted or rolled back.
 
 The version with the label ``canary`` predicts a share of the runs, always all runs of a change, and the stable version
-the others (`ciml.serving.predict.predictor.PredictPolicy`). `compare_canary` reads their predictions and what the runs
-were; `settle_canary` acts on it, which the registry of the model records with the figures.
+the others (`ciml.serving.predict.predictor.PredictPolicy`). The one with the label ``shadow`` predicts all runs beside
+the stable version, in a stream of its own, so they are compared on the same runs. `compare_canary` reads the
+predictions and what the runs were; `settle_canary` acts on it, which the registry records with the figures.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,13 +22,12 @@ from ciml.runs.latest_runs import latest_runs
 from ciml.runs.state import open_raw
 from ciml.serving.contract import DEFINITION, read_definition
 from ciml.serving.ledger import promote, withdraw
-from ciml.serving.predict.log import is_of_candidate, read_predictions
-from ciml.serving.registry import CANARY, STABLE, Registry, Signature
-from ciml.training.evaluation.sequential import Arm, SequentialComparison
+from ciml.serving.predict.log import is_of_candidate, is_of_shadow, read_predictions
+from ciml.serving.registry import CANARY, SHADOW, STABLE, Registry, Signature
+from ciml.training.evaluation.sequential import Arm, PairedComparison, SequentialComparison
 from ciml.trust import PolicySource, evaluate
 from ciml.verdicts.feedback.truths import Truths
 
-_AUTHOR = "the canary rule"
 _DAY_S = 86_400.0
 
 
@@ -81,7 +81,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class CanaryReport:
-    """A canary beside the stable version.
+    """A canary or shadow beside the stable version.
 
     Attributes:
       canary, stable: their figures.
@@ -90,6 +90,7 @@ class CanaryReport:
         it reaches 1 / level.
       waits: predictions that are not compared yet, because the cause of an earlier run is not known.
       rule: the rule.
+      label: ``canary`` or ``shadow``.
     """
 
     canary: Shares
@@ -99,6 +100,7 @@ class CanaryReport:
     not_worse: float
     waits: int
     rule: CanaryRule
+    label: str = CANARY
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes as JSON."""
@@ -108,9 +110,13 @@ class CanaryReport:
         """Return the report as lines of text."""
         needed = 1 / self.rule.level
         waits = f"; {self.waits} predictions wait for the cause of an earlier run" if self.waits else ""
-        decisions = {"promote": "promote the canary", "rollback": "roll the canary back", "": "not decided yet"}
+        decisions = {
+            "promote": f"promote the {self.label}",
+            "rollback": f"roll the {self.label} back",
+            "": "not decided yet",
+        }
         return [
-            f"canary, version {self.canary.version}: {self.canary.text()}",
+            f"{self.label}, version {self.canary.version}: {self.canary.text()}",
             f"stable, version {self.stable.version}: {self.stable.text()}",
             f"evidence that it is worse: {self.worse:.3g}, that it is not worse by {self.rule.margin:g}: "
             f"{self.not_worse:.3g}; {needed:.3g} decides",
@@ -124,8 +130,10 @@ def compare_canary(
     trust: PolicySource,
     rule: CanaryRule | None = None,
     clock: Callable[[], float] = time.time,
+    *,
+    label: str = CANARY,
 ) -> CanaryReport | None:
-    """Compare the canary of a model with its stable version; None if there is no canary.
+    """Compare the canary or shadow of a model with its stable version; None if there is none.
 
     Only runs that are trusted now count.
 
@@ -135,6 +143,7 @@ def compare_canary(
       trust: the trust policy.
       rule: by default `CanaryRule()`.
       clock: epoch seconds.
+      label: ``canary`` or ``shadow``.
 
     Raises:
       EngineError: the store does not answer.
@@ -143,45 +152,53 @@ def compare_canary(
     rule = rule or CanaryRule()
     registry = Registry(data, model)
     labels = registry.state.labels
-    versions = {labels[label]: label for label in (STABLE, CANARY) if label in labels}
+    versions = {labels[name]: name for name in (STABLE, label) if name in labels}
     if len(versions) < 2:
         return None
-    since_us = _labelled_us(registry, labels[CANARY])
+    since_us = _labelled_us(registry, label, labels[label])
     predictions = [
         prediction
         for prediction in read_predictions(data.predictions, since_us)
-        if prediction["model"] == model and not is_of_candidate(prediction) and prediction["version"] in versions
+        if prediction["model"] == model
+        and not is_of_candidate(prediction)
+        and prediction["version"] in versions
+        and is_of_shadow(prediction) == (versions[prediction["version"]] == SHADOW)
     ]
     definitions = {
         version: read_definition(registry.read_asset(version, DEFINITION), f"model {model}, version {version}")
         for version in versions
     }
     names = classes_of(data, trust, predictions, definitions)
-    comparison = SequentialComparison(rule.margin, rule.level)
-    waits = _add(comparison, predictions, names, versions, rule, clock())
+    comparison: PairedComparison | SequentialComparison
+    if label == SHADOW:
+        comparison = PairedComparison(rule.margin, rule.level)
+        waits = _add_pairs(comparison, predictions, names, rule, clock())
+    else:
+        comparison = SequentialComparison(rule.margin, rule.level)
+        waits = _add(comparison, predictions, names, versions, rule, clock())
     worse, not_worse = comparison.evidence
     canary, stable = (
         shares_of(
-            labels[label], arm, [prediction for prediction in predictions if prediction["version"] == labels[label]]
+            labels[name], arm, [prediction for prediction in predictions if prediction["version"] == labels[name]]
         )
-        for label, arm in ((CANARY, comparison.canary), (STABLE, comparison.stable))
+        for name, arm in ((label, comparison.canary), (STABLE, comparison.stable))
     )
-    return CanaryReport(canary, stable, comparison.decision, worse, not_worse, waits, rule)
+    return CanaryReport(canary, stable, comparison.decision, worse, not_worse, waits, rule, label)
 
 
 def settle_canary(
-    data: DataRoot, model: str, trust: PolicySource, rule: CanaryRule | None = None
+    data: DataRoot, model: str, trust: PolicySource, rule: CanaryRule | None = None, *, label: str = CANARY
 ) -> CanaryReport | None:
-    """Do as `compare_canary`, and promote or withdraw the canary if that is decided.
+    """Do as `compare_canary`, and promote or withdraw the version if that is decided.
 
     Raises:
       HeldError: it would be promoted, and a person holds the model.
     """
-    report = compare_canary(data, model, trust, rule)
+    report = compare_canary(data, model, trust, rule, label=label)
     if report is None or not report.decision:
         return report
     registry = Registry(data, model)
-    signed = Signature(_AUTHOR, "; ".join(report.lines()[:3]))
+    signed = Signature(f"the {label} rule", "; ".join(report.lines()[:3]))
     if report.decision == "promote":
         promote(registry, report.canary.version, signed)
     else:
@@ -189,9 +206,9 @@ def settle_canary(
     return report
 
 
-def _labelled_us(registry: Registry, version: int) -> int:
-    """Return when the label ``canary`` was last given to a version, epoch microseconds."""
-    times = [delta["time_us"] for delta in registry.deltas() if delta.get("labels", {}).get(CANARY) == version]
+def _labelled_us(registry: Registry, label: str, version: int) -> int:
+    """Return when a label was last given to a version, epoch microseconds."""
+    times = [delta["time_us"] for delta in registry.deltas() if delta.get("labels", {}).get(label) == version]
     return int(times[-1])
 
 
@@ -272,6 +289,36 @@ def settled(
         elif name == "" and prediction["label"] == CAUSE and prediction["time_us"] / 1e6 + wait_s > now_s:
             return known, len(predictions) - index
     return known, 0
+
+
+def _pairs(predictions: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield the shadow's and the stable version's prediction of each run, in the order in which pairs were complete."""
+    first: dict[tuple[str, bool], dict[str, Any]] = {}
+    for prediction in predictions:
+        run_id, is_shadow = prediction["run_id"], is_of_shadow(prediction)
+        if (run_id, is_shadow) in first:
+            continue  # a row that was replaced is predicted again: its first prediction counts
+        first[run_id, is_shadow] = prediction
+        other = first.get((run_id, not is_shadow))
+        if other is not None:
+            yield (prediction, other) if is_shadow else (other, prediction)
+
+
+def _add_pairs(
+    comparison: PairedComparison,
+    predictions: list[dict[str, Any]],
+    names: Mapping[str, str],
+    rule: CanaryRule,
+    now_s: float,
+) -> int:
+    """Add the pairs whose class is known, up to the first one that is waited for; return how many follow it."""
+    pairs = list(_pairs(predictions))
+    stable_of = {shadow["run_id"]: stable for shadow, stable in pairs}
+    known, waits = settled([shadow for shadow, _ in pairs], names, rule.wait_s, now_s)
+    for shadow, is_right in known:
+        run_id = shadow["run_id"]
+        comparison.add(canary_is_right=is_right, stable_is_right=stable_of[run_id]["class"] == names[run_id])
+    return waits
 
 
 def shares_of(version: int, arm: Arm, predictions: list[dict[str, Any]]) -> Shares:

@@ -11,6 +11,7 @@ from ciml.pipelines.predict import PredictConfig, PredictProcessor, predictor
 from ciml.services.service import NotReadyError, TopicService
 from ciml.serving.client import NotServedError
 from ciml.serving.predict.log import PredictionState, prediction_families
+from ciml.serving.registry import SHADOW
 
 _NEEDS_PROCESS = (
     "a candidate predicts in the service's own process, since its files are on this machine; use --engine micro-batches"
@@ -44,6 +45,8 @@ class PredictService(TopicService[PredictionState]):
             if config.candidate:
                 raise NotReadyError(str(error)) from error
             model = config.policy.model
+            if config.policy.label == SHADOW:
+                raise NotReadyError(f"{model} has no shadow: ciml models promote {model} --label {SHADOW}") from None
             raise NotReadyError(f"no version of {model} is served; push a model first (ciml refresh)") from None
         except EngineError as error:
             raise NotReadyError(str(error)) from error

@@ -26,7 +26,7 @@ from ciml.services.decide import ServiceProgress
 from ciml.services.service import NotReadyError, Service
 from ciml.serving.contract import DEFINITION, read_definition
 from ciml.serving.lease import ModelLockedError
-from ciml.serving.predict.log import is_of_candidate, read_predictions
+from ciml.serving.predict.log import is_served, read_predictions
 from ciml.serving.push import HeldError
 from ciml.serving.registry import CANARY, Registry, RegistryState
 from ciml.training.data.snapshot import make_snapshot, read_snapshot
@@ -391,9 +391,7 @@ def served_accuracy(
     predictions = [
         prediction
         for prediction in read_predictions(config.data.predictions, state.versions[version].time_us)
-        if prediction["model"] == registry.model
-        and not is_of_candidate(prediction)
-        and prediction["version"] == version
+        if prediction["model"] == registry.model and is_served(prediction) and prediction["version"] == version
     ]
     definition = read_definition(registry.read_asset(version, DEFINITION), f"model {registry.model}, version {version}")
     names = classes_of(config.data, config.trust, predictions, {version: definition})

@@ -28,6 +28,7 @@ _DEFINITION = "definition.json"
 _KEY = re.compile(r"[0-9a-f]{8,64}")
 STABLE = "stable"
 CANARY = "canary"
+SHADOW = "shadow"
 
 
 @dataclass(frozen=True)

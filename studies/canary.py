@@ -1,7 +1,7 @@
-"""How many labelled runs the canary rule needs, and how often it is wrong: `python -m studies.canary`.
+"""How many labelled runs the rule of canaries and shadows needs, and how often it is wrong: `python -m studies.canary`.
 
 Runs are drawn: a canary and a stable version that are right with given probabilities, and a share of the runs for the
-canary. Each run is a look. The figures are in docs/serving.md.
+canary; or a shadow on the same runs. Each run is a look. The figures are in docs/serving.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ciml.intervals import wilson
-from ciml.training.evaluation.sequential import SequentialComparison
+from ciml.training.evaluation.sequential import PairedComparison, SequentialComparison
 
 TRIALS = 100
 MOST_RUNS = 60_000
@@ -31,6 +31,20 @@ CASES = (
 )  # fmt: skip
 
 
+class PairedCase(NamedTuple):
+    """How often the stable version and the shadow are right, and how often the shadow alone is."""
+
+    stable: float
+    shadow: float
+    alone: float
+
+
+PAIRED = (
+    PairedCase(0.9, 0.85, 0.03), PairedCase(0.9, 0.85, 0.0), PairedCase(0.8, 0.75, 0.03), PairedCase(0.9, 0.88, 0.03),
+    PairedCase(0.9, 0.9, 0.03), PairedCase(0.9, 0.9, 0.01), PairedCase(0.9, 0.92, 0.04),
+)  # fmt: skip
+
+
 def decide(case: Case, seed: int, most: int = MOST_RUNS) -> tuple[str, int]:
     """Return the decision, "" without one, and the labelled runs until then, at most ``most``."""
     random = np.random.default_rng(seed)
@@ -44,17 +58,37 @@ def decide(case: Case, seed: int, most: int = MOST_RUNS) -> tuple[str, int]:
     return "", most
 
 
+def decide_pairs(case: PairedCase, seed: int, most: int = MOST_RUNS) -> tuple[str, int]:
+    """Do as `decide` for a shadow."""
+    place = np.random.default_rng(seed).random(most)
+    both = case.shadow - case.alone
+    shadow = place < case.shadow
+    stable = (place < both) | ((place >= case.shadow) & (place < case.shadow + case.stable - both))
+    comparison = PairedComparison()
+    for index, (of_shadow, of_stable) in enumerate(zip(shadow.tolist(), stable.tolist(), strict=True)):
+        comparison.add(canary_is_right=of_shadow, stable_is_right=of_stable)
+        if comparison.decision:
+            return comparison.decision, index + 1
+    return "", most
+
+
 def main() -> None:
     """Print a line for each case."""
     for case in CASES:
-        results = [decide(case, seed) for seed in range(TRIALS)]
-        counts = {name: sum(decision == name for decision, _ in results) for name in ("rollback", "promote", "")}
-        low, high = wilson(counts["rollback"], TRIALS)
-        middle, most = np.quantile([runs for _, runs in results], [0.5, 0.9])
-        print(
-            f"{case.stable} {case.canary} share {case.share}: rollback {counts['rollback']} ({low:.2f} to {high:.2f}), "
-            f"promote {counts['promote']}, open {counts['']}; runs: median {middle:,.0f}, 90 % {most:,.0f}"
-        )
+        _print(f"{case.stable} {case.canary} share {case.share}", [decide(case, seed) for seed in range(TRIALS)])
+    for pair in PAIRED:
+        results = [decide_pairs(pair, seed) for seed in range(TRIALS)]
+        _print(f"{pair.stable} shadow {pair.shadow}, alone right {pair.alone}", results)
+
+
+def _print(name: str, results: list[tuple[str, int]]) -> None:
+    counts = {decision: sum(other == decision for other, _ in results) for decision in ("rollback", "promote", "")}
+    low, high = wilson(counts["rollback"], TRIALS)
+    middle, most = np.quantile([runs for _, runs in results], [0.5, 0.9])
+    print(
+        f"{name}: rollback {counts['rollback']} ({low:.2f} to {high:.2f}), promote {counts['promote']}, "
+        f"open {counts['']}; runs: median {middle:,.0f}, 90 % {most:,.0f}"
+    )
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def _stored_prediction(data: DataRoot, run_id: str, model: str | None, candidate
 
     It is one of a served version; with ``candidate`` one of the candidate that would be asked now.
     """
-    from ciml.serving.predict.log import is_of_candidate, predictions_of_run
+    from ciml.serving.predict.log import is_served, predictions_of_run
 
     of_run = predictions_of_run(data.predictions, run_id)
     of_model = [prediction for prediction in of_run if model in (None, prediction["model"])]
@@ -88,7 +88,7 @@ def _stored_prediction(data: DataRoot, run_id: str, model: str | None, candidate
     if candidate:
         usable = [prediction for prediction in with_verdict if _is_of_last_candidate(data, prediction)]
     else:
-        usable = [prediction for prediction in with_verdict if not is_of_candidate(prediction)]
+        usable = [prediction for prediction in with_verdict if is_served(prediction)]
     return usable[-1] if usable else None
 
 

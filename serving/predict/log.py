@@ -54,10 +54,27 @@ def candidate_stream(model: str) -> str:
     return f"{model}/candidate"
 
 
+def shadow_stream(model: str) -> str:
+    """Return the name of the stream of predictions by the shadow of a model, which no model can have."""
+    return f"{model}/shadow"
+
+
 def stream_of(prediction: Mapping[str, Any]) -> str:
-    """Return the stream of a prediction: the name of its model, or that of the model's candidates."""
+    """Return the stream of a prediction: the name of its model, or that of the model's candidates or shadow."""
     model: str = prediction["model"]
+    if is_of_shadow(prediction):
+        return shadow_stream(model)
     return candidate_stream(model) if is_of_candidate(prediction) else model
+
+
+def is_of_shadow(prediction: Mapping[str, Any]) -> bool:
+    """Return whether a prediction is one of a version that predicts beside the served one, and is shown to nobody."""
+    return "shadow" in prediction
+
+
+def is_served(prediction: Mapping[str, Any]) -> bool:
+    """Return whether a prediction is the answer of a served version, and not of a candidate or a shadow."""
+    return not is_of_candidate(prediction) and not is_of_shadow(prediction)
 
 
 def is_of_candidate(prediction: Mapping[str, Any]) -> bool:

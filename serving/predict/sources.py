@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ciml.data_root import DataRoot
 from ciml.serving.client import ClientPolicy, ModelClient
 from ciml.serving.predict.assets import ModelAssets, read_assets
-from ciml.serving.registry import STABLE, Registry
+from ciml.serving.registry import SHADOW, STABLE, Registry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,24 +88,26 @@ class ModelSource(ABC):
 
 
 class ServedVersion(SourceModel):
-    """A version on a model server."""
+    """A version on a model server. A shadow's predictions have ids of their own, and say what they are."""
 
-    def __init__(self, client: ModelClient, version: int, assets: ModelAssets) -> None:
+    def __init__(self, client: ModelClient, version: int, assets: ModelAssets, *, is_shadow: bool = False) -> None:
         self._client = client
-        self.key = version
+        self._version = version
+        self._is_shadow = is_shadow
+        self.key = f"{SHADOW} {version}" if is_shadow else version
         self.assets = assets
 
     def __str__(self) -> str:
-        return f"version {self.key}"
+        return f"version {self._version}"
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        return {"version": self.key}
+        return {"version": self._version, **({"shadow": True} if self._is_shadow else {})}
 
     def predict(
         self, inputs: NDArray[np.float32], n_windows: NDArray[np.int32], timeout_s: float | None = None
     ) -> Answers:
-        answer = self._client.predict(inputs, n_windows, version=int(self.key), timeout_s=timeout_s)
+        answer = self._client.predict(inputs, n_windows, version=self._version, timeout_s=timeout_s)
         return Answers(answer.probabilities, answer.seconds)
 
 
@@ -137,7 +139,7 @@ class ServedVersions(ModelSource):
         with self._lock:
             if version not in self._assets:
                 self._assets[version] = read_assets(self._registry, version)
-            return ServedVersion(self.client, version, self._assets[version])
+            return ServedVersion(self.client, version, self._assets[version], is_shadow=self._label == SHADOW)
 
     def close(self) -> None:
         self.client.close()

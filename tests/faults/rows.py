@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Trial = Callable[[int, Scene], Verdict]
 
-_MODULES = ("rows_engines", "rows_store", "rows_inputs", "rows_trust", "rows_answers", "rows_models")
+_MODULES = ("rows_engines", "rows_store", "rows_inputs", "rows_trust", "rows_answers", "rows_models", "rows_served")
 _rows: dict[int, Row] = {}
 
 

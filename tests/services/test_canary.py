@@ -16,9 +16,9 @@ from ciml.manifest.log import ManifestLog
 from ciml.services import trainer as trainer_module
 from ciml.services.canary import CanaryRule, compare_canary, settle_canary
 from ciml.services.trainer import TrainerService, Triggers, served_accuracy
-from ciml.serving.ledger import history, hold
+from ciml.serving.ledger import history, hold, promote
 from ciml.serving.push import HeldError, push
-from ciml.serving.registry import CANARY, STABLE, Decision, Registry, Signature
+from ciml.serving.registry import CANARY, SHADOW, STABLE, Decision, Registry, Signature
 from ciml.storage import open_store
 from ciml.training.refresh import TrainConfig
 from ciml.training.trainer import TrainResult
@@ -44,8 +44,13 @@ def data(tmp_path: Path) -> DataRoot:
     return data
 
 
-def predict(data: DataRoot, answers: Iterable[tuple[int, str, str]], first: int = 0) -> list[str]:
-    """Store a run of a provider for each answer, and the prediction of a version; return the ids of the runs."""
+def predict(
+    data: DataRoot, answers: Iterable[tuple[int, str, str]], first: int = 0, shadow: Iterable[str] = ()
+) -> list[str]:
+    """Store a run of a provider for each answer, and the prediction of a version; return the ids of the runs.
+
+    Of a run with an answer of the ``shadow``, version 2 predicts that too.
+    """
     predictions: list[dict[str, Any]] = []
     runs = []
     for number, (version, answer, provider) in enumerate(answers, first):
@@ -58,6 +63,10 @@ def predict(data: DataRoot, answers: Iterable[tuple[int, str, str]], first: int 
                 "class": answer, "probabilities": shares, "time_us": 4_000_000_000_000_000 + number,
             }
         )  # fmt: skip
+    for prediction, answer in zip(list(predictions), shadow, strict=False):
+        shares = {name: 0.7 if name == answer else 0.1 for name in DEFINITION.classes}
+        beside = {"id": f"s{prediction['id'][1:]}", "version": 2, "shadow": True, "class": answer}
+        predictions.append({**prediction, **beside, "probabilities": shares})
     RawStore(data).add(runs)
     log = ManifestLog(data.predictions)
     delta = {"predictions": predictions, "unpredictable": [], "repeats": [], "time_us": predictions[-1]["time_us"]}
@@ -221,3 +230,48 @@ class NoRuns:
 
     def runs(self) -> tuple[()]:
         return ()
+
+
+@pytest.fixture
+def shadowed(data: DataRoot) -> DataRoot:
+    """The same model, whose version 2 is a shadow and no canary."""
+    promote(Registry(data, "m"), 2, Signature("ann", "try it"), label=SHADOW)
+    Registry(data, "m").commit(lambda state: {"kind": "labels", "labels": {}, "removed": [CANARY]})
+    return data
+
+
+def test_a_shadow_is_compared_on_the_same_runs_and_moves_only_when_asked(shadowed: DataRoot) -> None:
+    predict(shadowed, [(1, "a", "a")] * 60, shadow=["b"] * 60)
+    report = compare_canary(shadowed, "m", ALL, label=SHADOW)
+    assert report is not None
+    assert (report.decision, report.canary.right, report.stable.right) == ("rollback", 0, 60)
+    assert (report.canary.predictions, report.stable.predictions) == (60, 60)
+    assert report.lines()[0].startswith("shadow, version 2: right in 0 of 60 labelled runs")
+    assert report.lines()[-1] == "roll the shadow back"
+    assert compare_canary(shadowed, "m", ALL) is None
+    assert Registry(shadowed, "m").state.labels == {STABLE: 1, SHADOW: 2}
+    settle_canary(shadowed, "m", ALL, label=SHADOW)
+    last = list(history(Registry(shadowed, "m")))[-1]
+    assert (last.action, last.author, last.withdrawn) == ("withdraw", "the shadow rule", (2,))
+
+
+def test_a_shadow_that_is_as_good_is_promoted_when_asked(shadowed: DataRoot, tmp_path: Path) -> None:
+    predict(shadowed, [(1, "a", "a"), (1, "b", "a"), (1, "a", "")] * 100, shadow=["a"] * 300)
+    policy = tmp_path / "trust.toml"
+    policy.write_text(EVERYTHING)
+    call = ["models", "shadow", "m", "--data-path", shadowed.url, "--trust-policy", str(policy)]
+    shown = CliRunner().invoke(cli, call)
+    assert shown.output.splitlines()[-1] == "promote the shadow"
+    assert Registry(shadowed, "m").state.champion == 1
+    assert json.loads(CliRunner().invoke(cli, [*call, "--json"]).stdout)["label"] == SHADOW
+    assert CliRunner().invoke(cli, [*call, "--settle"]).exit_code == 0
+    assert Registry(shadowed, "m").state.champion == 2
+    assert "m has no shadow" in CliRunner().invoke(cli, call).output
+
+
+def test_runs_that_only_one_of_them_predicted_do_not_count(shadowed: DataRoot) -> None:
+    predict(shadowed, [(1, "a", "a")] * 30, shadow=["b"] * 4)
+    predict(shadowed, [(2, "b", "a")] * 30, first=30)  # a former label of version 2, or another stream
+    report = compare_canary(shadowed, "m", ALL, label=SHADOW)
+    assert report is not None
+    assert (report.canary.labelled, report.stable.labelled, report.canary.predictions) == (4, 4, 4)

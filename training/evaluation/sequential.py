@@ -1,12 +1,14 @@
-"""Tests that are valid at each look, as labels arrive: of two models that predict different runs, and of one model.
+"""Tests that are valid at each look, as labels arrive: of two models, and of one model.
 
-A canary predicts a share of the runs, the stable version the others. A fixed test that is repeated until it succeeds
+A canary predicts a share of the runs, the stable version the others (`SequentialComparison`). A shadow predicts the
+same runs as the stable version (`PairedComparison`). A fixed test that is repeated until it succeeds
 succeeds by chance at some time. An e-process does not: it is the wealth of someone who bets against a hypothesis, and
 if the hypothesis holds, it reaches 1 / level at any time with a probability of at most the level (Ville's inequality).
 
 The bet is that of Turner, Ly and Grünwald ("Generic E-variables for exact sequential k-sample tests that allow for
 optional stopping", 2021, and their exact intervals for contingency tables, 2023): the likelihood of a block of runs by
 the shares of right predictions that were seen before it, over its likelihood by the closest shares of the hypothesis.
+For pairs, that ratio is 1 + λ (difference - boundary), with the λ whose expected growth was largest so far.
 
 `AccuracyDrop` bets in the same way on the runs of one version against the accuracy that it had at the gate.
 """
@@ -14,6 +16,8 @@ the shares of right predictions that were seen before it, over its likelihood by
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -112,13 +116,107 @@ def _log_likelihood(share: float, right: int, runs: int) -> float:
 
 
 @dataclass
-class SequentialComparison:
-    """A canary beside a stable version, run by run in the order of their predictions.
+class PairedBet:
+    """A bet against the hypothesis that the mean difference of pairs is on one side of a boundary.
+
+    The difference of a pair is 1 if only the shadow is right, -1 if only the stable version is, else 0.
 
     Attributes:
-      margin: by how much less often right the canary may be to be promoted.
+      shift: the boundary.
+      sign: 1 if the hypothesis is that the mean is at least that; -1 if it is at most that.
+      log_wealth: natural logarithm of the wealth, 0 at first.
+    """
+
+    shift: float
+    sign: int
+    log_wealth: float = 0.0
+
+    def add(self, counts: Mapping[int, int], difference: int) -> None:
+        """Bet on a pair, given the number of earlier pairs by their difference."""
+        total = sum(counts.values()) + 3 * _PRIOR
+        gains = {d: self.sign * (self.shift - d) for d in (-1, 0, 1)}
+        shares = {d: (counts.get(d, 0) + _PRIOR) / total for d in gains}
+        if sum(shares[d] * gains[d] for d in gains) <= 0:
+            return  # the past speaks for the hypothesis: do not bet
+        low, high = 0.0, (1 - _NEAR_0) / -min(gains.values())
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            slope = sum(shares[d] * gains[d] / (1 + middle * gains[d]) for d in gains)
+            low, high = (middle, high) if slope > 0 else (low, middle)
+        self.log_wealth += math.log1p(low * gains[difference])
+
+
+class _Comparison:
+    """What a comparison decides from a bet that the version is not worse, and one that it is too bad.
+
+    Attributes:
       level: largest probability of a wrong promotion, and of a wrong rollback.
-      canary, stable: the labelled predictions of each.
+      canary, stable: the labelled predictions of the canary or shadow, and of the stable version.
+    """
+
+    def __init__(self, not_worse: Bet | PairedBet, too_bad: Bet | PairedBet, level: float) -> None:
+        self.level = level
+        self.canary = Arm()
+        self.stable = Arm()
+        self._decision = ""
+        self._not_worse = not_worse
+        self._too_bad = too_bad
+
+    def _decide(self) -> str:
+        enough = -math.log(self.level)
+        if self._not_worse.log_wealth >= enough:
+            return "rollback"
+        return "promote" if self._too_bad.log_wealth >= enough else ""
+
+    @property
+    def decision(self) -> str:
+        """``rollback``: the version is worse. ``promote``: it is not worse by the margin. "" while neither is shown."""
+        return self._decision
+
+    @property
+    def evidence(self) -> tuple[float, float]:
+        """The wealth of the bets that it is worse, and that it is not worse by the margin; decided at 1 / level."""
+        return math.exp(min(self._not_worse.log_wealth, 700)), math.exp(min(self._too_bad.log_wealth, 700))
+
+
+class PairedComparison(_Comparison):
+    """A shadow beside a stable version: both predict each run.
+
+    Args:
+      margin: by how much less often right the shadow may be to be promoted.
+      level: as the attribute.
+
+    Example:
+      >>> comparison = PairedComparison()
+      >>> for _ in range(20):
+      ...     comparison.add(canary_is_right=False, stable_is_right=True)
+      >>> comparison.decision
+      'rollback'
+    """
+
+    def __init__(self, margin: float = 0.02, level: float = 0.05) -> None:
+        self._bets = (PairedBet(0.0, 1), PairedBet(-margin, -1))
+        super().__init__(*self._bets, level)
+        self._counts: Counter[int] = Counter()
+
+    def add(self, *, canary_is_right: bool, stable_is_right: bool) -> None:
+        """Add a labelled run that both predicted. After a decision, it is only counted."""
+        difference = int(canary_is_right) - int(stable_is_right)
+        if not self._decision:
+            for bet in self._bets:
+                bet.add(self._counts, difference)
+            self._decision = self._decide()
+        self._counts[difference] += 1
+        self.canary.add(canary_is_right)
+        self.stable.add(stable_is_right)
+
+
+class SequentialComparison(_Comparison):
+    """A canary beside a stable version, run by run in the order of their predictions.
+
+    Args:
+      margin: by how much less often right the canary may be to be promoted.
+      level: as the attribute.
 
     Example:
       >>> comparison = SequentialComparison()
@@ -129,16 +227,10 @@ class SequentialComparison:
       'rollback'
     """
 
-    margin: float = 0.02
-    level: float = 0.05
-    canary: Arm = field(default_factory=Arm)
-    stable: Arm = field(default_factory=Arm)
-
-    def __post_init__(self) -> None:
+    def __init__(self, margin: float = 0.02, level: float = 0.05) -> None:
+        self._bets = (Bet(0.0, 1), Bet(-margin, -1))
+        super().__init__(*self._bets, level)
         self._block = Arm()
-        self._decision = ""
-        self._not_worse = Bet(0.0, 1)
-        self._too_bad = Bet(-self.margin, -1)
 
     def add(self, *, is_canary: bool, is_right: bool) -> None:
         """Add a labelled prediction. After a decision, it is only counted."""
@@ -146,28 +238,12 @@ class SequentialComparison:
             self._block.add(is_right)
             return
         if not self._decision:
-            for bet in (self._not_worse, self._too_bad):
+            for bet in self._bets:
                 bet.add(self.canary, self.stable, is_right, self._block)
             self._decision = self._decide()
         self.canary.add(is_right)
         self.stable = Arm(self.stable.right + self._block.right, self.stable.runs + self._block.runs)
         self._block = Arm()
-
-    def _decide(self) -> str:
-        enough = -math.log(self.level)
-        if self._not_worse.log_wealth >= enough:
-            return "rollback"
-        return "promote" if self._too_bad.log_wealth >= enough else ""
-
-    @property
-    def decision(self) -> str:
-        """``rollback``: the canary is worse. ``promote``: it is not worse by the margin. "" while neither is shown."""
-        return self._decision
-
-    @property
-    def evidence(self) -> tuple[float, float]:
-        """The wealth of the bets that it is worse, and that it is not worse by the margin; decided at 1 / level."""
-        return math.exp(min(self._not_worse.log_wealth, 700)), math.exp(min(self._too_bad.log_wealth, 700))
 
 
 @dataclass

@@ -17,7 +17,7 @@ from ciml.events.records import Record, RunFacts
 from ciml.globs import glob_pattern
 from ciml.integrations.review import ChangeRef
 from ciml.intervals import wilson
-from ciml.serving.predict.log import is_of_candidate, prediction_id
+from ciml.serving.predict.log import is_served, prediction_id
 from ciml.verdict_rules import UNKNOWN, Verdict
 from ciml.verdicts.feedback.config import Feedback, Policy
 from ciml.verdicts.feedback.standing import RecordedVerdict
@@ -152,7 +152,7 @@ def decide_feedback(
 ) -> Judgement:
     """Judge a prediction by the verdict, its evidence and the change, in this order; the first reason decides.
 
-    The prediction of a candidate is never judged, and no part of the history of its model: the candidate is not served.
+    The prediction of a candidate or a shadow is never judged, and no part of the history of its model.
 
     Args:
       record: a prediction, as on the topic.
@@ -162,7 +162,7 @@ def decide_feedback(
       compare: see `Compare`; called for verdicts that are certain enough, even if they are too late for a message.
       is_noted: see `IsNoted`; called for the other verdicts.
     """
-    if is_of_candidate(record):
+    if not is_served(record):
         return Judgement(None, Silence("candidate"))
     if not isinstance(record.get("verdict"), dict) or not isinstance(record.get("run"), dict):
         return Judgement(None, Silence("no_verdict"))

@@ -281,10 +281,10 @@ def _flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 
 
 class CanaryOptions(Data, TrustOptions, Json):
-    """Options of ``ciml models canary``.
+    """Options of ``ciml models canary`` and ``ciml models shadow``.
 
     Attributes:
-      settle: Promote or withdraw the canary, if that is decided.
+      settle: Promote or withdraw the version, if that is decided.
       margin: By how much less often right than the stable version it may be.
     """
 
@@ -305,16 +305,35 @@ def show_canary(options: CanaryOptions) -> None:
       ciml models canary provider --data-path data
       ciml models canary provider --settle --data-path data
     """
+    _show_comparison(options, "canary")
+
+
+@make_command("shadow")
+def show_shadow(options: CanaryOptions) -> None:
+    """Compare a model's shadow with its stable version.
+
+    The shadow predicts every run, and its answers are shown to nobody (ciml predict stream --label shadow). The test
+    stays valid however often it is looked at. Nothing is promoted or withdrawn without --settle.
+
+    \b
+    Example:
+      ciml models shadow provider --data-path data
+      ciml models shadow provider --settle --data-path data
+    """
+    _show_comparison(options, "shadow")
+
+
+def _show_comparison(options: CanaryOptions, label: str) -> None:
     from ciml.services.canary import CanaryReport, CanaryRule, compare_canary, settle_canary
 
     rule = CanaryRule() if options.margin is None else CanaryRule(options.margin)
     registry = _registry(options.root, options.model)
     judge = settle_canary if options.settle else compare_canary
-    report = judge(registry.data, options.model, options.trust_of(registry.data), rule)
+    report = judge(registry.data, options.model, options.trust_of(registry.data), rule, label=label)
 
     def text(shown: CanaryReport | None) -> None:
         lines = (
-            [f"{options.model} has no canary: ciml models promote --label canary"] if shown is None else shown.lines()
+            [f"{options.model} has no {label}: ciml models promote --label {label}"] if shown is None else shown.lines()
         )
         click.echo("\n".join(lines))
 
@@ -331,4 +350,5 @@ COMMANDS: list[click.Command] = [
     hold_model,
     release_model,
     show_canary,
+    show_shadow,
 ]

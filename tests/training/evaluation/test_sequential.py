@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.training.evaluation import sequential
-from ciml.training.evaluation.sequential import AccuracyDrop, Arm, Bet, SequentialComparison
-from studies.canary import Case, decide
+from ciml.training.evaluation.sequential import (
+    AccuracyDrop,
+    Arm,
+    Bet,
+    PairedBet,
+    PairedComparison,
+    SequentialComparison,
+)
+from studies.canary import Case, PairedCase, decide, decide_pairs
 
 shares = st.floats(0.02, 0.98)
 
@@ -132,3 +139,41 @@ def test_a_version_that_is_as_good_as_at_the_gate_is_seldom_called_worse() -> No
 def test_without_a_right_run_at_the_gate_no_version_is_worse() -> None:
     assert not served(np.zeros(100), 0, Arm(0, 20))
     assert not served(np.zeros(100), 0, Arm())
+
+
+counts = st.fixed_dictionaries({-1: st.integers(0, 30), 0: st.integers(0, 300), 1: st.integers(0, 30)})
+
+
+@settings(max_examples=300, deadline=None)
+@given(counts, shares, st.floats(0, 1), st.sampled_from([(0.0, 1), (-0.02, -1), (-0.2, -1)]))
+def test_a_bet_on_pairs_gains_nothing_on_average_where_its_hypothesis_holds(
+    counts: dict[int, int], differing: float, better: float, kind: tuple[float, int]
+) -> None:
+    shift, sign = kind
+    of = {1: differing * better, -1: differing * (1 - better), 0: 1 - differing}
+    if sign * (of[1] - of[-1] - shift) < 0:
+        return  # the hypothesis does not hold
+    expected = 0.0
+    for difference, probability in of.items():
+        bet = PairedBet(shift, sign)
+        bet.add(counts, difference)
+        expected += probability * math.exp(bet.log_wealth)
+    assert expected <= 1 + 1e-9
+
+
+def test_pairs_decide_sooner_than_a_share_of_the_runs() -> None:
+    worse = [decide_pairs(PairedCase(0.9, 0.85, 0.03), seed, 12_000) for seed in range(20)]
+    assert {decision for decision, _ in worse} == {"rollback"}
+    assert np.median([runs for _, runs in worse]) < 1_000
+    equal = [decide_pairs(PairedCase(0.9, 0.9, 0.03), seed, 3_000)[0] for seed in range(60)]
+    assert equal.count("rollback") <= 6
+    better = [decide_pairs(PairedCase(0.9, 0.97, 0.01), seed, 3_000)[0] for seed in range(10)]
+    assert better == ["promote"] * 10
+
+
+def test_equal_answers_show_that_a_shadow_is_not_worse() -> None:
+    comparison = PairedComparison()
+    for index in range(1_000):
+        comparison.add(canary_is_right=index % 10 > 0, stable_is_right=index % 10 > 0)
+    assert comparison.decision == "promote"
+    assert comparison.canary == comparison.stable == Arm(900, 1_000)
