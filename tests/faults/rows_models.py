@@ -25,7 +25,7 @@ from tests.faults.rows import row
 from tests.faults.scene import Scene
 from tests.faults.trainers import Work, start
 
-#: More steps than any task has. A trial has every fourth one, on S3 every sixteenth, and those after it have the others.
+#: More steps than any task has. A trial has every fourth one, on S3 every sixteenth, and later ones have the others.
 _MOST_STEPS = 60
 #: Deaths of a task at random times.
 _RANDOM_DEATHS = 2
