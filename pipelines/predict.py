@@ -181,7 +181,7 @@ class PredictProcessor(BatchProcessor[PredictConfig, PredictionState, Predicted]
 
     def outputs(self) -> Sequence[Output]:
         if self.config.policy.label == SHADOW:
-            return ()  # its answers are compared, and shown to nobody
+            return ()  # its answers are compared, and not published
         stream = self.config.stream
         render = partial(render_predictions, stream=stream)
         return (Output(self.config.predictions_topic, render, Share(stream, ("ce_source", _source(stream)))),)

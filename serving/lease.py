@@ -29,7 +29,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class ModelLockedError(CimlError):
-    """Another process trains the model."""
+    """Another process trains the model: wait for it, and try again."""
+
+    exit_code = 6
 
 
 @contextmanager

@@ -170,7 +170,14 @@ def push(
     import json
     import tempfile
 
-    words = ["refresh", f"--dataset={dataset}", f"--model={model}", f"--data-path={data_path}", "--json"]
+    words = [
+        "refresh",
+        f"--dataset={dataset}",
+        f"--model={model}",
+        f"--data-path={data_path}",
+        "--wait=10min",
+        "--json",
+    ]
     if accept_baseline:
         words.append(f"--accept-baseline={accept_baseline}")
     if allow_module:

@@ -68,7 +68,7 @@ def stream_of(prediction: Mapping[str, Any]) -> str:
 
 
 def is_of_shadow(prediction: Mapping[str, Any]) -> bool:
-    """Return whether a prediction is one of a version that predicts beside the served one, and is shown to nobody."""
+    """Return whether a prediction is one of a version that predicts next to the served one, and is not published."""
     return "shadow" in prediction
 
 

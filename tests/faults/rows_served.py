@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import random
@@ -15,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import psutil
 
 from ciml.data_root import DataRoot
 from ciml.pipelines.datasets.update import update_dataset
@@ -161,7 +163,7 @@ def _spoilt(scene: Scene, rng: random.Random, kind: str) -> Path:
     if kind != "corrupt":
         return save_model(scene.folder / "bad" / kind, rng.randrange(100, 200), spoil=kind)
     folder = save_model(scene.folder / "bad" / kind, rng.randrange(100, 200))
-    file = rng.choice([path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size > 40])
+    file = rng.choice([folder / "saved_model.pb", *sorted(folder.glob("variables/*"))])  # TensorFlow needs each of them
     file.write_bytes(file.read_bytes()[: rng.randrange(1, file.stat().st_size // 2)])
     return folder
 
@@ -284,7 +286,8 @@ def swaps(seed: int, scene: Scene) -> Verdict:
                 version = rollback(data, "busy").version
             until(lambda version=version: stable(server, "busy") == version)  # type: ignore[misc]
             verdict.count("swaps")
-            verdict.measure("rss_mb", resident_mib())
+            with contextlib.suppress(psutil.Error):  # the process of a version has just ended
+                verdict.measure("rss_mb", resident_mib())
     verdict.fail(*(f"I5: {line}" for line in probe.failures[:5]))
     verdict.count("answers", sum(probe.answers.values()))
     return verdict

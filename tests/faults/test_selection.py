@@ -39,6 +39,28 @@ def test_planted_defects_are_found(place: Stage) -> None:
     assert all(found.intersection(DEFECTS[defect].finds) for defect in defects), verdict.failures
 
 
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Stage]:
+    """A stage for trials that need no engine."""
+    with scene.stage(broker="127.0.0.1:1") as shared:
+        yield shared
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("row", [30, 31, 32])
+def test_pushers_lease_holders_and_purges_die_at_every_step(row: int, alone: Stage) -> None:
+    verdict, _ = scene.play(row, 3, "micro-batches", alone)
+    assert verdict.failures == []
+    assert verdict.counts["kills"] + verdict.counts["frozen"] >= 2
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("defect", ["pushes-in-place", "checks-no-lease", "withdraws-last"])
+def test_defects_of_trainers_are_found(defect: str, alone: Stage) -> None:
+    lines = scene.hunt(defect, alone)
+    assert any(line.startswith(DEFECTS[defect].finds) for line in lines), lines
+
+
 def test_every_defect_has_a_row_and_patches_what_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {defect.row for defect in DEFECTS.values()} <= rows.load().keys()
     patched: list[object] = []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Exit code if the gate rejects the candidate: not an error, and a script can react.
 REJECTED = 5
+#: How often a refresh that waits looks whether the model is free, seconds.
+_POLL_S = 5.0
 
 
 class RefreshRunning(Foreground):
@@ -33,10 +37,12 @@ class RefreshRunning(Foreground):
 
     Attributes:
       watch: Refresh whenever the data set grows, or once.
+      wait: Time to wait for another trainer of the model.
       json: JSON output, one object per refresh.
     """
 
     watch: bool = flag("--watch/--once")
+    wait: float = option(0.0, kind="time")
     json: bool = flag()
 
 
@@ -46,7 +52,8 @@ def refresh(options: TrainerOptions, running: RefreshRunning) -> int:
 
     It trains a candidate on a data set's trusted runs and compares it with the champion on held-out ones. A candidate
     that the gate blesses is pushed; otherwise the reasons are printed, and the exit code is 5. The gate rejects a model
-    that one number of the run beats, unless --accept-baseline names the number. Metrics need --watch.
+    that one number of the run beats, unless --accept-baseline names the number. While another process or machine
+    trains the model, it waits for --wait, and then ends with the exit code 6. Metrics need --watch.
 
     \b
     Example:
@@ -70,13 +77,31 @@ def refresh(options: TrainerOptions, running: RefreshRunning) -> int:
         print_warnings(result.warnings)
 
     if not running.watch:
-        result = run_once(config, progress=step)
+        result = _when_free(partial(run_once, config, progress=step), running.wait)
         show(result)
         return REJECTED if result.outcome == "rejected" else 0
     from ciml.services.trainer import TrainerService
 
     running.run(TrainerService(config, show, step, options.triggers()), None, patience_s=None)
     return 0
+
+
+def _when_free(refresh: Callable[[], TrainResult], wait_s: float) -> TrainResult:
+    """Refresh a model, after another trainer of it has ended. Raises `ModelLockedError` if that takes too long."""
+    from ciml.serving.lease import ModelLockedError
+
+    deadline_s = time.monotonic() + wait_s
+    reported = False
+    while True:
+        try:
+            return refresh()
+        except ModelLockedError as error:
+            if time.monotonic() >= deadline_s:
+                raise
+            if not reported:
+                click.echo(f"waits: {error}", err=True)
+            reported = True
+            time.sleep(min(_POLL_S, max(deadline_s - time.monotonic(), 0.0)))
 
 
 class ModelOptions(Data):

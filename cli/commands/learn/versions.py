@@ -312,8 +312,8 @@ def show_canary(options: CanaryOptions) -> None:
 def show_shadow(options: CanaryOptions) -> None:
     """Compare a model's shadow with its stable version.
 
-    The shadow predicts every run, and its answers are shown to nobody (ciml predict stream --label shadow). The test
-    stays valid however often it is looked at. Nothing is promoted or withdrawn without --settle.
+    The shadow predicts every run, and its answers are not published (ciml predict stream --label shadow). The test
+    stays valid however often it is looked at. The command promotes or withdraws the shadow only with --settle.
 
     \b
     Example:

@@ -89,7 +89,7 @@ def test_causes_by_reruns_and_reviewers_settle_models_of_verdicts(
     streams = Counter(map(stream_of, predictions))
     assert streams == {"m": CHANGES} | ({"m/shadow": CHANGES} if label == SHADOW else {})
     shown = published(kafka, topics["predictions_topic"], "predictions")
-    assert len(shown) == sum(map(is_served, predictions)) == CHANGES  # nobody is shown a shadow's answers
+    assert len(shown) == sum(map(is_served, predictions)) == CHANGES  # a shadow's answers are not published
 
     early = compare_canary(world.data, "m", ALL, label=label)
     assert early is not None

@@ -13,6 +13,8 @@ from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.serving.ledger import history
+from ciml.serving.model_files import parse_config
+from ciml.serving.registries import RegistryVerifier
 from ciml.serving.registry import Registry, Signature
 from ciml.training import trainer as trainer_module
 from ciml.training.evaluation.gate import GatePolicy
@@ -21,9 +23,12 @@ from ciml.training.learned import parts_of_run, versions_that_learned
 from ciml.training.purge import Purged, purge
 from ciml.training.refresh import TrainConfig
 from ciml.training.trainer import TrainResult, run_once
+from tests.durable import Steps
+from tests.runs.conftest import anywhere
 from tests.training.conftest import QUICK
 from tests.training.trainer.test_excluded_models import GOLDEN, runs
 
+__all__ = ["anywhere"]
 ANN = Signature("ann", "forged results")
 
 
@@ -67,6 +72,35 @@ def test_a_purge_that_was_interrupted_is_completed_by_the_same_call(golden: Data
     assert (purged.withdrawn, purged.learned, purged.champion) == ((), (1,), None)
     assert purged.missing == ("nothing serves: 12 held-out runs, at least 20 are needed",)
     assert read_state(golden.exclusions).version == 1
+
+
+def test_killed_before_each_step(anywhere: DataRoot) -> None:
+    """A server drops what is withdrawn from the commit on, and the same call completes the purge."""
+    index = 0
+    is_dead = True
+    while is_dead:
+        root = DataRoot(anywhere.store.child(str(index)))
+        for path in sorted(path for path in GOLDEN.rglob("*") if path.is_file()):
+            root.store.create(str(path.relative_to(GOLDEN)), path.read_bytes())
+        (run_id,) = runs(DataRoot.open(GOLDEN), "train")[:1]
+        with Steps(root.url, index).recording() as steps:
+            purge(root, Exclusion("forged results", run_id), ANN, None)
+        is_dead = steps.is_dead
+        (entry,) = parse_config(root.models.read("models.config").decode()) or (None,)
+        served = entry and RegistryVerifier(root.registry.root).current(entry)
+        assert (served is None) == Registry(root, "provider").state.versions[1].withdrawn, steps.steps
+        (purged,) = purge(root, Exclusion("forged results", run_id), ANN, None)
+        assert purged.learned == (1,)
+        assert Registry(root, "provider").state.served() == []
+        assert parse_config(root.models.read("models.config").decode()) == ()
+        assert read_state(root.exclusions).version == 1
+        index += 1
+    assert index > 3
+    assert steps.steps == [
+        "append exclusions: exclude",
+        "append registry/provider: labels",
+        "replace models/models.config",
+    ]
 
 
 def test_a_model_that_cannot_be_trained_again_is_named(golden: DataRoot) -> None:
