@@ -460,8 +460,8 @@ def plot(result: Mapping[str, Any]) -> Plot:
                           "erase": "erasure"}.items():  # fmt: skip
             if plan[key] is not None:
                 axes.axvline(plan[key], color="#888888", lw=0.8, ls=":")
-                axes.annotate(name, (plan[key], 1.0), xycoords=("data", "axes fraction"), fontsize=7.5, rotation=90,
-                              va="top", ha="right", xytext=(-2, -2), textcoords="offset points")  # fmt: skip
+                axes.annotate(name, (plan[key], 1.0), xycoords=("data", "axes fraction"), fontsize=7.5, rotation=25,
+                              va="bottom", ha="left", xytext=(-2, 1), textcoords="offset points")  # fmt: skip
         pushes = [entry["day"] / 7 for entry in result["ledger"] if entry["action"] == "push"]
         axes.plot(pushes, [0.02] * len(pushes), "^", color="#333333", ms=5, transform=axes.get_xaxis_transform(),
                   label=f"push ({len(pushes)})")  # fmt: skip
