@@ -47,6 +47,7 @@ class _Place:
         self.random = random.Random(seed)
         self.scene = scene
         self.url = str(scene.folder / "data") if seed % 2 else f"{scene.bucket()}/data"
+        self._has_runs = has_runs
         self.trains = has_runs and seed % 8 in (1, 2) and not scene.planted  # a fourth of the trials, in both places
         if has_runs:
             _copy_runs(real_runs(scene.stage.home), self.url, whole=self.trains)
@@ -65,7 +66,7 @@ class _Place:
 
     def start(self, work: Work) -> Child:
         cache = {"XDG_CACHE_HOME": str(self.scene.folder / "cache")}  # of a trainer whose data root is on S3
-        return start(work, self.scene.log(work.task), trains=self.trains, **cache)
+        return start(work, self.scene.log(work.task), preloads=self._has_runs, **cache)
 
     def done(self, work: Work, most_s: float = 120.0) -> int | None:
         """Do a task to its end; return its exit code."""

@@ -74,9 +74,9 @@ class Work:
     patience_s: float = 0.0
 
 
-def start(work: Work, log: Path, *, trains: bool, **environment: str) -> Child:
-    """Start a process that does it, and ends as a command of ciml would. ``trains``: one of the trial does so."""
-    preload = PRELOADED if trains else PRELOADED[:1]
+def start(work: Work, log: Path, *, preloads: bool, **environment: str) -> Child:
+    """Start a process that does it, and ends as a command of ciml would. ``preloads``: all that training takes."""
+    preload = PRELOADED if preloads else PRELOADED[:1]
     return Fork(_become_trainer, work, log=log, environment=environment, preload=preload)
 
 
