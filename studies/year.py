@@ -49,7 +49,7 @@ from ciml.training.exclusions import Exclusion, Exclusions
 from ciml.training.experiment import Experiment
 from ciml.training.export import Exported, load_exported
 from ciml.training.learned import versions_that_learned
-from ciml.training.purge import Purged, purge
+from ciml.training.purge import purge
 from ciml.training.refresh import TrainConfig
 from ciml.training.trainer import TrainResult, run_once
 from ciml.transforms.examples.prepare import prepare_many
@@ -209,9 +209,8 @@ def faster(table: pa.Table, speed: float) -> pa.Table:
 def moved(table: pa.Table, start_us: int) -> pa.Table:
     """Return telemetry that begins at a time."""
     times = table.column("time")
-    shift = pa.scalar(start_us, pa.int64())
     whole = times.cast(pa.int64())
-    new = pa.compute.add(pa.compute.subtract(whole, whole[0]), shift)
+    new = pa.compute.add(whole, start_us - whole[0].as_py())
     return table.set_column(table.column_names.index("time"), table.field("time"), new.cast(times.type))
 
 
@@ -312,7 +311,7 @@ class Year:
                 pushed = rollback(self.data, MODEL, signed=signed)
                 self._note(f"rolled back to version {pushed.version}: {signed.reason}")
 
-    def _take_back(self, exclusion: Exclusion) -> list[Purged]:
+    def _take_back(self, exclusion: Exclusion) -> None:
         """Purge some runs, and check that the version that serves then has never learned from them."""
 
         def retrain(model: str, dataset: str) -> TrainResult:
@@ -326,7 +325,6 @@ class Year:
         learned = versions_that_learned(self.data, Exclusions((exclusion,)), [MODEL])
         serving = self.registry.state.champion
         assert not [version for version in learned if version.version == serving], "a purged version serves"
-        return purged
 
     def _predict(self, day: int) -> None:
         """Answer the runs that end on a day, by each method, and record the champion's predictions."""
@@ -340,8 +338,8 @@ class Year:
             shares = self._model(version).predict(rows.inputs[today], rows.n_windows[today])
             self.answers["champion"][today] = shares.argmax(axis=1)
             self._record(today, version, shares)
-        first = self._model(self.registry.state.pushed()[0])
-        self.answers["fixed"][today] = first.predict(rows.inputs[today], rows.n_windows[today]).argmax(axis=1)
+        shares = self._model(self.registry.state.pushed()[0]).predict(rows.inputs[today], rows.n_windows[today])
+        self.answers["fixed"][today] = shares.argmax(axis=1)
         oracle = fit(self.experiment.replace(window=None, half_life=None), rows.take(before), None, len(self.names))
         shares = oracle.predict(rows.inputs[today], rows.n_windows[today])
         self.answers["oracle"][today] = shares.argmax(axis=1)
@@ -395,14 +393,7 @@ class Year:
             "answers": {method: answers.tolist() for method, answers in self.answers.items()},
             "events": [list(event) for event in self.events],
             "ledger": entries,
-            "champion_days": [list(pair) for pair in self._served()],
         }
-
-    def _served(self) -> Iterator[tuple[int, int | None]]:
-        """Yield the day, and the version that ``stable`` names from then on."""
-        for entry in history(self.registry):
-            if "stable" in entry.labels:
-                yield (entry.time_us - START_US) // DAY_US, entry.labels["stable"]
 
 
 def unexplained_pushes(entries: Iterator[Entry]) -> list[str]:
