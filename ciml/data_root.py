@@ -6,6 +6,7 @@ experiments/<experiment>/   definition, results
 sweeps/<sweep>/             file, trials
 exclusions/                 manifest of the runs that no model may learn from
 trust/                      manifest of trust policies
+erasures/                   manifest of receipts of erasures; the plan of one that is under way
 trainer/<model>/            snapshots, analyses, metrics
 registry/<model>/           manifest of candidates, versions and labels
 models/<model>/<version>/   served models; next to them the server's configuration
@@ -56,6 +57,7 @@ class DataRoot:
       sweeps: `ciml.training.sweeps.study`.
       exclusions: the runs that no model may learn from: `ciml.training.exclusions`.
       trust: the trust policies: `ciml.stored_trust`.
+      erasures: the receipts of erasures: `ciml.services.erasure`.
       trainers: the folders of the models' trainers; `trainer` returns one of them.
       registry: the manifests of all registries: `ciml.serving.registry`.
       models: the served models and the model server's configuration: `ciml.serving.push`.
@@ -75,6 +77,7 @@ class DataRoot:
     sweeps: ClassVar[Folder] = Folder("sweeps")
     exclusions: ClassVar[Folder] = Folder("exclusions")
     trust: ClassVar[Folder] = Folder("trust")
+    erasures: ClassVar[Folder] = Folder("erasures")
     trainers: ClassVar[Folder] = Folder("trainer")
     registry: ClassVar[Folder] = Folder("registry")
     models: ClassVar[Folder] = Folder("models")

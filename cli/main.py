@@ -45,6 +45,7 @@ COMMANDS: Table = {
         "failures": ("ciml.cli.commands.data.failures:command", "Show lines that failed runs share."),
         "drift": ("ciml.cli.commands.data.drift:command", "Detect data drift."),
         "trust": ("ciml.cli.commands.data.trust:command", "Check and apply trust policies, explain a run."),
+        "erase": ("ciml.cli.commands.data.erase:command", "Erase runs, and all that was derived from them."),
         "dead-letters": ("ciml.cli.commands.data.dead_letters:command", "List, count, show and replay dead letters."),
     },
     "Learn": {

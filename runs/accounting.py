@@ -23,6 +23,7 @@ from ciml.events.records import (
     lists_of,
 )
 from ciml.events.reviews import Statement
+from ciml.events.run_id import ERASED, erased_id
 from ciml.events.updates import merge_statements, statements_of
 from ciml.limits import MAX_SUBJECT_RUNS
 from ciml.manifest.coverage import NewCoverage
@@ -89,6 +90,11 @@ def _ids_of_repeats(outcome: Outcome, standing: int) -> list[Event]:
     if not outcome.event_key:
         return []
     return ids_of_repeats(outcome.event_key, outcome.run_id, _facts_of(outcome), standing)
+
+
+def _erased(facts: RunFacts) -> RunFacts:
+    """Return the facts of a run after its erasure: its job and its phase."""
+    return RunFacts(erased_id(facts.run_id), "", facts.build_name, facts.phase)
 
 
 def _facts_of(outcome: Outcome) -> dict[str, Any]:
@@ -182,6 +188,9 @@ class _Draft:
 
     def _settle(self, outcome: Outcome, *, again: bool = False) -> Kind:
         """Add the record of an outcome, and return its kind. A retry (``again``) is never a repeat of its event."""
+        facts = outcome.mention
+        if facts is not None and self._state.is_erased(facts):
+            outcome = Outcome("ignored", outcome.origin, mention=_erased(facts), reason=ERASED)
         run_id = outcome.run_id
         run = self._run(run_id)
         outcome = self._judged(outcome)

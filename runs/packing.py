@@ -22,7 +22,7 @@ from ciml.digest import canonical_json, sha256_json, telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.manifest.log import Delta, commit
 from ciml.runs import arrow
-from ciml.runs.pack_index import PACKS, Alone, NamedRun, PackFile, PackState, pack_log, run_of
+from ciml.runs.pack_index import PACKS, Alone, NamedRun, PackFile, PackState, pack_log, pack_state, run_of
 from ciml.runs.packs import (
     CHECKSUMS,
     DESCRIPTION,
@@ -31,6 +31,7 @@ from ciml.runs.packs import (
     PackedRun,
     batches,
     chunk_checksums,
+    open_pack,
     pack_digest,
 )
 from ciml.runs.reader import FolderPacks, default_threads, load_packs, read_verified
@@ -150,6 +151,40 @@ class FolderPacker:
         self.counts.merged += len(old_packs)
         return True
 
+    def erase(self, folder: str, is_erased: Callable[[str], bool]) -> int:
+        """Write the packs with erased runs again, without these, and remove the old packs. Return how many these were.
+
+        Replaced packs that hold such a run are removed too, without a grace: readers find the other runs in the packs
+        that replaced them.
+
+        Args:
+          folder: ``job=…/date=…``.
+          is_erased: whether a run is erased, by the name of its file.
+        """
+        committed = False
+        while not committed:
+            packs = load_packs(self._raw, folder)
+            old_packs = [pack for pack in packs.packs if any(is_erased(run.name) for run in pack.runs)]
+            alone = {name: run for name, run in packs.state.alone.items() if not is_erased(name)}
+            if not old_packs and len(alone) == len(packs.state.alone):
+                break
+            try:
+                written = self._write_again(folder, old_packs, is_erased)
+            except FileNotFoundError:  # merged by another process
+                continue
+            replaced = [pack.file.path for pack in old_packs]
+            committed = self._commit(folder, packs.state, written.packs, {**alone, **written.alone}, replaced)
+        return sum(self._remove_replaced(pack, is_erased) for pack in pack_state(self._raw, folder).replaced.values())
+
+    def _remove_replaced(self, pack: PackFile, is_erased: Callable[[str], bool]) -> bool:
+        try:
+            has_erased = any(is_erased(run.name) for run in open_pack(self._raw, pack).runs)
+        except FileNotFoundError:
+            return False
+        if has_erased:
+            self._raw.delete(pack.path)
+        return has_erased
+
     def _count(self, packs: Sequence[PackFile]) -> None:
         self.counts.packs += len(packs)
         self.counts.packs_bytes += sum(pack.size for pack in packs)
@@ -174,13 +209,16 @@ class FolderPacker:
                 writer.add(read.run.name, read.run.digest, read.table)
         return writer.finish()
 
-    def _write_again(self, folder: str, packs: Iterable[OpenPack]) -> WrittenPacks:
-        """Write the runs of packs to new ones, each run once. Raises `FileNotFoundError`."""
+    def _write_again(
+        self, folder: str, packs: Iterable[OpenPack], leaves_out: Callable[[str], bool] = lambda name: False
+    ) -> WrittenPacks:
+        """Write the runs of packs to new ones, each run once, without some. Raises `FileNotFoundError`."""
         writer = _FolderWriter(self._raw, folder, self._pack_bytes)
         written_names: set[str] = set()
         for pack in packs:
             for numbers in pack.batches():
-                for number, table in pack.read(self._raw, numbers, None).items():
+                kept = [number for number in numbers if not leaves_out(pack.runs[number].name)]
+                for number, table in pack.read(self._raw, kept, None).items():
                     run = pack.runs[number]
                     if run.name not in written_names:
                         written_names.add(run.name)

@@ -30,7 +30,7 @@ from ciml.events.records import (
     rows_of,
     totals_of,
 )
-from ciml.events.run_id import source_of
+from ciml.events.run_id import erased_id, is_erased, source_of
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.coverage import TopicState, counts_json, counts_of
 from ciml.manifest.id_index import IdTable, Rows
@@ -114,6 +114,8 @@ class RawState(TopicState):
       output_bytes: bytes of stored texts, and bytes that were dropped from them.
       recorded: number of records by (source, kind), with those of closed dead letters, and without deferred ones.
       closed: number of closed dead letters by reason.
+      erased: ids of erased runs (`ciml.runs.erased`).
+      erased_before_us: runs that ended before this time are erased, epoch microseconds; 0 for none.
       records: see `ciml.manifest.checkpoints.Restorable`; each update and each change of trust counts as one more.
     """
 
@@ -131,6 +133,8 @@ class RawState(TopicState):
         self.output_bytes = (0, 0)
         self.recorded: Counter[tuple[str, str]] = Counter()
         self.closed: Counter[str] = Counter()
+        self.erased: set[str] = set()
+        self.erased_before_us = 0
         self._sources: set[str] = set()
         self._by_standing = True  # whether all ids in the index are of this version
 
@@ -143,6 +147,13 @@ class RawState(TopicState):
     def next_due_us(self) -> int | None:
         """Return the due time of the next deferred run, epoch microseconds; None without one."""
         return min((outcome.not_before_us or 0 for outcome in self.deferred.values()), default=None)
+
+    def is_erased(self, facts: RunFacts) -> bool:
+        """Return whether a run is erased, so that its events are ignored."""
+        if is_erased(facts.run_id) or (self.erased and erased_id(facts.run_id) in self.erased):
+            return True
+        ended_us = facts.end_us or facts.start_us
+        return ended_us is not None and ended_us < self.erased_before_us
 
     def totals(self) -> dict[str, int]:
         """Return the number of (event, run) of each kind, zeros included."""
@@ -165,6 +176,8 @@ class RawState(TopicState):
         self._prefetch(delta, closes, [update for update, _ in updates])
         self.torn = True  # a failure so far changes nothing; from here on, it leaves the delta applied in part
         self.cover(delta["offsets"])
+        self.erased.update(delta.get("erases", ()))
+        self.erased_before_us = max(self.erased_before_us, delta.get("erases_before_us", 0))
         for key in closes:
             self._close(key)
         for kind, value in records_of(delta):
@@ -297,6 +310,8 @@ class RawState(TopicState):
             "runs": self.index.run_count(),
             **({BY_STANDING: True} if self._by_standing else {}),
             **({"trust_changes": counts_json(self.trust_changes)} if self.trust_changes else {}),
+            **({"erased": sorted(self.erased)} if self.erased else {}),
+            **({"erased_before_us": self.erased_before_us} if self.erased_before_us else {}),
             **(
                 {"outputs": dict(sorted(self.outputs.items())), "output_bytes": [*self.output_bytes]}
                 if self.outputs
@@ -326,6 +341,8 @@ class RawState(TopicState):
         state.restore_coverage(version, value)
         state.trust_changes = counts_of(value.get("trust_changes", ()))
         state.outputs = Counter(value.get("outputs", {}))
+        state.erased = set(value.get("erased", ()))
+        state.erased_before_us = value.get("erased_before_us", 0)
         stored, dropped = value.get("output_bytes", (0, 0))
         state.output_bytes = (stored, dropped)
         state._sources = {source for source, _ in state.recorded} - {OTHER_SOURCES, NO_SOURCE}

@@ -17,6 +17,9 @@ from ciml.events.redaction import shown
 _SOURCE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 #: In a mapping of source names: any CloudEvent source without an entry of its own.
 ANY_SOURCE = "*"
+#: The source of erased runs (`ciml.runs.erased`), the reason of their events that come again, and the rule by which
+#: they are not trusted.
+ERASED = "erased"
 _OTHER_CHARACTERS = re.compile(r"[^a-z0-9]+")
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _MAX_ENCODED = 180  # leaves room for a digest and a suffix within the 255 bytes of a file name
@@ -79,6 +82,18 @@ class RunId:
 def source_of(run_id: str) -> str:
     """Return the source of an encoded run id; "" for an empty one."""
     return run_id.partition("~")[0]
+
+
+def erased_id(run_id: str) -> str:
+    """Return the id that a run has after its erasure; that of an erased run is its own."""
+    if is_erased(run_id):
+        return run_id
+    return f"{ERASED}~{hashlib.sha256(run_id.encode()).hexdigest()[:32]}~1"
+
+
+def is_erased(run_id: str) -> bool:
+    """Return whether an id is that of an erased run."""
+    return run_id.startswith(f"{ERASED}~")
 
 
 def path_safe(text: str) -> str:

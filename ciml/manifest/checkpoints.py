@@ -37,7 +37,7 @@ from ciml.manifest.id_index import (
     run_steps,
 )
 from ciml.manifest.log import ManifestLog, State
-from ciml.manifest.segments import Segment, line_of
+from ciml.manifest.segments import Archive, Segment, line_of
 
 _FORMAT = 1
 _GC_INTERVAL_S = 3600.0
@@ -284,6 +284,15 @@ class Checkpoints(Generic[S]):
                 progress(self.log.newest_checkpoint())
         return number
 
+    def is_stale(self) -> bool:
+        """Return whether an erasure has rewritten a segment since the checkpoint after it was made.
+
+        Raises:
+          IntegrityError: a segment or a checkpoint is damaged.
+        """
+        archive = Archive(self.log.store, self.log.folder)  # without the cache of the log's own
+        return any(archive.read(version).digest != self.read(version).segment for version in self.log.checkpoints())
+
     def _steps(self, collects: bool) -> Steps[None]:
         """Make all due checkpoints; then remove replaced objects, if ``collects``."""
         is_made = True
@@ -324,7 +333,8 @@ class Checkpoints(Generic[S]):
 
     def _apply_due(self, state: S) -> Steps[tuple[bytes, ...]]:
         """Apply the deltas of the next checkpoint to a state; return their lines, or () where no checkpoint is due."""
-        limits = self.limits
+        # A segment that is stored already decides: an erasure has changed the size of its deltas.
+        last = next(iter(self.log.archive.lasts(state.version)), None)
         lines: list[bytes] = []
         size = 0
         work_at_step = 0
@@ -332,13 +342,17 @@ class Checkpoints(Generic[S]):
             state.apply(version, self.log.parse(version, data))
             lines.append(line_of(data))
             size += len(data)
-            if len(lines) >= limits.deltas or state.records >= limits.records or size >= limits.size:
+            if version == last if last else self._is_full(len(lines), state.records, size):
                 return tuple(lines)
             work = state.records + _DELTA_RECORDS * len(lines)
             if work > work_at_step + _STEP_RECORDS:
                 work_at_step = work
                 yield
         return ()
+
+    def _is_full(self, deltas: int, records: int, size: int) -> bool:
+        """Return whether deltas since the last checkpoint make the next one due."""
+        return deltas >= self.limits.deltas or records >= self.limits.records or size >= self.limits.size
 
     def _create_segment(self, segment: Segment) -> bool:
         """Write a segment; return False where another writer has written it and its checkpoint."""

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import orjson
 
-from ciml.digest import canonical_json
+from ciml.digest import canonical_json, sha256_json
 from ciml.errors import EngineError, IntegrityError
 from ciml.manifest.segments import Archive, Link
 from ciml.storage import Entry, Store
@@ -35,6 +35,8 @@ Delta = dict[str, Any]
 D = TypeVar("D")
 #: Retention of a delta after its segment, and of a checkpoint after the next one, seconds.
 GRACE_S = 24 * 3600.0
+#: Entry of a first delta that an erasure has rewritten: the digest of its content before.
+FIRST_DIGEST = "first_digest"
 #: Largest number of deltas in one read.
 _READ_AHEAD = 32
 #: Limit of the memory for one read, estimated from the size of the deltas before.
@@ -175,6 +177,11 @@ class ManifestLog:
           IntegrityError: if it is damaged.
         """
         return self.parse(version, self.read_raw(version))
+
+    def identity(self) -> str:
+        """Return the digest of the content of the first delta, which names the log in topics. Raises as `read`."""
+        first = self.read(1)
+        return str(first.get(FIRST_DIGEST) or sha256_json(first))
 
     def read_raw(self, version: int) -> bytes:
         """Return the bytes of a delta as committed. Raises as `read`."""

@@ -8,6 +8,9 @@ Deltas of older versions are *unsealed*: they have neither. The first delta with
 ``<first>:<digest>`` as its seal: the digest of all deltas from version ``first`` on that have none. It protects them
 until they are in a segment. After a delta with a digest, one without is an error.
 
+A delta that an erasure has rewritten names the digest of the one that it replaces, which still counts as its own in
+the chain (`ciml.storage.json_files`). If that one was unsealed, its seal is `UNSEALED`.
+
 A segment is a compressed and permanent file of deltas: a header line, a line for each delta (`line_of`), and a footer
 line with the digest of all before it. The header holds the digest of the previous segment, so the newest digest covers
 the whole history. The path of a segment follows from its last version. One folder holds the segments of a million
@@ -28,6 +31,8 @@ from ciml.errors import IntegrityError
 from ciml.storage import Store
 from ciml.storage.json_files import RESTORE, seal_of
 
+#: The seal of a delta that an erasure has rewritten, if the delta before had none.
+UNSEALED = "0:"
 #: Number of versions whose segments share a folder.
 _FOLDER_VERSIONS = 1_000_000
 
@@ -78,18 +83,19 @@ class Link:
         """
         next_seal = seal_of(data, where)
         if next_seal is None:
-            return self._after_unsealed(data, where)
+            return self._after_unsealed(hashlib.sha256(line_of(data)).digest(), where)
+        if next_seal.text == UNSEALED:
+            return self._after_unsealed(bytes.fromhex(next_seal.digest), where)
         if self.is_known and not self._precedes(next_seal.text):
             raise IntegrityError(f"{where} does not follow from the delta before it; {RESTORE}")
         return Link(self.version + 1, next_seal.digest)
 
-    def _after_unsealed(self, data: bytes, where: str) -> Link:
+    def _after_unsealed(self, digest: bytes, where: str) -> Link:
         if self.digest:
             raise UnsealedDeltaError(
                 f"{where} has no digest, but the delta before it has: it is damaged, or an older ciml wrote it; "
                 "stop older versions and run ciml migrate DATA --apply, or restore a backup"
             )
-        digest = hashlib.sha256(line_of(data)).digest()
         return Link(self.version + 1, "", (*self.unsealed, digest))
 
     def _precedes(self, seal_text: str) -> bool:

@@ -7,6 +7,11 @@ A sealed object carries the sha256 of its bytes, so that damage is detected befo
 
 The two keys are at opposite ends, so that a damaged seal is not mistaken for a missing one. Objects of older versions
 have neither. The value of ``seal`` is text that the writer adds, such as the digest of the previous delta of a log.
+An object that an erasure has rewritten names, before ``sha256``, the digest of the object that it replaces. It counts
+as that of the object too, so that other objects which name it need no change:
+
+    {"seal":"…",…,"erased":"<64 hex digits>","sha256":"<64 hex digits>"}
+
 The state of local engines and services is in files, which `write_json` replaces atomically.
 """
 
@@ -24,9 +29,12 @@ from ciml.storage.local import replace_file
 
 _FIRST = b'{"seal":"'
 _LAST = b',"sha256":"'
+_REPLACES = b',"erased":"'
 _END = b'"}'
 _DIGITS = 64
 _TAIL = len(_LAST) + _DIGITS + len(_END)
+_REPLACED = re.compile(rb',"erased":"([0-9a-f]{64})","sha256":".{64}"\}', re.DOTALL)
+_REPLACED_TAIL = len(_REPLACES) + _DIGITS + 1 + _TAIL
 _HEAD = re.compile(rb'\{"seal":"([0-9a-f:]*)",')
 RESTORE = "restore a backup"
 
@@ -36,23 +44,26 @@ class Seal(NamedTuple):
 
     Attributes:
       text: the value of its key ``seal``.
-      digest: hex sha256 of all bytes before the digits.
+      digest: hex sha256 of all bytes before the digits; of an object that an erasure has rewritten, that of the first
+        object which it replaces.
     """
 
     text: str
     digest: str
 
 
-def seal(document: bytes, text: str = "") -> bytes:
+def seal(document: bytes, text: str = "", replaces: str = "") -> bytes:
     """Return a JSON object with a seal.
 
     Args:
       document: the bytes of an object, without white space around it.
       text: digits, letters from a to f, and colons.
+      replaces: the digest of the object that an erasure replaces by this one; "" without one.
     """
     members = document[1:-1]
     separator = b'",' if members else b'"'
-    content = b"".join((_FIRST, text.encode(), separator, members, _LAST))
+    erased = b"".join((_REPLACES, replaces.encode(), b'"')) if replaces else b""
+    content = b"".join((_FIRST, text.encode(), separator, members, erased, _LAST))
     return b"".join((content, hashlib.sha256(content).hexdigest().encode(), _END))
 
 
@@ -75,12 +86,18 @@ def seal_of(data: bytes, where: str, remedy: str = RESTORE, error: type[CimlErro
     digest = hashlib.sha256(memoryview(data)[: -len(_END) - _DIGITS]).hexdigest()
     if not has_tail or head is None or data[-len(_END) - _DIGITS : -len(_END)] != digest.encode():
         raise error(f"{where} differs from its digest; {remedy}")
-    return Seal(head[1].decode(), digest)
+    return Seal(head[1].decode(), _replaced_digest(data) or digest)
 
 
 def digest_of(data: bytes) -> str:
-    """Return the digest in a sealed object, without computing it."""
-    return data[-_DIGITS - len(_END) : -len(_END)].decode()
+    """Return the digest in a sealed object, as `seal_of` does, without comparing it."""
+    return _replaced_digest(data) or data[-_DIGITS - len(_END) : -len(_END)].decode()
+
+
+def _replaced_digest(data: bytes) -> str:
+    """Return the digest of the object that a sealed one replaces; "" if no erasure has rewritten it."""
+    match = _REPLACED.fullmatch(data, max(0, len(data) - _REPLACED_TAIL))
+    return match[1].decode() if match else ""
 
 
 def without_seal(data: bytes) -> bytes:
@@ -88,7 +105,7 @@ def without_seal(data: bytes) -> bytes:
     head = _HEAD.match(data)
     if head is None or not data.startswith(_LAST, len(data) - _TAIL):
         return data
-    return b"".join((b"{", data[head.end() : -_TAIL], b"}"))
+    return b"".join((b"{", data[head.end() : -_REPLACED_TAIL if _replaced_digest(data) else -_TAIL], b"}"))
 
 
 def read_object(

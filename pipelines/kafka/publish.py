@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from ciml.digest import sha256_json
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import Message
 from ciml.kafka import KafkaOptions
@@ -164,7 +163,7 @@ class Projection:
     def _announce(self) -> int:
         if not self._log_digest:
             try:
-                self._log_digest = sha256_json(self._log.read(1))[:16]
+                self._log_digest = self._log.identity()[:16]
             except FileNotFoundError:
                 return 0
         if self._producer is None:
@@ -300,7 +299,7 @@ class _OtherTopicError(Exception):
 def enqueue(
     producer: Producer,
     topic: str,
-    value: bytes,
+    value: bytes | None,
     key: bytes,
     *,
     on_delivery: Callable[[KafkaError | None, Any], None],

@@ -52,6 +52,7 @@ class Kind(StrEnum):
     SWEEPS = "sweeps", r"sweeps/[^/]+/(sweep|trials/[0-9]{6,}|baselines/[0-9]+)\.json"
     EXCLUSIONS = "exclusions", rf"exclusions/{_DELTA_PATH}"
     TRUST = "trust policies", rf"trust/{_DELTA_PATH}"
+    ERASURES = "erasures", rf"erasures/({_DELTA_PATH}|plan\.json)"
     FAILURE_NOTES = "failure notes", rf"failures/{_DELTA_PATH}"
     SNAPSHOTS = "snapshots", r"trainer/[^/]+/snapshots/[0-9a-f]{64}\.json"
     ANALYSES = "analyses", r"trainer/[^/]+/analyses/[0-9a-f]{64}\.json"

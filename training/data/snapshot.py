@@ -38,6 +38,8 @@ ROLES: tuple[Role, ...] = ("train", "dev", "test")
 TRANSFORM_FOLDER = "transform"
 RECORDS_FOLDER = "records"
 
+#: Entry of a snapshot from which an erasure has removed runs: their number. Its name is then that of the one before.
+ERASED_RUNS = "erased_runs"
 #: Weights of train, and of dev taken from train, if a definition gives dev no weight.
 _DEV_FROM_TRAIN = (17, 3, 0)
 
@@ -401,12 +403,13 @@ def read_snapshot(trainer: Store, digest: str) -> Snapshot:
     where = trainer.url(path)
     try:
         value = read_object(trainer.read(path), where)
-        snapshot = Snapshot.from_json({key: item for key, item in value.items() if key != "digest"})
+        is_erased = ERASED_RUNS in value
+        snapshot = Snapshot.from_json({key: item for key, item in value.items() if key not in ("digest", ERASED_RUNS)})
     except FileNotFoundError:
         raise CimlError(f"no snapshot {where}") from None
     except InvalidSettingError as error:
         raise IntegrityError(f"{where} is not a snapshot: {error}") from None
-    if snapshot.digest != digest:
+    if snapshot.digest != digest and not is_erased:
         raise IntegrityError(f"{where} was altered: its digest is {snapshot.digest}")
     return snapshot
 

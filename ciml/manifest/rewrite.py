@@ -1,0 +1,97 @@
+"""Rewrites deltas of a manifest log in place, for an erasure: nothing else ever changes a delta.
+
+A rewritten delta keeps its version and its place in the chain, because it names the digest of the delta that it
+replaces (`ciml.storage.json_files`). So the deltas around it stay as they are, and a writer that appends meanwhile is
+not disturbed. Segments are written again from the first changed one on, since each holds the digest of the one before.
+Checkpoints are made again from them.
+
+Each object is replaced atomically, and rewriting a second time changes nothing. So a call that is killed is repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from ciml.digest import canonical_json, sha256_json
+from ciml.manifest.checkpoints import Checkpointed, Checkpoints, Restorable
+from ciml.manifest.log import FIRST_DIGEST, Delta, ManifestLog
+from ciml.manifest.segments import UNSEALED, Archive, line_of
+from ciml.storage.json_files import seal, seal_of
+
+#: Returns the delta to store instead of one; None to leave it as it is. It must return None for its own result.
+Rewrite = Callable[[Delta], Delta | None]
+S = TypeVar("S", bound=Restorable)
+
+
+def rewrite_log(log: ManifestLog, rewrite: Rewrite, kind: Checkpointed[S] | None = None) -> int:
+    """Rewrite the deltas of a log, in segments and single, and make the checkpoints again that this makes stale.
+
+    Args:
+      log: the log. Other processes may read it and append to it meanwhile.
+      rewrite: given each delta.
+      kind: of its checkpoints; None for a log without any.
+
+    Returns:
+      The number of objects that were replaced: deltas and segments.
+
+    Raises:
+      EngineError: the store does not answer.
+      IntegrityError: a delta or a segment is damaged, so that it was not rewritten.
+    """
+    fresh = ManifestLog(log.store, log.folder, clock=log.clock, grace_s=log.grace_s)
+    replaced = _rewrite_singles(fresh, rewrite) + _rewrite_segments(fresh, rewrite)
+    if kind is not None:
+        checkpoints = Checkpoints(fresh, kind)
+        if checkpoints.is_stale():
+            checkpoints.rebuild()
+    return replaced
+
+
+def _rewrite_singles(log: ManifestLog, rewrite: Rewrite) -> int:
+    number = 0
+    for version in sorted(log.single_deltas()):
+        path = log.path(version)
+        try:
+            data = log.store.read(path)
+        except FileNotFoundError:
+            continue  # removed meanwhile: it is in a segment
+        rewritten = _rewritten(log, version, data, rewrite)
+        if rewritten is not None:
+            log.store.replace(path, rewritten)
+            number += 1
+    return number
+
+
+def _rewrite_segments(log: ManifestLog, rewrite: Rewrite) -> int:
+    number = 0
+    previous = ""
+    archive = Archive(log.store, log.folder)
+    for last in archive.lasts():
+        segment = archive.read(last)
+        lines = tuple(
+            line if (rewritten := _rewritten(log, version, line, rewrite)) is None else line_of(rewritten)
+            for version, line in enumerate(segment.lines, segment.first)
+        )
+        present = replace(segment, previous=previous, lines=lines)
+        if present != segment:
+            log.store.replace(archive.path(last), present.encode())
+            number += 1
+        previous = present.digest
+    return number
+
+
+def _rewritten(log: ManifestLog, version: int, data: bytes, rewrite: Rewrite) -> bytes | None:
+    """Return the bytes of a rewritten delta; None if it stays as it is."""
+    sealed = seal_of(data, log.store.url(log.path(version)))
+    delta = log.parse(version, data)
+    rewritten = rewrite(delta)
+    if rewritten is None:
+        return None
+    if version == 1:  # names the log in topics, so it must not change
+        rewritten = {FIRST_DIGEST: sha256_json(delta), **rewritten}
+    if sealed is None:
+        return seal(canonical_json(rewritten), UNSEALED, hashlib.sha256(line_of(data)).hexdigest())
+    return seal(canonical_json(rewritten), sealed.text, sealed.digest)

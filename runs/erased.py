@@ -1,0 +1,198 @@
+"""What an erasure leaves of a run in the raw store: that there was one, in its job and on its day.
+
+The accounting of the raw store counts each (event, run), and data sets name runs by their position. So an erased run
+keeps its records, under another name and without its facts. Its telemetry becomes a table without samples. The new name
+is derived from the run id. It tells an event of the run that comes again, which is then ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from ciml.digest import telemetry_digest
+from ciml.events.records import LISTS, Kind, RawFile, lists_of
+from ciml.events.run_id import ERASED, erased_id
+from ciml.manifest.log import Delta
+from ciml.runs.pack_index import RUNS, split_path
+from ciml.runs.state import RawState
+from ciml.runs.writer import write_run
+from ciml.storage import Store
+from ciml.telemetry import TIME
+
+#: The records that depend on a decision on trust.
+_JUDGED = frozenset({"run", "reclaim", "correction", "dead_letter"})
+_KEPT = ("kind", "origin", "reason", "attempts", "first_seen_us", "not_before_us")
+_NO_FOLDER = "job=erased/date=1970-01-01"
+
+
+@dataclass(frozen=True)
+class RunCriteria:
+    """The runs to erase: those that match each given criterion.
+
+    Attributes:
+      run_id: one run.
+      owner: who started the runs, as events or updates name them.
+      change: the change of the runs.
+      project: the project of that change.
+      before_us: runs that ended before this time, epoch microseconds. Of a run without times, its event counts.
+    """
+
+    run_id: str = ""
+    owner: str = ""
+    change: str = ""
+    project: str = ""
+    before_us: int | None = None
+
+    def matches(self, mention: Mapping[str, Any], joined: Mapping[str, str], time_us: int) -> bool:
+        """Return whether a record's run is to be erased.
+
+        Args:
+          mention: the facts of the run in the record.
+          joined: the facts that updates changed.
+          time_us: of the delta.
+        """
+        ended_us = mention.get("end_us") or mention.get("start_us") or time_us
+        owners = (mention.get("owner"), joined.get("owner"))
+        return (
+            (not self.run_id or mention["run_id"] == self.run_id)
+            and (not self.owner or self.owner in owners)
+            and (not self.change or mention.get("change") == self.change)
+            and (not self.project or mention.get("project") == self.project)
+            and (self.before_us is None or ended_us < self.before_us)
+        )
+
+    def concerns(self, update: Mapping[str, Any]) -> bool:
+        """Return whether an update names the owner: as the account of a review, or as the owner of its subject."""
+        return bool(self.owner) and self.owner in (update.get("by"), update.get("facts", {}).get("owner"))
+
+
+@dataclass(frozen=True)
+class ErasedRuns:
+    """The runs of an erasure, and what is to be removed with them.
+
+    Attributes:
+      run_ids: the ids.
+      origins: of messages that name such a run and are stored, because they could not be processed.
+      criteria: by which the runs were found.
+    """
+
+    run_ids: frozenset[str]
+    origins: frozenset[tuple[Any, ...]]
+    criteria: RunCriteria
+
+    def of(self, delta: Delta, file_of: Callable[[str, str], RawFile]) -> Delta | None:
+        """Return a delta of the raw manifest after the erasure; None if it names none of the runs.
+
+        Args:
+          delta: as it was committed.
+          file_of: returns the object without samples of a run, given its path and its run id before the erasure.
+        """
+        changed = False
+        lists: dict[str, list[Any]] = {}
+        for kind, name in LISTS.items():
+            records = delta.get(name)
+            if not records:
+                continue
+            lists[name] = [self._record(kind, record, file_of) for record in records]
+            changed = changed or any(new is not old for new, old in zip(lists[name], records, strict=True))
+        trust_changes = [one for one in delta.get("trust_changes", ()) if one["run_id"] not in self.run_ids]
+        changed = changed or len(trust_changes) < len(delta.get("trust_changes", ()))
+        renamed = {
+            name: [[origin, erased_id(run_id) if run_id in self.run_ids else run_id] for origin, run_id in delta[name]]
+            for name in ("closes", "closed_letters")
+            if delta.get(name)
+        }
+        if not changed and all(delta[name] == keys for name, keys in renamed.items()):
+            return None
+        erased: Delta = {**delta, **lists, **renamed}
+        if "trust_changes" in delta:
+            erased["trust_changes"] = trust_changes
+        return erased
+
+    def _record(
+        self, kind: Kind, record: Mapping[str, Any], file_of: Callable[[str, str], RawFile]
+    ) -> Mapping[str, Any]:
+        mention = record.get("mention")
+        if mention is not None and mention["run_id"] in self.run_ids:
+            return _erased_record(kind, record, file_of)
+        if any(map(self.criteria.concerns, record.get("updates", ()))):
+            return {**record, "updates": [self._update(update) for update in record["updates"]], "event_key": ""}
+        if record.get("payload") is not None and tuple(record["origin"]) in self.origins:
+            return {name: value for name, value in record.items() if name not in ("payload", "detail")}
+        return record
+
+    def _update(self, update: Mapping[str, Any]) -> Mapping[str, Any]:
+        return _erased_update(update) if self.criteria.concerns(update) else update
+
+
+def _erased_update(update: Mapping[str, Any]) -> dict[str, Any]:
+    return {"source": update["source"], "subject": ERASED, "facts": {}}
+
+
+def _erased_record(kind: Kind, record: Mapping[str, Any], file_of: Callable[[str, str], RawFile]) -> dict[str, Any]:
+    mention = record["mention"]
+    run_id = mention["run_id"]
+    erased: dict[str, Any] = {name: record[name] for name in _KEPT if name in record}
+    erased["mention"] = _mention(erased_id(run_id), mention.get("phase", "finished"), mention.get("build_name", ""))
+    if kind in _JUDGED:
+        erased["trust"] = {"trusted": False, "rule": ERASED, "policy": ""}
+    if record.get("file") is not None:
+        erased["file"] = file_of(record["file"]["path"], run_id).to_json()
+    if record.get("updates"):
+        erased["updates"] = list(map(_erased_update, record["updates"]))
+    return erased
+
+
+def store_without_samples(raw: Store, path: str, run_id: str) -> RawFile:
+    """Write the object that stands for the telemetry of an erased run, and return it.
+
+    Args:
+      raw: the raw store.
+      path: of the run's telemetry, in whose folder the object is.
+      run_id: the run's id before the erasure.
+    """
+    name = erased_id(run_id)
+    table = pa.table({TIME: pa.array([], pa.timestamp("us", tz="UTC"))})
+    digest = telemetry_digest(name, table)
+    parts = split_path(path)
+    object_path = f"{RUNS}/{parts[0] if parts else _NO_FOLDER}/{name}.{digest[:16]}.parquet"
+    data = write_run(table, object_path)
+    raw.create(object_path, data)
+    return RawFile(object_path, digest, 0, len(data))
+
+
+def erasing_delta(state: RawState, erased: ErasedRuns, time_us: int) -> Delta:
+    """Return the delta that begins an erasure: from then on, events of the runs are ignored, and no log is awaited.
+
+    Args:
+      state: of the raw manifest.
+      erased: the runs.
+      time_us: of the commit, epoch microseconds.
+    """
+    letters = [key for key, _ in state.index.dead_letters() if key[1] in erased.run_ids]
+    waiting = [key for key in state.deferred if key[1] in erased.run_ids]
+    closes = [[msgspec.to_builtins(origin), run_id] for origin, run_id in (*waiting, *letters)]
+    before_us = erased.criteria.before_us
+    # The runs of an erasure by time alone are told by their time, since they may be millions.
+    by_time = erased.criteria == RunCriteria(before_us=before_us)
+    return {
+        "time_us": time_us,
+        "offsets": {},
+        **lists_of({}),
+        "ignored": [
+            {"kind": "ignored", "origin": origin, "reason": ERASED, "mention": _mention(run_id)}
+            for origin, run_id in closes
+        ],
+        "closes": closes,
+        **({"closed_letters": closes[len(waiting) :]} if letters else {}),
+        **({"erases_before_us": before_us} if by_time else {"erases": sorted(map(erased_id, erased.run_ids))}),
+    }
+
+
+def _mention(run_id: str, phase: str = "finished", job: str = "") -> dict[str, str]:
+    return {"run_id": run_id, "build_uuid": "", "phase": phase, **({"build_name": job} if job else {})}

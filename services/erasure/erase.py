@@ -1,0 +1,328 @@
+"""Erases runs from a data root: from its plan to its receipt.
+
+The plan names the runs, and is stored before anything is changed. Every step may be repeated, so an erasure that was
+killed is completed by the next call, whatever that call asks for. At the end, all bytes of the data root are searched
+for the names. Then the plan, which has them, is deleted, and a receipt without them is stored.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+from ciml.data_root import DataRoot
+from ciml.digest import canonical_json
+from ciml.errors import CimlError, IntegrityError
+from ciml.events.records import records_of
+from ciml.events.run_id import ERASED, erased_id, is_erased
+from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
+from ciml.progress import Progress, no_progress
+from ciml.runs.erased import ErasedRuns, RunCriteria
+from ciml.runs.state import open_raw
+from ciml.services.erasure.names import OWNER, Names, contents
+from ciml.services.erasure.steps import STEPS, Work, begin, published_tables
+from ciml.services.files import now_us
+from ciml.services.stored.findings import Kind, kind_of
+from ciml.serving.registry import Signature
+from ciml.storage.json_files import read_stored, seal
+from ciml.stored_trust import read_policies
+
+PLAN = "plan.json"
+#: The most runs of one erasure; `erase` begins the next one for those that are left.
+MOST_RUNS = 10_000
+#: How often all steps are repeated, because other processes have written names meanwhile.
+_ROUNDS = 5
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An erasure that is under way.
+
+    Attributes:
+      criteria: by which the runs were found.
+      run_ids: the runs.
+      origins: of messages that name them and are stored, because they could not be processed.
+      letters: paths of such messages, below the raw store.
+      tables: names of the published tables.
+      author, reason: of the erasure.
+      began_us: epoch microseconds.
+    """
+
+    criteria: RunCriteria
+    run_ids: tuple[str, ...]
+    origins: tuple[tuple[str, int, int], ...]
+    letters: tuple[str, ...]
+    tables: tuple[str, ...]
+    author: str
+    reason: str
+    began_us: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What an erasure did. It names no erased run by its own id, and no person but its author.
+
+    Attributes:
+      version: of the receipt in its manifest.
+      author, reason: of the erasure.
+      by: the criteria: ``owner``, ``change``, ``run``, ``before``.
+      runs: ids of the erased runs, as they are now.
+      changed: number of changed and removed objects by kind.
+      remaining: number of objects in which a name is left, by folder: a word like that of the owner, or an id in an
+        object that ciml did not write.
+      searched_bytes: of the objects that were searched, compressed content included.
+      began_us, time_us: of the first step and of the receipt, epoch microseconds.
+    """
+
+    version: int
+    author: str
+    reason: str
+    by: tuple[str, ...]
+    runs: tuple[str, ...]
+    changed: dict[str, int]
+    remaining: dict[str, int]
+    searched_bytes: int
+    began_us: int
+    time_us: int
+
+    def lines(self) -> list[str]:
+        """Return the receipt as lines of text."""
+        changed = ", ".join(f"{number:,} {kind}" for kind, number in sorted(self.changed.items()) if number)
+        return [
+            f"receipt {self.version}: {len(self.runs):,} runs erased (by {', '.join(self.by)}): {self.reason}",
+            f"  changed or removed: {changed or 'nothing'}",
+            f"  searched: {self.searched_bytes / 1e6:,.1f} MB; objects with a name left: "
+            f"{sum(self.remaining.values()):,}",
+        ]
+
+
+class Erased(NamedTuple):
+    """A completed erasure.
+
+    Attributes:
+      receipt: as it is stored.
+      remaining: the objects with a name that is left, and which one, a line each. The receipt does not have the lines,
+        since paths may hold the name.
+    """
+
+    receipt: Receipt
+    remaining: tuple[str, ...]
+
+
+@dataclass
+class _Receipts:
+    """The receipts of a data root. ``version`` is that of their manifest."""
+
+    version: int = 0
+    receipts: list[Receipt] = field(default_factory=list)
+
+    def apply(self, version: int, delta: Delta) -> None:
+        if version != self.version + 1:
+            raise IntegrityError(f"erasures: version {version} follows {self.version}")
+        if delta["kind"] != ERASED:
+            raise IntegrityError(f"erasures: version {version} has the unknown kind {delta['kind']!r}; upgrade ciml")
+        try:
+            self.receipts.append(msgspec.convert({**delta["receipt"], "version": version}, Receipt))
+        except msgspec.ValidationError as error:
+            raise IntegrityError(f"erasures: version {version}: {error}") from None
+        self.version = version
+
+
+def read_receipts(data: DataRoot) -> list[Receipt]:
+    """Return the receipts of a data root, in order. Raises `IntegrityError` if one is malformed."""
+    state = _Receipts()
+    catch_up(ManifestLog(data.erasures), state)
+    return state.receipts
+
+
+def read_plan(data: DataRoot) -> Plan | None:
+    """Return the plan of the erasure that is under way; None without one."""
+    value = read_stored(data.erasures, PLAN)
+    if value is None:
+        return None
+    try:
+        return msgspec.convert(value, Plan)
+    except msgspec.ValidationError as error:
+        raise IntegrityError(f"{data.erasures.url(PLAN)} is not a plan: {error}") from None
+
+
+def erase(
+    data: DataRoot,
+    criteria: RunCriteria,
+    signed: Signature,
+    progress: Progress = no_progress,
+    erase_topics: Callable[[Collection[str]], None] | None = None,
+) -> Iterator[Erased]:
+    """Erase runs. An erasure that was killed is completed first.
+
+    Args:
+      data: the data root. Services may run meanwhile.
+      criteria: which runs.
+      signed: who erases, and why. It must not name the owner.
+      progress: called with (activity, number done, total or None).
+      erase_topics: removes the records of runs from topics, given their ids; it may be called again for the same runs.
+
+    Yields:
+      Each completed erasure: one that was killed before, and one for each `MOST_RUNS` runs.
+
+    Raises:
+      CimlError: the criteria are empty, the reason or the trust policy names the owner, or ids of the runs are left
+        because other processes write them again and again.
+      EngineError: the store does not answer. The next call completes the erasure.
+    """
+    signed.check()
+    _check(data, criteria, signed)
+    plan = read_plan(data)
+    if plan is not None:
+        yield _complete(data, plan, progress, erase_topics)
+    while (plan := _make_plan(data, criteria, signed, progress)) is not None:
+        yield _complete(data, plan, progress, erase_topics)
+
+
+def count_runs(data: DataRoot, criteria: RunCriteria, progress: Progress = no_progress) -> int:
+    """Return the number of runs that `erase` would erase."""
+    return len(_find(data, criteria, sys.maxsize, progress)[0])
+
+
+def _check(data: DataRoot, criteria: RunCriteria, signed: Signature) -> None:
+    if criteria == RunCriteria():
+        raise CimlError("erase: name the runs: --run, --owner, --change or --before")
+    if not criteria.owner:
+        return
+    if Names((), criteria.owner).found_in(f"{signed.author}\n{signed.reason}".encode()):
+        raise CimlError("erase: author and reason are kept in the receipt, so they must not name the owner")
+    policy = read_policies(data.trust).in_force
+    if policy is not None and Names((), criteria.owner).found_in(canonical_json(policy.to_json())):
+        raise CimlError(
+            "erase: the trust policy in force names the owner; apply one without the name first (ciml trust apply)"
+        )
+
+
+def _make_plan(data: DataRoot, criteria: RunCriteria, signed: Signature, progress: Progress) -> Plan | None:
+    """Store the plan of the next erasure; return None if no run is left."""
+    run_ids, origins, letters = _find(data, criteria, MOST_RUNS, progress)
+    if not run_ids:
+        return None
+    tables = published_tables(data)
+    plan = Plan(criteria, run_ids, origins, letters, tables, signed.author, signed.reason, now_us())
+    if not data.erasures.create(PLAN, seal(canonical_json(msgspec.to_builtins(plan)))):
+        raise CimlError(f"{data.erasures.url(PLAN)}: another erasure has just begun; try again later")
+    return plan
+
+
+def _find(
+    data: DataRoot, criteria: RunCriteria, most: int, progress: Progress
+) -> tuple[tuple[str, ...], tuple[tuple[str, int, int], ...], tuple[str, ...]]:
+    """Return the runs to erase, at most ``most``, and origins and paths of stored messages that name them."""
+    log, state = open_raw(data.raw)
+    found: dict[str, None] = {}
+    origins: dict[tuple[str, int, int], None] = {}
+    letters: dict[str, None] = {}
+    subjects: dict[tuple[str, str], None] = {}
+    for version, delta in log.since(0):
+        for _, record in records_of(delta):
+            subjects |= {
+                (update["source"], update["subject"]): None
+                for update in record.get("updates", ())
+                if criteria.owner and update.get("facts", {}).get("owner") == criteria.owner
+            }
+            mention = record.get("mention")
+            if mention is None or is_erased(mention["run_id"]):
+                continue
+            if criteria.matches(mention, record.get("joined", {}), delta["time_us"]) and len(found) < most:
+                found[mention["run_id"]] = None
+        progress("manifest", version, state.version)
+    for subject in subjects:
+        for facts in state.index.subjects.runs(subject, most):
+            if len(found) < most and not is_erased(facts.run_id):
+                found[facts.run_id] = None
+    for _, delta in log.since(0) if found else ():
+        for _, record in records_of(delta):
+            payload = record.get("payload")
+            if payload is not None and record.get("mention", {}).get("run_id") in found:
+                origins[tuple(record["origin"])] = None
+                if path := payload.get("object"):
+                    letters[path] = None
+    return tuple(found), tuple(origins), tuple(letters)
+
+
+def _complete(
+    data: DataRoot, plan: Plan, progress: Progress, erase_topics: Callable[[Collection[str]], None] | None
+) -> Erased:
+    """Do all steps of a plan until no id of its runs is left, and store the receipt."""
+    erased = ErasedRuns(frozenset(plan.run_ids), frozenset(plan.origins), plan.criteria)
+    names = Names(plan.run_ids, plan.criteria.owner)
+    work = Work(data, erased, names, plan.tables, plan.letters, Counter())
+    for _ in range(_ROUNDS):
+        begin(work)
+        for number, (name, step) in enumerate(STEPS.items()):
+            progress(f"erase: {name}", number, len(STEPS))
+            step(work)
+        found, searched_bytes = _search(data, names, progress)
+        written = [path for path, what in found.items() if what != {OWNER} and not _is_foreign(path)]
+        if not written:
+            if erase_topics is not None:
+                erase_topics(plan.run_ids)
+            remaining = Counter(path.partition("/")[0] for path in found)
+            receipt = _store_receipt(data, plan, work, remaining, searched_bytes)
+            lines = (f"{data.store.url(path)}: {', '.join(sorted(what))}" for path, what in sorted(found.items()))
+            return Erased(receipt, tuple(lines))
+    raise CimlError(
+        f"{data.store.url(written[0])} still names an erased run; repeat the command when its writer has stopped"
+    )
+
+
+def _is_foreign(path: str) -> bool:
+    """Return whether an object is not ciml's: somebody else put it below the data root, or the demo's own CI system."""
+    return kind_of(path) == Kind.OTHER or path.startswith("demo/")
+
+
+def _search(data: DataRoot, names: Names, progress: Progress) -> tuple[dict[str, set[str]], int]:
+    """Search all objects for the names; return what was found by path, and the number of bytes."""
+    found: dict[str, set[str]] = {}
+    size = 0
+    for number, entry in enumerate(data.store.entries(), 1):
+        if entry.path == f"erasures/{PLAN}":
+            continue
+        try:
+            content = data.store.read(entry.path)
+        except FileNotFoundError:
+            continue  # removed meanwhile
+        for part in contents(entry.path, content):
+            size += len(part)
+            if what := names.found_in(part):
+                found.setdefault(entry.path, set()).update(what)
+        if not number % 100:
+            progress("search", number, None)
+    return found, size
+
+
+def _store_receipt(
+    data: DataRoot, plan: Plan, work: Work, remaining: Mapping[str, int], searched_bytes: int
+) -> Receipt:
+    by = [name.removesuffix("_us").removesuffix("_id") for name, value in vars(plan.criteria).items() if value]
+    state = _Receipts()
+
+    def build() -> Delta | None:
+        if state.receipts and state.receipts[-1].began_us == plan.began_us:
+            return None  # a call that was killed has stored it
+        receipt = {
+            "author": plan.author,
+            "reason": plan.reason,
+            "by": by,
+            "runs": sorted(map(erased_id, plan.run_ids)),
+            "changed": {kind: number for kind, number in work.changed.items() if number},
+            "remaining": dict(remaining),
+            "searched_bytes": searched_bytes,
+            "began_us": plan.began_us,
+            "time_us": now_us(),
+        }
+        return {"kind": ERASED, "time_us": now_us(), "receipt": receipt}
+
+    commit(ManifestLog(data.erasures), state, build)
+    data.erasures.delete(PLAN)
+    return state.receipts[-1]

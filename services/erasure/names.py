@@ -1,0 +1,135 @@
+"""The names of erased runs and of their owner: how they are replaced in JSON, and found in the bytes of any object."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ciml.errors import IntegrityError
+from ciml.events.run_id import ERASED, erased_id
+from ciml.runs.outputs import decompressed
+
+#: A text that may be a run id: its matches are looked up, so that the time does not depend on the number of runs.
+_RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]*~[A-Za-z0-9_.%-]+~[1-9][0-9]*")
+_RUN_ID_BYTES = re.compile(_RUN_ID.pattern.encode())
+#: A native id is searched on its own only if it can hardly be a word of another meaning, such as a build number.
+_NATIVE_ID = re.compile(r"[A-Za-z0-9_-]{16,}")
+_NATIVE_ID_BYTES = re.compile(_NATIVE_ID.pattern.encode())
+#: The keys of stored JSON whose values are accounts of people.
+_ACCOUNTS = frozenset({"owner", "by", "author", "reverted_by", "up", "down", "not_helpful"})
+_WORD = rb"[A-Za-z0-9_.@+-]"
+
+RUN = "run id"
+NATIVE = "id of the CI system"
+OWNER = "owner"
+
+
+class Names:
+    """The names that an erasure removes.
+
+    Args:
+      run_ids: ids of the runs.
+      owner: account of a person; "" for none.
+    """
+
+    def __init__(self, run_ids: Iterable[str], owner: str = "") -> None:
+        self.run_ids = frozenset(run_ids)
+        self.owner = owner
+        natives = (unquote(run_id.split("~")[1]) for run_id in self.run_ids)
+        self.natives = frozenset(native for native in natives if _NATIVE_ID.fullmatch(native))
+
+    def without(self, value: Any) -> Any:
+        """Return JSON in which erased names replace these: ids in any text, the owner where a key says an account."""
+        return self._without(value, is_account=False)
+
+    def _without(self, value: Any, *, is_account: bool) -> Any:
+        if isinstance(value, str):
+            return self._text(value, is_account=is_account)
+        if isinstance(value, dict):
+            return {
+                self._text(name, is_account=False): self._without(item, is_account=name in _ACCOUNTS)
+                for name, item in value.items()
+            }
+        if isinstance(value, list):
+            return [self._without(item, is_account=is_account) for item in value]
+        return value
+
+    def _text(self, text: str, *, is_account: bool) -> str:
+        if is_account and self.owner:
+            system, colon, account = text.rpartition(":")  # of a reviewer: SYSTEM:ACCOUNT
+            if account == self.owner:
+                return f"{system}{colon}{ERASED}"
+        if "~" in text:
+            text = _RUN_ID.sub(lambda match: erased_id(match[0]) if match[0] in self.run_ids else match[0], text)
+        if self.natives and len(text) >= 16:
+            text = _NATIVE_ID.sub(lambda match: ERASED if match[0] in self.natives else match[0], text)
+        return text
+
+    def found_in(self, data: bytes) -> set[str]:
+        """Return which of the names some bytes have: `RUN`, `NATIVE`, `OWNER`."""
+        found: set[str] = set()
+        if any(match.decode() in self.run_ids for match in _RUN_ID_BYTES.findall(data)):
+            found.add(RUN)
+        if self.natives and any(match.decode() in self.natives for match in _NATIVE_ID_BYTES.findall(data)):
+            found.add(NATIVE)
+        if self.owner and self._owner.search(data):
+            found.add(OWNER)
+        return found
+
+    @cached_property
+    def _owner(self) -> re.Pattern[bytes]:
+        return re.compile(rb"(?<!" + _WORD + rb")" + re.escape(self.owner.encode()) + rb"(?!" + _WORD + rb")")
+
+
+def contents(path: str, data: bytes) -> Iterator[bytes]:
+    """Yield the bytes of an object, and what is compressed in it.
+
+    Args:
+      path: of the object: its ending says how it is compressed.
+      data: its bytes.
+
+    Raises:
+      IntegrityError: it cannot be read.
+    """
+    yield path.encode()
+    yield data
+    try:
+        if path.endswith(".zst"):
+            yield from decompressed(data, path)
+        elif path.endswith(".parquet"):
+            yield from _texts(pq.read_table(pa.BufferReader(data)))
+        elif path.endswith(".arrow"):
+            yield from _texts(pa.ipc.open_file(pa.BufferReader(data)).read_all())
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise IntegrityError(f"{path} cannot be searched: {error!s:.200}") from None
+
+
+def _texts(table: pa.Table) -> Iterator[bytes]:
+    """Yield the metadata and the texts of a table, column by column."""
+    for entry in (table.schema.metadata or {}).items():
+        yield b"=".join(entry)
+    for column in table.columns:
+        kind = column.type
+        if pa.types.is_dictionary(kind):
+            column = pa.chunked_array([column.unify_dictionaries().chunk(0).dictionary]) if len(column) else column
+            kind = column.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+            yield b"\n".join(as_bytes(value) for value in column.to_pylist() if value is not None)
+        elif pa.types.is_nested(kind):
+            yield repr(column.to_pylist()).encode() if not _is_numeric(kind) else b""
+
+
+def as_bytes(value: str | bytes) -> bytes:
+    """Return a text as UTF-8, and bytes unchanged."""
+    return value.encode() if isinstance(value, str) else value
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and pa.types.is_primitive(kind.value_type))

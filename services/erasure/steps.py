@@ -1,0 +1,384 @@
+"""The steps of an erasure, each for some kinds of objects. Each may be repeated, and does nothing the second time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ciml.data_root import DataRoot, StoredDataset
+from ciml.datasets.state import ExampleFile
+from ciml.digest import canonical_json
+from ciml.events.run_id import ERASED, erased_id
+from ciml.manifest.checkpoints import Checkpointed
+from ciml.manifest.log import Delta, ManifestLog, commit
+from ciml.manifest.rewrite import rewrite_log
+from ciml.runs.arrow import read_parquet
+from ciml.runs.collect_garbage import pack_folders
+from ciml.runs.erased import ErasedRuns, erasing_delta, store_without_samples
+from ciml.runs.outputs import TEMPLATES, TEXTS
+from ciml.runs.pack_index import RUNS, SWEPT, pack_log, run_of
+from ciml.runs.packing import FolderPacker
+from ciml.runs.state import RAW, open_raw
+from ciml.runs.tables import store_of
+from ciml.runs.tables.publish import list_tables, publish_tables
+from ciml.services.erasure.names import Names
+from ciml.services.files import now_us
+from ciml.services.stored.findings import Kind, kind_of
+from ciml.serving.predict.log import prediction_checkpoints
+from ciml.serving.registries import registered_models
+from ciml.storage.json_files import read_object, seal, seal_of
+from ciml.training.data.snapshot import ERASED_RUNS
+from ciml.training.experiments.results import RESULT
+from ciml.transforms.examples.spans import read_examples, rows_digest, write_examples
+from ciml.verdicts.feedback.state import FEEDBACK
+
+#: What is kept of a prediction in the log of messages: without it, a later reaction to the message fits to nothing.
+_KEPT_OF_PREDICTION = ("id", "model", "version", "label", "class", "time_us", "verdict", "n_windows", "probabilities")
+#: Objects in JSON that other objects do not name by a digest, besides logs.
+_PLAIN_JSON = (Kind.EXPERIMENTS, Kind.RESULTS, Kind.SWEEPS, Kind.TRAINING_METRICS)
+_FOLDERS_OF_RUNS = (f"{RUNS}/", f"{SWEPT}/{RUNS}/", f"{TEXTS}/", f"{TEMPLATES}/")
+
+
+class Work(NamedTuple):
+    """What an erasure works on.
+
+    Attributes:
+      data: the data root.
+      erased: the runs.
+      names: their names.
+      tables: names of the published tables, which are made again.
+      letters: of messages above the inline limit, which are removed.
+      changed: counts the changed and removed objects by kind.
+    """
+
+    data: DataRoot
+    erased: ErasedRuns
+    names: Names
+    tables: tuple[str, ...]
+    letters: tuple[str, ...]
+    changed: Counter[str]
+
+    def rewrite(
+        self,
+        log: ManifestLog,
+        kind: Kind,
+        change: Callable[[Delta], Any],
+        checkpointed: Checkpointed[Any] | None = None,
+    ) -> None:
+        """Rewrite the deltas of a log that a change alters, and count them."""
+
+        def rewrite(delta: Delta) -> Delta | None:
+            changed = change(delta)
+            return None if changed == delta else changed
+
+        self.changed[kind] += rewrite_log(log, rewrite, checkpointed)
+
+    def delete(self, path: str, kind: Kind) -> None:
+        """Delete an object of the data root, and count it."""
+        self.data.store.delete(path)
+        self.changed[kind] += 1
+
+
+def begin(work: Work) -> None:
+    """Commit that the runs are erased: from then on their events are ignored."""
+    log, state = open_raw(work.data.raw)
+
+    def build() -> Delta | None:
+        criteria = work.erased.criteria
+        if criteria.before_us is not None and state.erased_before_us >= criteria.before_us:
+            return None
+        if {erased_id(run_id) for run_id in work.erased.run_ids} <= state.erased:
+            return None
+        return erasing_delta(state, work.erased, now_us())
+
+    if log.end():
+        commit(log, state, build)
+
+
+def erase_raw(work: Work) -> None:
+    """Remove the runs from the raw manifest, then their telemetry, outputs and messages."""
+    raw = work.data.raw
+    file_of = partial(store_without_samples, raw)
+    work.rewrite(ManifestLog(raw), Kind.RAW_DELTAS, lambda delta: work.erased.of(delta, file_of) or delta, RAW)
+    for path in work.letters:
+        if raw.exists(path):
+            work.delete(f"raw/{path}", Kind.DEAD_LETTERS)
+
+    def is_named(name: str) -> bool:
+        return run_of(name) in work.names.run_ids
+
+    packer = FolderPacker(raw, min_runs=1, pack_bytes=1 << 62, clock=lambda: now_us() / 1e6)
+    for folder in pack_folders(raw):
+        work.changed[Kind.PACKS] += packer.erase(folder, is_named)
+        work.rewrite(pack_log(raw, folder), Kind.PACK_DELTAS, partial(_without_alone, is_named))
+    for prefix in _FOLDERS_OF_RUNS:
+        for entry in raw.entries(prefix.rstrip("/")):
+            name = entry.path.rpartition("/")[2]
+            # An output is named <run id>.<digest>.zst, a run <run id>.<digest>.parquet.
+            if is_named(name):
+                work.delete(f"raw/{entry.path}", kind_of(f"raw/{entry.path}"))
+
+
+def _without_alone(is_named: Callable[[str], bool], delta: Delta) -> Delta:
+    return {**delta, "alone": {name: run for name, run in delta["alone"].items() if not is_named(name)}}
+
+
+def erase_predictions(work: Work) -> None:
+    """Remove the predictions of the runs, with the pictures of their evidence."""
+    log = ManifestLog(work.data.predictions)
+    run_ids = work.names.run_ids
+    for _, delta in log.since(0):
+        for prediction in delta["predictions"]:
+            if prediction["run_id"] in run_ids:
+                work.data.evidence.delete(f"{prediction['id'][:2]}/{prediction['id']}.svg")
+
+    def change(delta: Delta) -> Delta:
+        kept = [one for one in delta["predictions"] if one["run_id"] not in run_ids]
+        unpredictable = [_without_detail(one, run_ids) for one in delta["unpredictable"]]
+        value: Delta = work.names.without({**delta, "predictions": kept, "unpredictable": unpredictable})
+        return value
+
+    work.rewrite(log, Kind.PREDICTIONS_DELTAS, change, prediction_checkpoints())
+
+
+def _without_detail(record: Mapping[str, Any], run_ids: frozenset[str]) -> Mapping[str, Any]:
+    if record["run_id"] not in run_ids:
+        return record
+    return {name: value for name, value in record.items() if name != "detail"}
+
+
+def erase_feedback(work: Work) -> None:
+    """Remove the runs from the logs of messages, corrections and notes.
+
+    The number of a change stays in the log of messages: without it, a message could be written a second time.
+    """
+    run_ids = work.names.run_ids
+
+    def change(delta: Delta) -> Delta:
+        items = [
+            {**item, "prediction": _kept_prediction(item)} if item["run_id"] in run_ids else item
+            for item in delta.get("verdicts", ())
+        ]
+        recorded = [
+            {**verdict, "change": ""} if verdict["run_id"] in run_ids else verdict
+            for verdict in delta.get("recorded", ())
+        ]
+        value: Delta = work.names.without(
+            {
+                **delta,
+                **({"verdicts": items} if "verdicts" in delta else {}),
+                **({"recorded": recorded} if "recorded" in delta else {}),
+            }
+        )
+        return value
+
+    work.rewrite(ManifestLog(work.data.feedback), Kind.FEEDBACK_DELTAS, change, FEEDBACK)
+    corrections = ManifestLog(work.data.feedback.child("corrections"))
+    work.rewrite(corrections, Kind.CORRECTIONS, work.names.without)
+    work.rewrite(ManifestLog(work.data.failures), Kind.FAILURE_NOTES, work.names.without)
+
+
+def _kept_prediction(item: Mapping[str, Any]) -> dict[str, Any]:
+    prediction = item["prediction"]
+    run = prediction.get("run", {})
+    kept_run = {"run_id": item["run_id"], "build_uuid": "", "build_name": run.get("build_name", "")}
+    auth = {"auth": run["auth"]} if run.get("auth") else {}
+    kept = {name: prediction[name] for name in _KEPT_OF_PREDICTION if name in prediction}
+    return {**kept, "run_id": item["run_id"], "build_name": run.get("build_name", ""), "run": {**kept_run, **auth}}
+
+
+def erase_datasets(work: Work) -> None:
+    """Remove the examples of the runs from all versions of all spans, and the runs from the snapshots of trainers."""
+    for name in work.data.dataset_names():
+        _erase_dataset(work, work.data.dataset(name))
+    for entry in list(work.data.trainers.entries()):
+        if kind_of(f"trainer/{entry.path}") == Kind.SNAPSHOTS:
+            _erase_snapshot(work, entry.path)
+
+
+def _erase_dataset(work: Work, dataset: StoredDataset) -> None:
+    run_ids = work.names.run_ids
+    state = dataset.state()
+    replaced: dict[str, ExampleFile | None] = {}
+    for versions in state.spans.values():
+        for span in versions.values():
+            if run_ids.isdisjoint(run.run_id for run in span.runs):
+                continue
+            for files in span.files.values():
+                replaced |= {file.path: _erase_file(dataset, file, run_ids) for file in files}
+
+    def change(delta: Delta) -> Delta:
+        value: Delta = {**delta}
+        if delta.get("spans"):
+            value["spans"] = [_erase_span(span, run_ids, replaced) for span in delta["spans"]]
+        for name in ("corrections", "causes"):
+            if delta.get(name):
+                value[name] = [record for record in delta[name] if record["run_id"] not in run_ids]
+        return value
+
+    work.rewrite(dataset.log, Kind.DATA_SET_DELTAS, change)
+    # What a call left that was killed is removed, too: no manifest will ever name another file of a sealed span.
+    present = {span.folder: span.paths for by_version in dataset.state().spans.values() for span in by_version.values()}
+    for path in dataset.store.list():
+        folder = "/".join(path.split("/")[:2])
+        if folder in present and path not in present[folder]:
+            work.delete(f"datasets/{dataset.name}/{path}", Kind.EXAMPLES)
+
+
+def _erase_file(dataset: StoredDataset, file: ExampleFile, run_ids: frozenset[str]) -> ExampleFile | None:
+    """Write the examples of a file without those of the runs; return the new file, None if no example is left."""
+    table = read_examples(dataset.store, file)
+    is_kept = pc.invert(pc.is_in(table.column("run_id"), pa.array(sorted(run_ids), pa.string())))
+    kept = table.filter(is_kept)
+    if kept.num_rows == table.num_rows:
+        return file
+    if not kept.num_rows:
+        return None
+    digest = rows_digest(kept)
+    path = f"{file.path.rpartition('/')[0]}/examples-{digest[:16]}.parquet"
+    dataset.store.create(path, write_examples(kept, path))
+    return ExampleFile(path, digest, kept.num_rows)
+
+
+def _erase_span(
+    span: Mapping[str, Any], run_ids: frozenset[str], replaced: Mapping[str, ExampleFile | None]
+) -> dict[str, Any]:
+    files: dict[str, list[Any]] = {}
+    for split, stored in span["files"].items():
+        present = [replaced.get(file["path"], file) for file in stored]
+        if kept := [file.to_json() if isinstance(file, ExampleFile) else file for file in present if file is not None]:
+            files[split] = kept
+    erased = [run["run_id"] for run in span["runs"] if run["run_id"] in run_ids]
+    excluded = [
+        {"run_id": erased_id(one["run_id"]), "reason": one["reason"]} if one["run_id"] in run_ids else one
+        for one in span["excluded"]
+    ]
+    return {
+        **span,
+        "files": files,
+        "runs": [run for run in span["runs"] if run["run_id"] not in run_ids],
+        "excluded": [*excluded, *({"run_id": erased_id(run_id), "reason": ERASED} for run_id in erased)],
+    }
+
+
+def _erase_snapshot(work: Work, path: str) -> None:
+    """Remove the runs from a snapshot, which keeps its name; remove what its model's trainer has materialised."""
+    store = work.data.trainers
+    data = store.read(path)
+    value = read_object(data, store.url(path))
+    run_ids = work.names.run_ids
+    number = sum(run[0] in run_ids for span in value["spans"] for run in span["runs"])
+    if not number:
+        return
+    spans = work.data.dataset(value["dataset"]).state().spans
+    for span in value["spans"]:
+        files = spans[span["span"]][span["version"]].files
+        span["files"] = {split: [file.to_json() for file in stored] for split, stored in files.items()}
+        span["runs"] = [run for run in span["runs"] if run[0] not in run_ids]
+    value[ERASED_RUNS] = value.get(ERASED_RUNS, 0) + number
+    _replace(work, f"trainer/{path}", data, value, Kind.SNAPSHOTS)
+    model = path.partition("/")[0]
+    for scratch in store.list(f"{model}/work"):
+        work.delete(f"trainer/{scratch}", Kind.SCRATCH)
+
+
+def _replace(work: Work, path: str, data: bytes, value: Any, kind: str) -> None:
+    """Replace an object in JSON by another value; a seal then names the digest of the object before."""
+    store = work.data.store
+    sealed = seal_of(data, store.url(path))
+    content = canonical_json(value)
+    store.replace(path, content if sealed is None else seal(content, sealed.text, sealed.digest))
+    work.changed[kind] += 1
+
+
+def erase_learning(work: Work) -> None:
+    """Remove the names from what models, experiments and the trust policy refer to."""
+    data = work.data
+    logs = [(Kind.EXCLUSIONS, data.exclusions), (Kind.TRUST, data.trust)]
+    logs += [(Kind.REGISTRY_DELTAS, data.registry.child(name)) for name in registered_models(data)]
+    for kind, store in logs:
+        work.rewrite(ManifestLog(store), kind, work.names.without)
+    for entry in list(data.store.entries()):
+        kind = kind_of(entry.path)
+        if kind in _PLAIN_JSON:
+            _erase_json(work, entry.path, kind)
+    for entry in list(data.experiments.entries()):
+        if kind_of(f"experiments/{entry.path}") == Kind.RESULTS and entry.path.endswith(f"/{RESULT}"):
+            _erase_result(work, f"experiments/{entry.path}")
+
+
+def _erase_json(work: Work, path: str, kind: Kind) -> None:
+    data = work.data.store.read(path)
+    value = read_object(data, work.data.store.url(path))
+    erased = work.names.without(value)
+    if erased != value:
+        _replace(work, path, data, erased, kind)
+
+
+def _erase_result(work: Work, path: str) -> None:
+    """Remove the runs from the predictions of a trial, and give the result the name of the new file."""
+    store = work.data.store
+    data = store.read(path)
+    value = read_object(data, store.url(path))
+    folder = path.rpartition("/")[0]
+    former = f"{folder}/{value['predictions']}"
+    if store.exists(former):
+        table = read_parquet(store.read(former))
+        is_kept = pc.invert(pc.is_in(table.column("run_id"), pa.array(sorted(work.names.run_ids), pa.string())))
+        kept = table.filter(is_kept)
+        if kept.num_rows < table.num_rows:
+            sink = pa.BufferOutputStream()
+            pq.write_table(kept, sink, compression="zstd")
+            content = bytes(sink.getvalue())
+            value["predictions"] = f"predictions-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+            store.create(f"{folder}/{value['predictions']}", content)
+            _replace(work, path, data, value, Kind.RESULTS)
+    for other in store.list(folder):
+        # Also the file that a call left which was killed.
+        is_former = kind_of(other) == Kind.RESULT_PREDICTIONS and not other.endswith(f"/{value['predictions']}")
+        if is_former:
+            work.delete(other, Kind.RESULT_PREDICTIONS)
+
+
+def erase_derived(work: Work) -> None:
+    """Remove what readers have derived from the runs and write again, and publish the tables again."""
+    data = work.data
+    for entry in list(data.store.entries()):
+        if kind_of(entry.path) == Kind.DERIVED and _is_stale(work, entry.path):
+            work.delete(entry.path, Kind.DERIVED)
+    for name in work.tables:
+        store = store_of(data, name)
+        for path in store.list("_delta_log"):
+            store.delete(path)
+    for table in publish_tables(data, work.tables) if work.tables else ():
+        work.changed["tables"] += table.committed
+
+
+def _is_stale(work: Work, path: str) -> bool:
+    """Return whether a derived object may hold facts of erased runs."""
+    if path.startswith(("tables/", "lineage/")):
+        return path.startswith("tables/") or bool(work.names.found_in(work.data.store.read(path)))
+    return path.endswith(("/_replay", "/_neighbours", "/_causes", "/_signatures")) or "/statistics/" in path
+
+
+def published_tables(data: DataRoot) -> tuple[str, ...]:
+    """Return the names of the tables that were published."""
+    return tuple(table.name for table in list_tables(data) if table.version is not None)
+
+
+#: All steps, in their order.
+STEPS: Mapping[str, Callable[[Work], None]] = {
+    "raw store": erase_raw,
+    "predictions": erase_predictions,
+    "messages": erase_feedback,
+    "data sets": erase_datasets,
+    "models and experiments": erase_learning,
+    "derived": erase_derived,
+}
