@@ -167,8 +167,8 @@ class _Draft:
     def _settle_retry(self, outcome: Outcome) -> None:
         """Settle an open outcome again, unless the retry brings no progress."""
         key = (outcome.origin, outcome.run_id)
-        if key in self._tried:
-            return
+        if key in self._tried or (outcome.mention is not None and self._state.is_erased(outcome.mention)):
+            return  # an erasure has closed it, or it was settled
         outcome = self._judged(outcome)
         before = self._state.deferred.get(key)
         if before is not None:

@@ -3,6 +3,9 @@
 `open_raw` returns the present state. A state holds counts and deferred outcomes; the ids of events and runs are in its
 `Index`, in memory or on disk.
 
+While an erasure rewrites the manifest, a record of an erased run may refer to one that still has the run's own id
+(`ciml.manifest.rewrite`). The state ignores that; the checkpoints that are made afterwards do not depend on it.
+
 Older versions differ in four ways:
 
 - They stored some records without a trust decision (`_Decoded.trust`). Such a record is untrusted, but its event's id
@@ -239,7 +242,7 @@ class RawState(TopicState):
         is_stored = self.index.run(run_id) is not None
         if is_stored and record.kind == "run":
             raise IntegrityError(f"raw manifest: version {version} holds the run {run_id} again")
-        if not is_stored and record.kind == "reclaim":
+        if not is_stored and record.kind == "reclaim" and not is_erased(run_id):
             raise IntegrityError(f"raw manifest: version {version} reclaims the unknown run {run_id}")
         digest = record.value["file"]["digest"]
         self.index.put_run(run_id, KnownRun(record.facts.get("outcome", ""), digest, record.trusted, record.proved))
@@ -258,6 +261,8 @@ class RawState(TopicState):
     def _apply_correction(self, version: int, record: _Decoded) -> None:
         run = self.index.run(record.run_id)
         if run is None:
+            if is_erased(record.run_id):
+                return
             raise IntegrityError(f"raw manifest: version {version} corrects the unknown run {record.run_id}")
         if record.trusted or not run.trusted:
             self.index.put_run(record.run_id, run._replace(outcome=record.facts.get("outcome", "")))
@@ -295,6 +300,8 @@ class RawState(TopicState):
             reason = dead_letter.reason
             self.index.put_dead_letter(key, None)
             self.closed[reason] += 1
+        elif is_erased(key[1]):
+            return
         else:
             raise IntegrityError(f"raw manifest: {key[0]} {key[1]} is closed but was not open")
         self.counts[kind, reason] -= 1

@@ -313,7 +313,7 @@ class Checkpoints(Generic[S]):
         log = self.log
         state = self.restore(base)
         lines = yield from self._apply_due(state)
-        if not lines:
+        if not lines or log.store.exists(log.mark_path):
             return False
         yield
         segment = Segment(state.restored + 1, state.version, base.segment if base else "", lines)

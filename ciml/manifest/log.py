@@ -140,6 +140,11 @@ class ManifestLog:
         """Return the path of a single delta."""
         return f"{self.folder}/{version:012d}.json"
 
+    @property
+    def mark_path(self) -> str:
+        """The path of the mark of an erasure that is rewriting the log (`ciml.manifest.rewrite`)."""
+        return f"{self.folder}/rewriting"
+
     def single_deltas(self) -> dict[int, Entry]:
         """Return the single deltas, by version. In a concurrent listing some may be missing."""
         deltas: dict[int, Entry] = {}

@@ -3,7 +3,10 @@
 A rewritten delta keeps its version and its place in the chain, because it names the digest of the delta that it
 replaces (`ciml.storage.json_files`). So the deltas around it stay as they are, and a writer that appends meanwhile is
 not disturbed. Segments are written again from the first changed one on, since each holds the digest of the one before.
-Checkpoints are made again from them.
+Checkpoints are made again from them. Meanwhile a mark prevents that other processes make any.
+
+The last delta is rewritten first. So at any time, a delta that is not rewritten follows only such deltas, and a state
+that reads them must accept one thing alone: a rewritten delta that refers to a record of a delta that is not.
 
 Each object is replaced atomically, and rewriting a second time changes nothing. So a call that is killed is repeated.
 """
@@ -11,14 +14,15 @@ Each object is replaced atomically, and rewriting a second time changes nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TypeVar
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints, Restorable
 from ciml.manifest.log import FIRST_DIGEST, Delta, ManifestLog
-from ciml.manifest.segments import UNSEALED, Archive, line_of
+from ciml.manifest.segments import UNSEALED, Archive, Segment, line_of
 from ciml.storage.json_files import seal, seal_of
 
 #: Returns the delta to store instead of one; None to leave it as it is. It must return None for its own result.
@@ -41,18 +45,24 @@ def rewrite_log(log: ManifestLog, rewrite: Rewrite, kind: Checkpointed[S] | None
       EngineError: the store does not answer.
       IntegrityError: a delta or a segment is damaged, so that it was not rewritten.
     """
-    fresh = ManifestLog(log.store, log.folder, clock=log.clock, grace_s=log.grace_s)
-    replaced = _rewrite_singles(fresh, rewrite) + _rewrite_segments(fresh, rewrite)
-    if kind is not None:
-        checkpoints = Checkpoints(fresh, kind)
-        if checkpoints.is_stale():
-            checkpoints.rebuild()
-    return replaced
+    if kind is None:
+        return _rewrite_singles(log, rewrite)
+    log.store.replace(log.mark_path, b"{}")
+    number = _rewrite_singles(log, rewrite)
+    segments: list[int] = []
+    while segments != (present := Archive(log.store, log.folder).lasts()):  # one may have been made since the mark
+        segments = present
+        number += _rewrite_segments(log, rewrite, segments)
+    log.store.delete(log.mark_path)
+    checkpoints = Checkpoints(ManifestLog(log.store, log.folder, clock=log.clock, grace_s=log.grace_s), kind)
+    if checkpoints.is_stale():
+        checkpoints.rebuild()
+    return number
 
 
 def _rewrite_singles(log: ManifestLog, rewrite: Rewrite) -> int:
     number = 0
-    for version in sorted(log.single_deltas()):
+    for version in sorted(log.single_deltas(), reverse=True):
         path = log.path(version)
         try:
             data = log.store.read(path)
@@ -65,22 +75,28 @@ def _rewrite_singles(log: ManifestLog, rewrite: Rewrite) -> int:
     return number
 
 
-def _rewrite_segments(log: ManifestLog, rewrite: Rewrite) -> int:
-    number = 0
-    previous = ""
-    archive = Archive(log.store, log.folder)
-    for last in archive.lasts():
-        segment = archive.read(last)
+def _rewrite_segments(log: ManifestLog, rewrite: Rewrite, lasts: Sequence[int]) -> int:
+    digests = {0: ""}  # by last version: of the segment as it will be
+    stale: list[int] = []
+
+    def present(last: int, previous: str) -> tuple[Segment, Segment]:
+        """Return a segment as it is stored, and as it will be."""
+        stored = Archive(log.store, log.folder).read(last)
         lines = tuple(
             line if (rewritten := _rewritten(log, version, line, rewrite)) is None else line_of(rewritten)
-            for version, line in enumerate(segment.lines, segment.first)
+            for version, line in enumerate(stored.lines, stored.first)
         )
-        present = replace(segment, previous=previous, lines=lines)
-        if present != segment:
-            log.store.replace(archive.path(last), present.encode())
-            number += 1
-        previous = present.digest
-    return number
+        return stored, replace(stored, previous=previous, lines=lines)
+
+    for previous_last, last in pairwise((0, *lasts)):
+        stored, rewritten = present(last, digests[previous_last])
+        digests[last] = rewritten.digest
+        if rewritten != stored:
+            stale.append(last)
+    previous_of = {last: digests[previous_last] for previous_last, last in pairwise((0, *lasts))}
+    for last in reversed(stale):
+        log.store.replace(log.archive.path(last), present(last, previous_of[last])[1].encode())
+    return len(stale)
 
 
 def _rewritten(log: ManifestLog, version: int, data: bytes, rewrite: Rewrite) -> bytes | None:

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,7 @@ from ciml.events.run_id import ERASED, erased_id, is_erased
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.progress import Progress, no_progress
 from ciml.runs.erased import ErasedRuns, RunCriteria
+from ciml.runs.pack_index import split_path
 from ciml.runs.state import open_raw
 from ciml.services.erasure.names import OWNER, Names, contents
 from ciml.services.erasure.steps import STEPS, Work, begin, published_tables
@@ -47,6 +48,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       run_ids: the runs.
       origins: of messages that name them and are stored, because they could not be processed.
       letters: paths of such messages, below the raw store.
+      folders: those of the runs' objects.
       tables: names of the published tables.
       author, reason: of the erasure.
       began_us: epoch microseconds.
@@ -56,6 +58,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_ids: tuple[str, ...]
     origins: tuple[tuple[str, int, int], ...]
     letters: tuple[str, ...]
+    folders: tuple[str, ...]
     tables: tuple[str, ...]
     author: str
     reason: str
@@ -175,7 +178,9 @@ def erase(
       EngineError: the store does not answer. The next call completes the erasure.
     """
     signed.check()
-    _check(data, criteria, signed)
+    _check(criteria)
+    if criteria.owner:
+        _check_owner(data, criteria.owner, signed)
     plan = read_plan(data)
     if plan is not None:
         yield _complete(data, plan, progress, erase_topics)
@@ -185,18 +190,21 @@ def erase(
 
 def count_runs(data: DataRoot, criteria: RunCriteria, progress: Progress = no_progress) -> int:
     """Return the number of runs that `erase` would erase."""
-    return len(_find(data, criteria, sys.maxsize, progress)[0])
+    _check(criteria)
+    return len(_find(data, criteria, sys.maxsize, progress).run_ids)
 
 
-def _check(data: DataRoot, criteria: RunCriteria, signed: Signature) -> None:
-    if criteria == RunCriteria():
-        raise CimlError("erase: name the runs: --run, --owner, --change or --before")
-    if not criteria.owner:
-        return
-    if Names((), criteria.owner).found_in(f"{signed.author}\n{signed.reason}".encode()):
+def _check(criteria: RunCriteria) -> None:
+    if not (criteria.run_id or criteria.owner or criteria.change or criteria.before_us is not None):
+        raise CimlError("erase: name the runs: --run, --owner, --change, --before or --older-than")
+
+
+def _check_owner(data: DataRoot, owner: str, signed: Signature) -> None:
+    names = Names((), owner)
+    if names.found_in(f"{signed.author}\n{signed.reason}".encode()):
         raise CimlError("erase: author and reason are kept in the receipt, so they must not name the owner")
     policy = read_policies(data.trust).in_force
-    if policy is not None and Names((), criteria.owner).found_in(canonical_json(policy.to_json())):
+    if policy is not None and names.found_in(canonical_json(policy.to_json())):
         raise CimlError(
             "erase: the trust policy in force names the owner; apply one without the name first (ciml trust apply)"
         )
@@ -204,24 +212,30 @@ def _check(data: DataRoot, criteria: RunCriteria, signed: Signature) -> None:
 
 def _make_plan(data: DataRoot, criteria: RunCriteria, signed: Signature, progress: Progress) -> Plan | None:
     """Store the plan of the next erasure; return None if no run is left."""
-    run_ids, origins, letters = _find(data, criteria, MOST_RUNS, progress)
-    if not run_ids:
+    found = _find(data, criteria, MOST_RUNS, progress)
+    if not found.run_ids:
         return None
     tables = published_tables(data)
-    plan = Plan(criteria, run_ids, origins, letters, tables, signed.author, signed.reason, now_us())
+    named = (tuple(found.origins), tuple(found.letters), tuple(found.folders))
+    plan = Plan(criteria, tuple(found.run_ids), *named, tables, signed.author, signed.reason, now_us())
     if not data.erasures.create(PLAN, seal(canonical_json(msgspec.to_builtins(plan)))):
         raise CimlError(f"{data.erasures.url(PLAN)}: another erasure has just begun; try again later")
     return plan
 
 
-def _find(
-    data: DataRoot, criteria: RunCriteria, most: int, progress: Progress
-) -> tuple[tuple[str, ...], tuple[tuple[str, int, int], ...], tuple[str, ...]]:
-    """Return the runs to erase, at most ``most``, and origins and paths of stored messages that name them."""
+class _Found(NamedTuple):
+    """The runs to erase, and what the raw manifest has of them (`Plan`), each as keys in the order of the records."""
+
+    run_ids: dict[str, None]
+    origins: dict[tuple[str, int, int], None]
+    letters: dict[str, None]
+    folders: dict[str, None]
+
+
+def _find(data: DataRoot, criteria: RunCriteria, most: int, progress: Progress) -> _Found:
+    """Find the runs to erase, at most ``most``."""
     log, state = open_raw(data.raw)
-    found: dict[str, None] = {}
-    origins: dict[tuple[str, int, int], None] = {}
-    letters: dict[str, None] = {}
+    found = _Found({}, {}, {}, {})
     subjects: dict[tuple[str, str], None] = {}
     for version, delta in log.since(0):
         for _, record in records_of(delta):
@@ -231,23 +245,31 @@ def _find(
                 if criteria.owner and update.get("facts", {}).get("owner") == criteria.owner
             }
             mention = record.get("mention")
-            if mention is None or is_erased(mention["run_id"]):
+            if mention is None or is_erased(mention["run_id"]) or len(found.run_ids) >= most:
                 continue
-            if criteria.matches(mention, record.get("joined", {}), delta["time_us"]) and len(found) < most:
-                found[mention["run_id"]] = None
+            if criteria.matches(mention, record.get("joined", {}), delta["time_us"]):
+                found.run_ids[mention["run_id"]] = None
         progress("manifest", version, state.version)
     for subject in subjects:
         for facts in state.index.subjects.runs(subject, most):
-            if len(found) < most and not is_erased(facts.run_id):
-                found[facts.run_id] = None
-    for _, delta in log.since(0) if found else ():
+            if len(found.run_ids) < most and not is_erased(facts.run_id):
+                found.run_ids[facts.run_id] = None
+    for _, delta in log.since(0) if found.run_ids else ():
         for _, record in records_of(delta):
-            payload = record.get("payload")
-            if payload is not None and record.get("mention", {}).get("run_id") in found:
-                origins[tuple(record["origin"])] = None
-                if path := payload.get("object"):
-                    letters[path] = None
-    return tuple(found), tuple(origins), tuple(letters)
+            if record.get("mention", {}).get("run_id") in found.run_ids:
+                _add_record(found, record)
+    return found
+
+
+def _add_record(found: _Found, record: Mapping[str, Any]) -> None:
+    """Add what a record of a run to erase refers to."""
+    payload = record.get("payload")
+    if payload is not None:
+        found.origins[tuple(record["origin"])] = None
+        if path := payload.get("object"):
+            found.letters[path] = None
+    if (file := record.get("file")) is not None and (parts := split_path(file["path"])) is not None:
+        found.folders[parts[0]] = None
 
 
 def _complete(
@@ -256,7 +278,7 @@ def _complete(
     """Do all steps of a plan until no id of its runs is left, and store the receipt."""
     erased = ErasedRuns(frozenset(plan.run_ids), frozenset(plan.origins), plan.criteria)
     names = Names(plan.run_ids, plan.criteria.owner)
-    work = Work(data, erased, names, plan.tables, plan.letters, Counter())
+    work = Work(data, erased, names, plan.tables, plan.letters, plan.folders, Counter())
     for _ in range(_ROUNDS):
         begin(work)
         for number, (name, step) in enumerate(STEPS.items()):

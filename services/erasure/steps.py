@@ -20,7 +20,6 @@ from ciml.manifest.checkpoints import Checkpointed
 from ciml.manifest.log import Delta, ManifestLog, commit
 from ciml.manifest.rewrite import rewrite_log
 from ciml.runs.arrow import read_parquet
-from ciml.runs.collect_garbage import pack_folders
 from ciml.runs.erased import ErasedRuns, erasing_delta, store_without_samples
 from ciml.runs.outputs import TEMPLATES, TEXTS
 from ciml.runs.pack_index import RUNS, SWEPT, pack_log, run_of
@@ -43,7 +42,8 @@ from ciml.verdicts.feedback.state import FEEDBACK
 _KEPT_OF_PREDICTION = ("id", "model", "version", "label", "class", "time_us", "verdict", "n_windows", "probabilities")
 #: Objects in JSON that other objects do not name by a digest, besides logs.
 _PLAIN_JSON = (Kind.EXPERIMENTS, Kind.RESULTS, Kind.SWEEPS, Kind.TRAINING_METRICS)
-_FOLDERS_OF_RUNS = (f"{RUNS}/", f"{SWEPT}/{RUNS}/", f"{TEXTS}/", f"{TEMPLATES}/")
+#: The folders of a raw store in which each job and day has its own.
+_FOLDERS_OF_RUNS = (RUNS, f"{SWEPT}/{RUNS}", TEXTS, TEMPLATES)
 
 
 class Work(NamedTuple):
@@ -54,7 +54,8 @@ class Work(NamedTuple):
       erased: the runs.
       names: their names.
       tables: names of the published tables, which are made again.
-      letters: of messages above the inline limit, which are removed.
+      letters: paths of messages above the inline limit, below the raw store.
+      folders: those of the runs below the raw store, ``job=…/date=…``.
       changed: counts the changed and removed objects by kind.
     """
 
@@ -63,6 +64,7 @@ class Work(NamedTuple):
     names: Names
     tables: tuple[str, ...]
     letters: tuple[str, ...]
+    folders: tuple[str, ...]
     changed: Counter[str]
 
     def rewrite(
@@ -115,15 +117,13 @@ def erase_raw(work: Work) -> None:
         return run_of(name) in work.names.run_ids
 
     packer = FolderPacker(raw, min_runs=1, pack_bytes=1 << 62, clock=lambda: now_us() / 1e6)
-    for folder in pack_folders(raw):
+    for folder in work.folders:
         work.changed[Kind.PACKS] += packer.erase(folder, is_named)
         work.rewrite(pack_log(raw, folder), Kind.PACK_DELTAS, partial(_without_alone, is_named))
-    for prefix in _FOLDERS_OF_RUNS:
-        for entry in raw.entries(prefix.rstrip("/")):
-            name = entry.path.rpartition("/")[2]
+        for path in [path for prefix in _FOLDERS_OF_RUNS for path in raw.list(f"{prefix}/{folder}")]:
             # An output is named <run id>.<digest>.zst, a run <run id>.<digest>.parquet.
-            if is_named(name):
-                work.delete(f"raw/{entry.path}", kind_of(f"raw/{entry.path}"))
+            if is_named(path.rpartition("/")[2]):
+                work.delete(f"raw/{path}", kind_of(f"raw/{path}"))
 
 
 def _without_alone(is_named: Callable[[str], bool], delta: Delta) -> Delta:
@@ -373,12 +373,12 @@ def published_tables(data: DataRoot) -> tuple[str, ...]:
     return tuple(table.name for table in list_tables(data) if table.version is not None)
 
 
-#: All steps, in their order.
+#: All steps, in their order: what names a run by its position in the raw manifest comes before that.
 STEPS: Mapping[str, Callable[[Work], None]] = {
+    "data sets": erase_datasets,
     "raw store": erase_raw,
     "predictions": erase_predictions,
     "messages": erase_feedback,
-    "data sets": erase_datasets,
     "models and experiments": erase_learning,
     "derived": erase_derived,
 }

@@ -26,7 +26,8 @@ class RawStore:
         self.log = ManifestLog(self.store)
         deltas = [delta for _, delta in self.log.since(0)]
         self._version = len(deltas)
-        self._offset = deltas[-1]["offsets"]["ci-events"]["partitions"]["0"][-1][1] - 1 if deltas else 0
+        covered = [delta["offsets"]["ci-events"] for delta in deltas if "ci-events" in delta["offsets"]]
+        self._offset = covered[-1]["partitions"]["0"][-1][1] - 1 if covered else 0
 
     def add(
         self,

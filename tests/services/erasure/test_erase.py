@@ -1,0 +1,206 @@
+"""After an erasure, no byte of a data root names the person or the runs; all else is as it was, and verified."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.data_root import DataRoot
+from ciml.digest import sha256_json, telemetry_digest
+from ciml.errors import CimlError
+from ciml.events.records import Batch, OffsetRange, Origin, Outcome
+from ciml.events.run_id import erased_id, is_erased
+from ciml.manifest.checkpoints import Checkpoints
+from ciml.manifest.log import ManifestLog, catch_up
+from ciml.pipelines.ingest.committer import Committer
+from ciml.runs.compact import compact
+from ciml.runs.erased import RunCriteria
+from ciml.runs.latest_runs import StoredRun, latest_runs
+from ciml.runs.reader import read_run
+from ciml.runs.state import RAW, open_raw
+from ciml.services.erasure.erase import count_runs, erase, read_plan, read_receipts
+from ciml.services.stored.examine import examine
+from ciml.serving.predict.log import prediction_checkpoints, read_predictions
+from ciml.serving.registry import Signature
+from ciml.storage import LocalStore
+from ciml.training.data.snapshot import read_snapshot
+from ciml.verdicts.feedback.state import FEEDBACK
+from tests.durable import Steps
+from tests.services.erasure.worlds import NATIVE, OTHER, OWNER, RUNS, WAITING, add_person, copy, left
+from tests.services.stored import every_kind
+from tests.transforms.samples import corpus
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+SIGNED = Signature("ann", "request 17")
+BY_OWNER = RunCriteria(owner=OWNER)
+NAMES = (OWNER, NATIVE, *RUNS, WAITING, base64.b64encode(f"{NATIVE} of".encode()).decode()[:-4])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
+    folder = tmp_path_factory.mktemp("world")
+    every_kind.make(folder)
+    data = DataRoot.open(folder / "data")
+    data.models.delete("models.config")
+    add_person(data)
+    assert not broken(data)
+    return LocalStore(folder / "data")
+
+
+@pytest.fixture
+def data(world: LocalStore, anywhere: DataRoot) -> DataRoot:
+    copy(world, anywhere.store)
+    return anywhere
+
+
+def broken(data: DataRoot) -> dict[str, int]:
+    return {str(kind): number for kind, number in examine(data).broken.items() if number}
+
+
+def others(data: DataRoot) -> dict[str, tuple[object, ...]]:
+    """All runs of other people, with their telemetry."""
+    return {
+        run.facts.run_id: (run.own, run.outcome, run.trust, run.file, telemetry_digest(run.facts.run_id, table))
+        for run in stored(data)
+        if run.facts.run_id not in RUNS and not is_erased(run.facts.run_id)
+        for table in [read_run(data.raw, run.file)]
+    }
+
+
+def stored(data: DataRoot) -> list[StoredRun]:
+    return list(latest_runs(*open_raw(data.raw)))
+
+
+def test_nothing_names_the_person_or_the_runs(data: DataRoot) -> None:
+    before = others(data)
+    counts = open_raw(data.raw)[1].totals()
+    predictions = [one["id"] for one in read_predictions(data.predictions)]
+    assert {word for _, word in left(data.store, *NAMES)} == set(NAMES)
+    assert count_runs(data, BY_OWNER) == 5
+    (erased,) = erase(data, BY_OWNER, SIGNED)
+    assert left(data.store, *NAMES) == []
+    assert erased.remaining == ()
+    assert broken(data) == {}
+    assert others(data) == before
+    after = open_raw(data.raw)[1].totals()
+    # A message that waited for its log, or failed, is ignored now.
+    assert sum(after.values()) == sum(counts.values())
+    assert after["run"] == counts["run"]
+    assert len(predictions) - len(list(read_predictions(data.predictions))) == 3
+    assert erased.receipt == read_receipts(data)[0]
+    assert erased.receipt.runs == tuple(sorted(map(erased_id, (*RUNS, WAITING))))
+    assert read_plan(data) is None
+    assert list(erase(data, BY_OWNER, SIGNED)) == []
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_events_of_an_erased_run_that_come_again_are_ignored(data: DataRoot) -> None:
+    list(erase(data, BY_OWNER, SIGNED))
+    before = len(stored(data))
+    run = corpus(1)[0][0].replace(run_id=RUNS[0], build_uuid=NATIVE, owner=OWNER)
+    again = Outcome("ignored", Origin("later", 0, 0), "zuul again", run, reason="not_finished")
+    Committer(data.raw).commit([Batch(OffsetRange("later", "X", 0, 0, 1), settled=[again])])
+    delta = ManifestLog(data.raw).read(ManifestLog(data.raw).end())
+    assert [record["reason"] for record in delta["ignored"]] == ["erased"]
+    assert left(data.store, *NAMES) == []
+    assert len(stored(data)) == before
+    assert broken(data) == {}
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_all_runs_before_a_time(data: DataRoot) -> None:
+    list(erase(data, RunCriteria(before_us=1 << 62), SIGNED))
+    assert all(is_erased(run.facts.run_id) for run in stored(data))
+    assert {read_run(data.raw, run.file).num_rows for run in stored(data)} == {0}
+    assert broken(data) == {}
+    compact(data.raw, older_than_s=0, grace_s=0)
+    assert broken(data) == {}
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_runs_leave_examples_and_snapshots(data: DataRoot) -> None:
+    dataset = data.dataset(every_kind.DATASET)
+    (name,) = data.trainer(every_kind.DATASET).list("snapshots")
+    digest = name.removeprefix("snapshots/").removesuffix(".json")
+    before = [run.run_id for run in read_snapshot(data.trainer(every_kind.DATASET), digest).runs()]
+    target = before[3]
+    list(erase(data, RunCriteria(run_id=target), SIGNED))
+    after = [run.run_id for run in read_snapshot(data.trainer(every_kind.DATASET), digest).runs()]
+    assert after == [run_id for run_id in before if run_id != target]
+    state = dataset.state()
+    assert target not in state.span_of
+    assert erased_id(target) in state.span_of
+    assert state.excluded()["erased"] == 1
+    assert broken(data) == {}
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_what_cannot_be_erased_is_refused(data: DataRoot) -> None:
+    with pytest.raises(CimlError, match="name the runs"):
+        list(erase(data, RunCriteria(), SIGNED))
+    with pytest.raises(CimlError, match="must not name the owner"):
+        list(erase(data, BY_OWNER, Signature("ann", f"{OWNER} asked")))
+    assert read_receipts(data) == []
+    assert left(data.store, OTHER)
+
+
+def test_killed_before_each_step(world: LocalStore, anywhere: DataRoot) -> None:
+    """Whatever the step, all logs can be read then, and the next call completes the erasure."""
+    few = not isinstance(anywhere.store, LocalStore)
+    index = 0
+    is_done = False
+    while not is_done:
+        data = DataRoot(anywhere.store.child(str(index)))
+        copy(world, data.store)
+        with Steps(data.url, index).recording() as steps:
+            list(erase(data, BY_OWNER, SIGNED))
+        is_done = not steps.is_dead
+        read_all(data)
+        list(erase(data, BY_OWNER, SIGNED))
+        assert left(data.store, *NAMES) == [], index
+        assert len(read_receipts(data)) == 1
+        assert broken(data) == {}, index
+        index += 20 if few else 3
+    assert len(steps.steps) > 60
+
+
+def read_all(data: DataRoot) -> None:
+    """Read the logs as a process does that starts now, from the checkpoints and from the first delta."""
+    for store, kind in (
+        (data.raw, RAW),
+        (data.predictions, prediction_checkpoints()),
+        (data.feedback, FEEDBACK),
+    ):
+        checkpoints: Checkpoints[Any] = Checkpoints(ManifestLog(store), kind)
+        for state in (checkpoints.open(), checkpoints.restore(None)):
+            catch_up(ManifestLog(store), state)
+    assert data.dataset(every_kind.DATASET).state().version
+    assert list(others(data))
+
+
+def test_a_log_keeps_its_name_in_topics(world: LocalStore, tmp_path: Path) -> None:
+    """A projection compares it with the messages that it has published."""
+    data = DataRoot.open(tmp_path / "data")
+    copy(world, data.store)
+    log = ManifestLog(data.raw)
+    before = log.identity()
+    assert before == sha256_json(log.read(1))
+    for run in [run for run in stored(data) if run.version == 1][:2]:
+        list(erase(data, RunCriteria(run_id=run.facts.run_id), SIGNED))
+        assert ManifestLog(data.raw).identity() == before
+    assert before != sha256_json(ManifestLog(data.raw).read(1))
+
+
+@pytest.mark.parametrize("sample", ["data_root/data", "checkpoints", "packs"])
+def test_what_older_versions_wrote_is_erased(sample: str, tmp_path: Path) -> None:
+    data = DataRoot.open(tmp_path / "data")
+    copy(LocalStore(GOLDEN / sample), data.store)
+    before = broken(data)
+    target = stored(data)[0].facts.run_id
+    list(erase(data, RunCriteria(run_id=target), SIGNED))
+    assert left(data.store, target) == []
+    assert broken(data) == before
+    assert [run.facts.run_id for run in stored(data)].count(erased_id(target)) == 1
