@@ -57,7 +57,7 @@ class DataRoot:
       sweeps: `ciml.training.sweeps.study`.
       exclusions: the runs that no model may learn from: `ciml.training.exclusions`.
       trust: the trust policies: `ciml.stored_trust`.
-      erasures: the receipts of erasures: `ciml.services.erasure`.
+      erasures: the receipts of erasures: `ciml.services.stored.erase`.
       trainers: the folders of the models' trainers; `trainer` returns one of them.
       registry: the manifests of all registries: `ciml.serving.registry`.
       models: the served models and the model server's configuration: `ciml.serving.push`.

@@ -25,6 +25,7 @@ from ciml.runs.state import RAW
 from ciml.runs.tables.row_tables import part_of
 from ciml.runs.verify import verify_raw
 from ciml.services.stored.findings import Kind, RootFindings, kind_of
+from ciml.services.stored.receipts import read_plan, read_receipts
 from ciml.serving.model_files import CONFIG_NAME, render_config
 from ciml.serving.predict.log import prediction_checkpoints
 from ciml.serving.push import verify_versions
@@ -297,6 +298,17 @@ def _check_trust(data: DataRoot, findings: RootFindings, progress: Progress) -> 
         read_policies(data.trust)
 
 
+def _check_erasures(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
+    """Read the receipts of erasures, and the plan of one that is under way."""
+    with findings.guard(Kind.ERASURES, data.erasures.url()):
+        read_receipts(data)
+        plan = read_plan(data)
+        if plan is not None:
+            findings.notes.append(
+                f"{data.erasures.url()}: an erasure of {len(plan.run_ids):,} runs is not complete; repeat ciml erase"
+            )
+
+
 def _check_failures(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
     """Read the log of notes on failure signatures."""
     with findings.guard(Kind.FAILURE_NOTES, data.failures.url()):
@@ -384,6 +396,7 @@ _CHECKS: Mapping[Check, tuple[Kind, ...]] = {
     _check_sweeps: (Kind.SWEEPS,),
     _check_exclusions: (Kind.EXCLUSIONS,),
     _check_trust: (Kind.TRUST,),
+    _check_erasures: (Kind.ERASURES,),
     _check_failures: (Kind.FAILURE_NOTES,),
     _check_trainers: (Kind.SNAPSHOTS, Kind.ANALYSES, Kind.TRAINING_METRICS),
     _check_models: (Kind.REGISTRY_DELTAS, Kind.MODELS),

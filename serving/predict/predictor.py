@@ -134,6 +134,8 @@ class Predictor:
         records: list[dict[str, Any]] = []
         runs = []
         for message in batch.messages:
+            if message.value is None:
+                continue  # the tombstone of an erased run
             announcement = attempt("announcement", read_announcement, message)
             if isinstance(announcement, RejectedInput):
                 records.append(_unpredictable(message.offset, "", announcement))

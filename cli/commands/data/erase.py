@@ -17,7 +17,7 @@ from ciml.options import BrokerOptions, flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.runs.erased import RunCriteria
-    from ciml.services.erasure.erase import Receipt
+    from ciml.services.stored.receipts import Receipt
 
 
 class EraseOptions(Data, Signed, Json, BrokerOptions):
@@ -78,7 +78,8 @@ def command(options: EraseOptions) -> int:
       ciml erase --older-than 400d --reason retention --apply --data-path s3://bucket/data
     """
     from ciml.cli.output import bars
-    from ciml.services.erasure.erase import count_runs, erase, read_receipts
+    from ciml.services.stored.erase import count_runs, erase
+    from ciml.services.stored.receipts import read_receipts
     from ciml.serving.registry import Signature
 
     data = options.root
@@ -107,7 +108,7 @@ def _topics_of(options: EraseOptions):  # type: ignore[no-untyped-def]
     """Return the function that removes the records of runs from topics; None without a broker."""
     if options.kafka is None:
         return None
-    from ciml.services.erasure.topics import TOPICS, is_compacted, write_tombstones
+    from ciml.services.stored.tombstones import TOPICS, is_compacted, write_tombstones
 
     kafka = options.connection()
     topics = options.topics or TOPICS

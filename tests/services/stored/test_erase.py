@@ -21,16 +21,17 @@ from ciml.runs.erased import RunCriteria
 from ciml.runs.latest_runs import StoredRun, latest_runs
 from ciml.runs.reader import read_run
 from ciml.runs.state import RAW, open_raw
-from ciml.services.erasure.erase import count_runs, erase, read_plan, read_receipts
+from ciml.services.stored.erase import count_runs, erase
 from ciml.services.stored.examine import examine
+from ciml.services.stored.receipts import read_plan, read_receipts
 from ciml.serving.predict.log import prediction_checkpoints, read_predictions
 from ciml.serving.registry import Signature
 from ciml.storage import LocalStore
 from ciml.training.data.snapshot import read_snapshot
 from ciml.verdicts.feedback.state import FEEDBACK
 from tests.durable import Steps
-from tests.services.erasure.worlds import NATIVE, OTHER, OWNER, RUNS, WAITING, add_person, copy, left
 from tests.services.stored import every_kind
+from tests.services.stored.person import NATIVE, OTHER, OWNER, RUNS, WAITING, add_person, copy, left
 from tests.transforms.samples import corpus
 
 GOLDEN = Path(__file__).parents[2] / "golden"

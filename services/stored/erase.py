@@ -10,97 +10,33 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
 
 from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import CimlError
 from ciml.events.records import records_of
 from ciml.events.run_id import ERASED, erased_id, is_erased
-from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
+from ciml.manifest.log import Delta, ManifestLog, commit
 from ciml.progress import Progress, no_progress
 from ciml.runs.erased import ErasedRuns, RunCriteria
 from ciml.runs.pack_index import split_path
 from ciml.runs.state import open_raw
-from ciml.services.erasure.names import OWNER, Names, contents
-from ciml.services.erasure.steps import STEPS, Work, begin, published_tables
 from ciml.services.files import now_us
+from ciml.services.stored.erasure_steps import STEPS, Work, begin, published_tables
 from ciml.services.stored.findings import Kind, kind_of
+from ciml.services.stored.names import OWNER, Names, contents
+from ciml.services.stored.receipts import PLAN, Plan, Receipt, Receipts, read_plan
 from ciml.serving.registry import Signature
-from ciml.storage.json_files import read_stored, seal
+from ciml.storage.json_files import seal
 from ciml.stored_trust import read_policies
 
-PLAN = "plan.json"
 #: The most runs of one erasure; `erase` begins the next one for those that are left.
 MOST_RUNS = 10_000
 #: How often all steps are repeated, because other processes have written names meanwhile.
 _ROUNDS = 5
-
-
-class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An erasure that is under way.
-
-    Attributes:
-      criteria: by which the runs were found.
-      run_ids: the runs.
-      origins: of messages that name them and are stored, because they could not be processed.
-      letters: paths of such messages, below the raw store.
-      folders: those of the runs' objects.
-      tables: names of the published tables.
-      author, reason: of the erasure.
-      began_us: epoch microseconds.
-    """
-
-    criteria: RunCriteria
-    run_ids: tuple[str, ...]
-    origins: tuple[tuple[str, int, int], ...]
-    letters: tuple[str, ...]
-    folders: tuple[str, ...]
-    tables: tuple[str, ...]
-    author: str
-    reason: str
-    began_us: int
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What an erasure did. It names no erased run by its own id, and no person but its author.
-
-    Attributes:
-      version: of the receipt in its manifest.
-      author, reason: of the erasure.
-      by: the criteria: ``owner``, ``change``, ``run``, ``before``.
-      runs: ids of the erased runs, as they are now.
-      changed: number of changed and removed objects by kind.
-      remaining: number of objects in which a name is left, by folder: a word like that of the owner, or an id in an
-        object that ciml did not write.
-      searched_bytes: of the objects that were searched, compressed content included.
-      began_us, time_us: of the first step and of the receipt, epoch microseconds.
-    """
-
-    version: int
-    author: str
-    reason: str
-    by: tuple[str, ...]
-    runs: tuple[str, ...]
-    changed: dict[str, int]
-    remaining: dict[str, int]
-    searched_bytes: int
-    began_us: int
-    time_us: int
-
-    def lines(self) -> list[str]:
-        """Return the receipt as lines of text."""
-        changed = ", ".join(f"{number:,} {kind}" for kind, number in sorted(self.changed.items()) if number)
-        return [
-            f"receipt {self.version}: {len(self.runs):,} runs erased (by {', '.join(self.by)}): {self.reason}",
-            f"  changed or removed: {changed or 'nothing'}",
-            f"  searched: {self.searched_bytes / 1e6:,.1f} MB; objects with a name left: "
-            f"{sum(self.remaining.values()):,}",
-        ]
 
 
 class Erased(NamedTuple):
@@ -114,43 +50,6 @@ class Erased(NamedTuple):
 
     receipt: Receipt
     remaining: tuple[str, ...]
-
-
-@dataclass
-class _Receipts:
-    """The receipts of a data root. ``version`` is that of their manifest."""
-
-    version: int = 0
-    receipts: list[Receipt] = field(default_factory=list)
-
-    def apply(self, version: int, delta: Delta) -> None:
-        if version != self.version + 1:
-            raise IntegrityError(f"erasures: version {version} follows {self.version}")
-        if delta["kind"] != ERASED:
-            raise IntegrityError(f"erasures: version {version} has the unknown kind {delta['kind']!r}; upgrade ciml")
-        try:
-            self.receipts.append(msgspec.convert({**delta["receipt"], "version": version}, Receipt))
-        except msgspec.ValidationError as error:
-            raise IntegrityError(f"erasures: version {version}: {error}") from None
-        self.version = version
-
-
-def read_receipts(data: DataRoot) -> list[Receipt]:
-    """Return the receipts of a data root, in order. Raises `IntegrityError` if one is malformed."""
-    state = _Receipts()
-    catch_up(ManifestLog(data.erasures), state)
-    return state.receipts
-
-
-def read_plan(data: DataRoot) -> Plan | None:
-    """Return the plan of the erasure that is under way; None without one."""
-    value = read_stored(data.erasures, PLAN)
-    if value is None:
-        return None
-    try:
-        return msgspec.convert(value, Plan)
-    except msgspec.ValidationError as error:
-        raise IntegrityError(f"{data.erasures.url(PLAN)} is not a plan: {error}") from None
 
 
 def erase(
@@ -327,7 +226,7 @@ def _store_receipt(
     data: DataRoot, plan: Plan, work: Work, remaining: Mapping[str, int], searched_bytes: int
 ) -> Receipt:
     by = [name.removesuffix("_us").removesuffix("_id") for name, value in vars(plan.criteria).items() if value]
-    state = _Receipts()
+    state = Receipts()
 
     def build() -> Delta | None:
         if state.receipts and state.receipts[-1].began_us == plan.began_us:

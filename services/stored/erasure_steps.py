@@ -27,9 +27,9 @@ from ciml.runs.packing import FolderPacker
 from ciml.runs.state import RAW, open_raw
 from ciml.runs.tables import store_of
 from ciml.runs.tables.publish import list_tables, publish_tables
-from ciml.services.erasure.names import Names
 from ciml.services.files import now_us
 from ciml.services.stored.findings import Kind, kind_of
+from ciml.services.stored.names import Names
 from ciml.serving.predict.log import prediction_checkpoints
 from ciml.serving.registries import registered_models
 from ciml.storage.json_files import read_object, seal, seal_of
@@ -93,12 +93,11 @@ def begin(work: Work) -> None:
     log, state = open_raw(work.data.raw)
 
     def build() -> Delta | None:
-        criteria = work.erased.criteria
-        if criteria.before_us is not None and state.erased_before_us >= criteria.before_us:
-            return None
-        if {erased_id(run_id) for run_id in work.erased.run_ids} <= state.erased:
-            return None
-        return erasing_delta(state, work.erased, now_us())
+        delta = erasing_delta(state, work.erased, now_us())
+        is_known = state.erased_before_us >= delta.get("erases_before_us", 0) and state.erased.issuperset(
+            delta.get("erases", ())
+        )
+        return None if is_known and not delta["closes"] else delta
 
     if log.end():
         commit(log, state, build)
