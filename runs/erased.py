@@ -178,8 +178,10 @@ def erasing_delta(state: RawState, erased: ErasedRuns, time_us: int) -> Delta:
     waiting = [key for key in state.deferred if key[1] in erased.run_ids]
     closes = [[msgspec.to_builtins(origin), run_id] for origin, run_id in (*waiting, *letters)]
     before_us = erased.criteria.before_us
-    # The runs of an erasure by time alone are told by their time, since they may be millions.
+    # The runs of an erasure by time alone are told by their time, since they may be millions. Those with an open record
+    # are named, so that a second call does not close it again.
     by_time = erased.criteria == RunCriteria(before_us=before_us)
+    named = {run_id for _, run_id in closes} if by_time else erased.run_ids
     return {
         "time_us": time_us,
         "offsets": {},
@@ -190,7 +192,8 @@ def erasing_delta(state: RawState, erased: ErasedRuns, time_us: int) -> Delta:
         ],
         "closes": closes,
         **({"closed_letters": closes[len(waiting) :]} if letters else {}),
-        **({"erases_before_us": before_us} if by_time else {"erases": sorted(map(erased_id, erased.run_ids))}),
+        "erases": sorted(map(erased_id, named)),
+        **({"erases_before_us": before_us} if by_time else {}),
     }
 
 

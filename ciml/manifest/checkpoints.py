@@ -7,9 +7,11 @@ checkpoint follow from the deltas since the last one. It is written in this orde
 2. the parts of the id index, named by their content;
 3. the checkpoint itself, which makes all of it valid.
 
-A writer that is killed leaves objects that the next writer finds and completes. Objects that were replaced longer ago
-than `ciml.manifest.log.GRACE_S` are removed: single deltas in ascending order, older checkpoints, and index parts that
-no checkpoint names.
+A writer that is killed leaves objects that the next writer finds and completes. While an erasure rewrites deltas
+(`ciml.manifest.rewrite`), no checkpoint is made, and what was made from the former deltas is deleted again.
+
+Objects that were replaced longer ago than `ciml.manifest.log.GRACE_S` are removed: single deltas in ascending order,
+older checkpoints, and index parts that no checkpoint names.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from ciml.manifest.id_index import (
     TableKind,
     run_steps,
 )
-from ciml.manifest.log import ManifestLog, State
+from ciml.manifest.log import REWRITING, ManifestLog, State
 from ciml.manifest.segments import Archive, Segment, line_of
 
 _FORMAT = 1
@@ -191,6 +193,7 @@ class Checkpoints(Generic[S]):
         Raises:
           IntegrityError: if it is damaged, or disappears again and again.
         """
+        self.log.mark()
         for _ in range(_ATTEMPTS):
             version = self.log.newest_checkpoint()
             if not version:
@@ -271,18 +274,24 @@ class Checkpoints(Generic[S]):
         Raises:
           EngineError, IntegrityError: if `maintain` would raise it.
         """
-        # The newest checkpoint is deleted first and the index last: a checkpoint that is left by a kill has its parts.
-        for version in reversed(self.log.checkpoints()):
-            self.log.store.delete(self.log.checkpoint_path(version))
-        for path in self.log.store.list(f"{self.log.folder}/index"):
-            self.log.store.delete(path)
-        self.files.release(())
+        self.remove_all()
         number = 0
         while run_steps(self._make_next(self.newest())):
             number += 1
             if progress is not None:
                 progress(self.log.newest_checkpoint())
         return number
+
+    def remove_all(self) -> None:
+        """Remove all checkpoints and the index.
+
+        The newest checkpoint is deleted first and the index last: a checkpoint that is left by a kill has its parts.
+        """
+        for version in reversed(self.log.checkpoints()):
+            self.log.store.delete(self.log.checkpoint_path(version))
+        for path in self.log.store.list(f"{self.log.folder}/index"):
+            self.log.store.delete(path)
+        self.files.release(())
 
     def is_stale(self) -> bool:
         """Return whether an erasure has rewritten a segment since the checkpoint after it was made.
@@ -311,13 +320,17 @@ class Checkpoints(Generic[S]):
     def _make_next(self, base: Checkpoint | None) -> Steps[bool]:
         """Make the checkpoint after ``base``, or find that another writer made it; return False where none is due."""
         log = self.log
+        mark = log.known_mark  # as it was when `newest` read the checkpoint before
+        if mark == REWRITING:
+            return False
         state = self.restore(base)
         lines = yield from self._apply_due(state)
-        if not lines or log.store.exists(log.mark_path):
+        if not lines:
             return False
         yield
         segment = Segment(state.restored + 1, state.version, base.segment if base else "", lines)
-        if log.checkpoints(state.restored) or not self._create_segment(segment):
+        # An erasure that begins now waits for `ciml.manifest.rewrite.WAIT_S` before it lists the segments.
+        if log.checkpoints(state.restored) or log.mark() != mark or not self._create_segment(segment, mark):
             return True  # another writer was first
         yield
         tables: dict[str, tuple[Run, ...]] = {}
@@ -328,7 +341,9 @@ class Checkpoints(Generic[S]):
             merged = yield from grown.merged()
             tables[name] = merged.runs
         checkpoint = Checkpoint(segment.last, segment.first, segment.digest, state.snapshot(), tables)
-        log.store.create(log.checkpoint_path(checkpoint.version), checkpoint.encode())
+        path = log.checkpoint_path(checkpoint.version)
+        if log.store.create(path, checkpoint.encode()) and log.mark() != mark:
+            log.store.delete(path)
         return True
 
     def _apply_due(self, state: S) -> Steps[tuple[bytes, ...]]:
@@ -354,15 +369,15 @@ class Checkpoints(Generic[S]):
         """Return whether deltas since the last checkpoint make the next one due."""
         return deltas >= self.limits.deltas or records >= self.limits.records or size >= self.limits.size
 
-    def _create_segment(self, segment: Segment) -> bool:
-        """Write a segment; return False where another writer has written it and its checkpoint."""
+    def _create_segment(self, segment: Segment, mark: str) -> bool:
+        """Write a segment; return False where another writer has written it and its checkpoint, or an erasure has."""
         log = self.log
         path = log.archive.path(segment.last)
         if log.store.create(path, segment.encode()):
             return True
         if Segment.decode(log.store.read(path), log.store.url(path)) == segment:
             return True
-        if log.checkpoints(segment.last - 1):
+        if log.checkpoints(segment.last - 1) or log.mark() != mark:
             return False
         raise IntegrityError(f"{log.store.url(path)} differs from the deltas; see docs/manifests.md")
 

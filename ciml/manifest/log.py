@@ -37,6 +37,8 @@ D = TypeVar("D")
 GRACE_S = 24 * 3600.0
 #: Entry of a first delta that an erasure has rewritten: the digest of its content before.
 FIRST_DIGEST = "first_digest"
+#: The mark of a log while an erasure rewrites it.
+REWRITING = "rewriting"
 #: Largest number of deltas in one read.
 _READ_AHEAD = 32
 #: Limit of the memory for one read, estimated from the size of the deltas before.
@@ -109,6 +111,9 @@ class ManifestLog:
       folder: its folder there.
       clock: epoch seconds. It decides only how often segments are listed.
       grace_s: retention of a delta once it is in a segment; all users of the log must have the same.
+
+    Attributes:
+      known_mark: the result of the last call of `mark`.
     """
 
     def __init__(
@@ -125,6 +130,7 @@ class ManifestLog:
         self.grace_s = grace_s
         self.archive = Archive(store, folder)
         self._listing: _Listing | None = None
+        self.known_mark = ""
         # A cache: the position after the latest delta that this object read in order or created. The next read or
         # commit continues there; at any other position it reads the delta before it again.
         self._link = Link()
@@ -142,8 +148,22 @@ class ManifestLog:
 
     @property
     def mark_path(self) -> str:
-        """The path of the mark of an erasure that is rewriting the log (`ciml.manifest.rewrite`)."""
-        return f"{self.folder}/rewriting"
+        """The path of the mark of erasures (`ciml.manifest.rewrite`)."""
+        return f"{self.folder}/rewritten"
+
+    def mark(self) -> str:
+        """Return the mark of erasures: `REWRITING`, or a text that changes with each; "" before the first one.
+
+        What this object has cached is forgotten if the mark has changed.
+        """
+        try:
+            mark = self.store.read(self.mark_path).decode("ascii", "replace")
+        except FileNotFoundError:
+            mark = ""
+        if mark != self.known_mark:
+            self.known_mark = mark
+            self.archive = Archive(self.store, self.folder)
+        return mark
 
     def single_deltas(self) -> dict[int, Entry]:
         """Return the single deltas, by version. In a concurrent listing some may be missing."""

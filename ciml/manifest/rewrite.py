@@ -3,7 +3,9 @@
 A rewritten delta keeps its version and its place in the chain, because it names the digest of the delta that it
 replaces (`ciml.storage.json_files`). So the deltas around it stay as they are, and a writer that appends meanwhile is
 not disturbed. Segments are written again from the first changed one on, since each holds the digest of the one before.
-Checkpoints are made again from them. Meanwhile a mark prevents that other processes make any.
+Checkpoints are made again from them. Meanwhile a mark prevents that other processes make any: each looks for it right
+before it creates a segment, and rewriting waits for `WAIT_S` after the mark. A process that is suspended for longer
+between the two may still leave a segment of former deltas, which contradicts the others (docs/erase.md).
 
 The last delta is rewritten first. So at any time, a delta that is not rewritten follows only such deltas, and a state
 that reads them must accept one thing alone: a rewritten delta that refers to a record of a delta that is not.
@@ -14,6 +16,8 @@ Each object is replaced atomically, and rewriting a second time changes nothing.
 from __future__ import annotations
 
 import hashlib
+import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -21,10 +25,12 @@ from typing import TypeVar
 
 from ciml.digest import canonical_json, sha256_json
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints, Restorable
-from ciml.manifest.log import FIRST_DIGEST, Delta, ManifestLog
+from ciml.manifest.log import FIRST_DIGEST, REWRITING, Delta, ManifestLog
 from ciml.manifest.segments import UNSEALED, Archive, Segment, line_of
 from ciml.storage.json_files import seal, seal_of
 
+#: Time for which a process may be suspended between looking for the mark and creating a segment, seconds.
+WAIT_S = 15.0
 #: Returns the delta to store instead of one; None to leave it as it is. It must return None for its own result.
 Rewrite = Callable[[Delta], Delta | None]
 S = TypeVar("S", bound=Restorable)
@@ -45,17 +51,24 @@ def rewrite_log(log: ManifestLog, rewrite: Rewrite, kind: Checkpointed[S] | None
       EngineError: the store does not answer.
       IntegrityError: a delta or a segment is damaged, so that it was not rewritten.
     """
-    if kind is None:
+    if kind is None or not log.end():
         return _rewrite_singles(log, rewrite)
-    log.store.replace(log.mark_path, b"{}")
+    is_resumed = log.mark() == REWRITING
+    if not is_resumed and all(_rewritten(log, version, data, rewrite) is None for version, data in log.raw_since(0)):
+        return 0
+    log.store.replace(log.mark_path, REWRITING.encode())
+    time.sleep(WAIT_S)
     number = _rewrite_singles(log, rewrite)
     segments: list[int] = []
     while segments != (present := Archive(log.store, log.folder).lasts()):  # one may have been made since the mark
         segments = present
         number += _rewrite_segments(log, rewrite, segments)
-    log.store.delete(log.mark_path)
     checkpoints = Checkpoints(ManifestLog(log.store, log.folder, clock=log.clock, grace_s=log.grace_s), kind)
-    if checkpoints.is_stale():
+    is_stale = checkpoints.is_stale()
+    if is_stale:
+        checkpoints.remove_all()
+    log.store.replace(log.mark_path, uuid.uuid4().hex.encode())
+    if is_stale:
         checkpoints.rebuild()
     return number
 

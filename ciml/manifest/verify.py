@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple
 
+from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.manifest.checkpoints import Checkpoint, Checkpointed, Checkpoints, S
 from ciml.manifest.id_index import IdTable, IndexFileMissingError, PartFiles, run_steps
@@ -283,7 +284,8 @@ def _compare_states(stored: Mapping[str, Any], replayed: Mapping[str, Any], igno
     for name in sorted((stored.keys() | replayed.keys()) - {ignored}):
         # A checkpoint of an older version may lack an entry that it did not count, as long as the entry is empty.
         is_absent = name not in stored and not replayed[name]
-        if stored.get(name) != replayed.get(name) and not is_absent:
+        # As JSON: in a replay, some lists are tuples still.
+        if canonical_json(stored.get(name)) != canonical_json(replayed.get(name)) and not is_absent:
             yield Fault("checkpoint", f"{name} differs from the sum of the deltas")
 
 

@@ -94,10 +94,8 @@ def begin(work: Work) -> None:
 
     def build() -> Delta | None:
         delta = erasing_delta(state, work.erased, now_us())
-        is_known = state.erased_before_us >= delta.get("erases_before_us", 0) and state.erased.issuperset(
-            delta.get("erases", ())
-        )
-        return None if is_known and not delta["closes"] else delta
+        is_known = state.erased.issuperset(delta["erases"])
+        return None if is_known and state.erased_before_us >= delta.get("erases_before_us", 0) else delta
 
     if log.end():
         commit(log, state, build)

@@ -68,7 +68,7 @@ class Kind(StrEnum):
         r"models/models\.config|raw/packs/compaction\.json|raw/outputs/retention\.json|datasets/[^/]+/statistics/.+"
         r"|datasets/[^/]+/_definition\.toml|datasets/[^/]+/_analyses/.+|predictions/evidence/.+|demo/.+"
         r"|datasets/[^/]+/_replay|predictions/_neighbours|feedback/_causes|failures/_signatures"
-        r"|(raw|datasets|tables)/(.+/)?_delta_log/.+|tables/.+|lineage/.+|(raw|predictions|feedback)/_manifest/rewriting",
+        r"|(raw|datasets|tables)/(.+/)?_delta_log/.+|tables/.+|lineage/.+|(raw|predictions|feedback)/_manifest/rewritten",
     )
     UNREFERENCED = "unreferenced", r"raw/swept/.+"
     SCRATCH = "scratch", r"trainer/[^/]+/work/.+|models/[^/]+/staging-.+|datasets/[^/]+/results/.+"

@@ -227,7 +227,9 @@ def updater(process: Process) -> None:
                 sealed += len(update_dataset(process.data.dataset(definition.name), now_us=process.now_us(), seal=seal
                 ).sealed)  # fmt: skip
             except CimlError as error:
-                if type(error) not in (CimlError, NoTrainingDataError):  # a user error: nothing to seal yet
+                # A user error: nothing to seal yet. Or a run was erased since it was selected.
+                is_gone = process.world.disk.rewrites and "does not exist" in str(error)
+                if type(error) not in (CimlError, NoTrainingDataError) and not is_gone:
                     raise
         return sealed > 0
 

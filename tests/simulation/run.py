@@ -11,12 +11,14 @@ from multiprocessing import get_context
 from typing import Any
 from unittest.mock import patch
 
+from ciml.manifest import rewrite
 from ciml.transforms.parse import logs as parsing
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.simulation.actors import compactor, ghost, maintainer, micro_batches, operator, producer, stream, updater
 from tests.simulation.audit import auditor, poller
 from tests.simulation.backup import backup, check_copy
 from tests.simulation.broker import reading_by
+from tests.simulation.eraser import audit, eraser
 from tests.simulation.fakes import replaced
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import Process, World
@@ -33,17 +35,21 @@ class Result:
     digest: str
     trace: tuple[str, ...] = ()
     copies: int = 0
+    erased: int = 0
 
 
-def simulate(seed: int, *, keep_trace: bool = False, with_backup: bool = False) -> Result:
+def simulate(seed: int, *, keep_trace: bool = False, with_backup: bool = False, with_erasures: bool = False) -> Result:
     """Run the world of a seed, from its first event to its audit.
 
     Args:
       seed: of the world.
       keep_trace: whether the result holds every step.
       with_backup: whether the data root is copied meanwhile, and the copies are checked. It is another world.
+      with_erasures: whether runs are erased meanwhile. Nothing is compared with the model then.
     """
     world = World(seed, keep_trace=keep_trace)
+    if with_erasures:
+        world.fate = "none"  # a topic that is recreated or expires stops ingest, with or without erasures
     scheduler = world.scheduler
     wrong = ""
     try:
@@ -51,13 +57,19 @@ def simulate(seed: int, *, keep_trace: bool = False, with_backup: bool = False) 
             replaced(scheduler, seed, world.chaos.grace_s, world.limits),
             reading_by(lambda: _current(world).client),
             _parsed_once(),
+            patch.object(rewrite, "WAIT_S", 0.0),
         ):
-            _populate(world)
+            _populate(world, with_erasures=with_erasures)
             if with_backup:
                 world.start("backup", backup, frail=False)
+            if with_erasures:
+                world.model.disabled = True
+                world.disk.rewrites = True
+                scheduler.most_steps *= 5
+                world.start("eraser", eraser)
             scheduler.run()
             world.chaos.on = False
-            world.start("auditor", auditor, frail=False)
+            world.start("auditor", audit if with_erasures else auditor, frail=False)
             scheduler.run()
             for copied in world.copies:
                 world.start("restorer", partial(check_copy, copied=copied), frail=False)
@@ -67,8 +79,8 @@ def simulate(seed: int, *, keep_trace: bool = False, with_backup: bool = False) 
     except Exception as error:  # noqa: BLE001  # no process of ciml may end with one
         wrong = "".join(traceback.format_exception(error)) if keep_trace else f"{type(error).__name__}: {error}"
     trace = tuple(scheduler.kept or ())
-    copies = len(world.copies)
-    return Result(seed, wrong, scheduler.steps, world.model.version, scheduler.digest(), trace, copies)
+    counts = (len(world.copies), len(world.erased))
+    return Result(seed, wrong, scheduler.steps, world.model.version, scheduler.digest(), trace, *counts)
 
 
 def _current(world: World) -> Process:
@@ -77,7 +89,7 @@ def _current(world: World) -> Process:
     return world.processes[world.scheduler.current.name]
 
 
-def _populate(world: World) -> None:
+def _populate(world: World, *, with_erasures: bool) -> None:
     rng = world.random
     parts = rng.randint(1, 2)
     for number in range(parts):
@@ -95,10 +107,12 @@ def _populate(world: World) -> None:
     if rng.random() < 0.5:
         world.start("updater-2", updater)
     for number in range(2 if world.small else rng.choice((0, 1, 1, 2))):
-        world.start(f"maintainer-{number + 1}", maintainer)
-    if rng.random() < 0.4:
+        if not with_erasures:
+            world.start(f"maintainer-{number + 1}", maintainer)
+    if rng.random() < 0.4 and not with_erasures:
         world.start("compactor", compactor)
-    world.start("poller", poller, frail=False)
+    if not with_erasures:
+        world.start("poller", poller, frail=False)
     if world.fate != "none":
         world.start("operator", operator, frail=False)
 

@@ -47,6 +47,7 @@ class World:
       stops: how often a role has stopped by itself.
       replaced: names of processes that were replaced by another.
       copies: copies of the data root that were made while others wrote to it.
+      erased: ids of runs that are erased, or are about to be.
     """
 
     def __init__(self, seed: int, *, keep_trace: bool = False) -> None:
@@ -77,6 +78,7 @@ class World:
         self.verified: dict[str, bytes | None] = {}
         self.replaced: set[str] = set()
         self.copies: list[Disk] = []
+        self.erased: set[str] = set()
         self.processes: dict[str, Process] = {}
         self.roles: dict[str, Callable[[Process], None]] = {}
 

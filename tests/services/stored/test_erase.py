@@ -57,8 +57,9 @@ def data(world: LocalStore, anywhere: DataRoot) -> DataRoot:
     return anywhere
 
 
-def broken(data: DataRoot) -> dict[str, int]:
-    return {str(kind): number for kind, number in examine(data).broken.items() if number}
+def broken(data: DataRoot) -> dict[str, list[str]]:
+    findings = examine(data)
+    return {str(kind): number for kind, number in findings.broken.items() if number} and {"faults": [*findings.lines()]}
 
 
 def others(data: DataRoot) -> dict[str, tuple[object, ...]]:
