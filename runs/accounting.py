@@ -253,6 +253,8 @@ class _Draft:
             return []
         changes = {}
         for run_id, facts in self._updated_runs().items():
+            if self._state.is_erased(facts):
+                continue
             trust = self._judge(join_updates(facts, self._statements_of))
             stored = self._run(run_id)
             if stored is not None and stored.trusted != trust.trusted:

@@ -16,6 +16,7 @@ older checkpoints, and index parts that no checkpoint names.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -300,7 +301,11 @@ class Checkpoints(Generic[S]):
           IntegrityError: a segment or a checkpoint is damaged.
         """
         archive = Archive(self.log.store, self.log.folder)  # without the cache of the log's own
-        return any(archive.read(version).digest != self.read(version).segment for version in self.log.checkpoints())
+        for version in self.log.checkpoints():
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                if archive.read(version).digest != self.read(version).segment:
+                    return True
+        return False
 
     def _steps(self, collects: bool) -> Steps[None]:
         """Make all due checkpoints; then remove replaced objects, if ``collects``."""
@@ -333,6 +338,8 @@ class Checkpoints(Generic[S]):
         if log.checkpoints(state.restored) or log.mark() != mark or not self._create_segment(segment, mark):
             return True  # another writer was first
         yield
+        if log.mark() != mark:
+            return True
         tables: dict[str, tuple[Run, ...]] = {}
         recent = state.recent()
         for name, table in self.tables(base).items():

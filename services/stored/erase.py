@@ -25,7 +25,7 @@ from ciml.runs.erased import ErasedRuns, RunCriteria
 from ciml.runs.pack_index import split_path
 from ciml.runs.state import open_raw
 from ciml.services.files import now_us
-from ciml.services.stored.erasure_steps import STEPS, Work, begin, published_tables
+from ciml.services.stored.erasure_steps import STEPS, Work, begin, published_tables, remove_unnamed
 from ciml.services.stored.findings import Kind, kind_of
 from ciml.services.stored.names import OWNER, Names, contents
 from ciml.services.stored.receipts import PLAN, Plan, Receipt, Receipts, read_plan
@@ -82,6 +82,7 @@ def erase(
         _check_owner(data, criteria.owner, signed)
     plan = read_plan(data)
     if plan is not None:
+        data.erasures.replace(PLAN, _encode(plan))  # its time is that of this call
         yield _complete(data, plan, progress, erase_topics)
     while (plan := _make_plan(data, criteria, signed, progress)) is not None:
         yield _complete(data, plan, progress, erase_topics)
@@ -117,9 +118,13 @@ def _make_plan(data: DataRoot, criteria: RunCriteria, signed: Signature, progres
     tables = published_tables(data)
     named = (tuple(found.origins), tuple(found.letters), tuple(found.folders))
     plan = Plan(criteria, tuple(found.run_ids), *named, tables, signed.author, signed.reason, now_us())
-    if not data.erasures.create(PLAN, seal(canonical_json(msgspec.to_builtins(plan)))):
+    if not data.erasures.create(PLAN, _encode(plan)):
         raise CimlError(f"{data.erasures.url(PLAN)}: another erasure has just begun; try again later")
     return plan
+
+
+def _encode(plan: Plan) -> bytes:
+    return seal(canonical_json(msgspec.to_builtins(plan)))
 
 
 class _Found(NamedTuple):
@@ -192,6 +197,7 @@ def _complete(
             receipt = _store_receipt(data, plan, work, remaining, searched_bytes)
             lines = (f"{data.store.url(path)}: {', '.join(sorted(what))}" for path, what in sorted(found.items()))
             return Erased(receipt, tuple(lines))
+        remove_unnamed(work, written)
     raise CimlError(
         f"{data.store.url(written[0])} still names an erased run; repeat the command when its writer has stopped"
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.state import ExampleFile
 from ciml.digest import canonical_json
 from ciml.events.run_id import ERASED, erased_id
-from ciml.manifest.checkpoints import Checkpointed
+from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.log import Delta, ManifestLog, commit
 from ciml.manifest.rewrite import rewrite_log
 from ciml.runs.arrow import read_parquet
@@ -42,6 +42,10 @@ from ciml.verdicts.feedback.state import FEEDBACK
 _KEPT_OF_PREDICTION = ("id", "model", "version", "label", "class", "time_us", "verdict", "n_windows", "probabilities")
 #: Objects in JSON that other objects do not name by a digest, besides logs.
 _PLAIN_JSON = (Kind.EXPERIMENTS, Kind.RESULTS, Kind.SWEEPS, Kind.TRAINING_METRICS)
+#: Age after which examples that no manifest names are those of an update that was killed.
+_LEFT_OVER_S = 3600.0
+#: As `ciml runs compact` has it by default.
+_PACK_BYTES = 32 << 20
 #: The folders of a raw store in which each job and day has its own.
 _FOLDERS_OF_RUNS = (RUNS, f"{SWEPT}/{RUNS}", TEXTS, TEMPLATES)
 
@@ -113,7 +117,7 @@ def erase_raw(work: Work) -> None:
     def is_named(name: str) -> bool:
         return run_of(name) in work.names.run_ids
 
-    packer = FolderPacker(raw, min_runs=1, pack_bytes=1 << 62, clock=lambda: now_us() / 1e6)
+    packer = FolderPacker(raw, min_runs=1, pack_bytes=_PACK_BYTES, clock=lambda: now_us() / 1e6)
     for folder in work.folders:
         work.changed[Kind.PACKS] += packer.erase(folder, is_named)
         work.rewrite(pack_log(raw, folder), Kind.PACK_DELTAS, partial(_without_alone, is_named))
@@ -121,6 +125,31 @@ def erase_raw(work: Work) -> None:
             # An output is named <run id>.<digest>.zst, a run <run id>.<digest>.parquet.
             if is_named(path.rpartition("/")[2]):
                 work.delete(f"raw/{path}", kind_of(f"raw/{path}"))
+
+
+def remove_unnamed(work: Work, paths: Iterable[str]) -> None:
+    """Remove those of some objects that no manifest names: of workers that were killed or slow."""
+    for path in paths:
+        kind = kind_of(path)
+        is_unnamed = kind in (Kind.RUNS, Kind.OUTPUTS, Kind.UNREFERENCED)
+        if kind == Kind.ID_INDEX:
+            folder, _, part = path.partition("/")
+            newest = Checkpoints(ManifestLog(work.data.store.child(folder)), RAW).newest()  # reading depends on no kind
+            is_unnamed = newest is None or part not in newest.paths()
+        elif kind == Kind.EXAMPLES:
+            is_unnamed = _is_left_over(work.data, path)
+        if is_unnamed:
+            work.delete(path, kind)
+
+
+def _is_left_over(data: DataRoot, path: str) -> bool:
+    """Return whether an update of a data set was killed before it named a file of examples, or is very slow."""
+    dataset = data.dataset(path.split("/")[1])
+    written_s = {f"datasets/{dataset.name}/{entry.path}": entry.modified_s for entry in dataset.store.entries()}
+    named = {file for versions in dataset.state().spans.values() for span in versions.values() for file in span.paths}
+    plan_s = max((entry.modified_s for entry in data.erasures.entries()), default=0.0)  # the present, by the same clock
+    is_old = written_s.get(path, plan_s) < plan_s - _LEFT_OVER_S
+    return is_old and path.removeprefix(f"datasets/{dataset.name}/") not in named
 
 
 def _without_alone(is_named: Callable[[str], bool], delta: Delta) -> Delta:
@@ -202,19 +231,15 @@ def erase_datasets(work: Work) -> None:
 
 def _erase_dataset(work: Work, dataset: StoredDataset) -> None:
     run_ids = work.names.run_ids
-    state = dataset.state()
-    replaced: dict[str, ExampleFile | None] = {}
-    for versions in state.spans.values():
-        for span in versions.values():
-            if run_ids.isdisjoint(run.run_id for run in span.runs):
-                continue
-            for files in span.files.values():
-                replaced |= {file.path: _erase_file(dataset, file, run_ids) for file in files}
+
+    @cache
+    def erased_file(path: str, digest: str, rows: int) -> ExampleFile | None:
+        return _erase_file(dataset, ExampleFile(path, digest, rows), run_ids)
 
     def change(delta: Delta) -> Delta:
         value: Delta = {**delta}
         if delta.get("spans"):
-            value["spans"] = [_erase_span(span, run_ids, replaced) for span in delta["spans"]]
+            value["spans"] = [_erase_span(span, run_ids, erased_file) for span in delta["spans"]]
         for name in ("corrections", "causes"):
             if delta.get(name):
                 value[name] = [record for record in delta[name] if record["run_id"] not in run_ids]
@@ -245,14 +270,14 @@ def _erase_file(dataset: StoredDataset, file: ExampleFile, run_ids: frozenset[st
 
 
 def _erase_span(
-    span: Mapping[str, Any], run_ids: frozenset[str], replaced: Mapping[str, ExampleFile | None]
+    span: Mapping[str, Any], run_ids: frozenset[str], erased_file: Callable[..., ExampleFile | None]
 ) -> dict[str, Any]:
-    files: dict[str, list[Any]] = {}
-    for split, stored in span["files"].items():
-        present = [replaced.get(file["path"], file) for file in stored]
-        if kept := [file.to_json() if isinstance(file, ExampleFile) else file for file in present if file is not None]:
-            files[split] = kept
     erased = [run["run_id"] for run in span["runs"] if run["run_id"] in run_ids]
+    files = span["files"]
+    if erased:
+        present = {split: [erased_file(**file) for file in stored] for split, stored in files.items()}
+        kept = {split: [file.to_json() for file in stored if file is not None] for split, stored in present.items()}
+        files = {split: stored for split, stored in kept.items() if stored}
     excluded = [
         {"run_id": erased_id(one["run_id"]), "reason": one["reason"]} if one["run_id"] in run_ids else one
         for one in span["excluded"]
