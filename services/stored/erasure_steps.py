@@ -303,6 +303,9 @@ def _erase_snapshot(work: Work, path: str) -> None:
     for span in value["spans"]:
         files = spans[span["span"]][span["version"]].files
         span["files"] = {split: [file.to_json() for file in stored] for split, stored in files.items()}
+        if span.get("weights"):
+            weighted = zip(span["runs"], span["weights"], strict=True)
+            span["weights"] = [weight for run, weight in weighted if run[0] not in run_ids]
         span["runs"] = [run for run in span["runs"] if run[0] not in run_ids]
     value[ERASED_RUNS] = value.get(ERASED_RUNS, 0) + number
     _replace(work, f"trainer/{path}", data, value, Kind.SNAPSHOTS)

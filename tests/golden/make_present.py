@@ -5,18 +5,27 @@
 ``tests/golden/checkpoints`` is of version 0.1.0: three runs, one of them untrusted and corrected, dead letters, 1,003
 deltas of which 1,000 are in a segment; and 1,002 predictions. ``tests/golden/packs`` is the raw store alone, of the
 version whose packs name the columns of their runs. ``tests/golden/outputs`` is a raw store with the output of a run,
-by the version that stored the first outputs.
+by the version that stored the first outputs. ``tests/golden/erasures`` is a data root of eight runs, of which one was
+erased after its first checkpoint, by the version that erased the first runs.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
+from ciml.manifest import rewrite
+from ciml.manifest.checkpoints import Checkpoints, Limits
+from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.runs.compact import compact
+from ciml.runs.erased import RunCriteria
+from ciml.runs.state import RAW
+from ciml.services.stored.erase import erase
+from ciml.serving.registry import Signature
 from ciml.training.exclusions import Exclusion, add
 from ciml.training.sweeps.definition import Sweep
 from ciml.training.sweeps.study import Outcome, begin_sweep, store_baselines, store_outcome, sweep_store
@@ -54,6 +63,18 @@ def make(folder: Path) -> None:
     store_baselines(store, 0, {"majority": {"accuracy": 0.5}})
 
 
+def make_erasures(folder: Path) -> None:
+    """Write a data root in which a run was erased."""
+    make(folder)
+    data = DataRoot.open(folder)
+    log = ManifestLog(data.raw)
+    checkpoints = Checkpoints(log, RAW, Limits(deltas=log.end()))
+    while checkpoints.maintain():
+        pass
+    with patch.object(rewrite, "WAIT_S", 0.0):
+        list(erase(data, RunCriteria(run_id=corpus(8)[0][1].run_id), Signature("ada", "a request")))
+
+
 def make_outputs(folder: Path) -> None:
     """Write a raw store with an output, and a row without one."""
     raw = RawStore(DataRoot.open(folder))
@@ -66,4 +87,4 @@ def make_outputs(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"present": make, "outputs": make_outputs}[Path(sys.argv[1]).name](Path(sys.argv[1]))
+    {"present": make, "outputs": make_outputs, "erasures": make_erasures}[Path(sys.argv[1]).name](Path(sys.argv[1]))

@@ -37,7 +37,7 @@ GOLDEN = ROOT / "tests" / "golden"
 #: Data roots that released versions wrote, and one of the present version with the kinds that they lack.
 SAMPLES = {
     "data_root": "data_root/data",
-    **{name: name for name in ("checkpoints", "stored", "present", "packs", "outputs")},
+    **{name: name for name in ("checkpoints", "stored", "present", "packs", "outputs", "erasures")},
 }
 #: A checkpoint without trust is deleted first, and the new one appears when all that it needs is there.
 REWRITE = [
@@ -52,12 +52,12 @@ NOT_READ = {"derived", "unreferenced", "scratch", "other"}
 NO_DIGEST = {
     "raw deltas", "pack deltas", "data set deltas", "experiments", "results", "sweeps", "exclusions",
     "training metrics", "registry deltas", "predictions deltas", "feedback deltas", "corrections",
-    "failure notes",
+    "failure notes", "erasures",
 }  # fmt: skip
 #: Kinds whose objects may be gone: nothing else names them, or the next that needs one makes it again.
 MAY_BE_GONE = {
     "checkpoints", "results", "exclusions", "snapshots", "analyses", "training metrics", "feedback deltas",
-    "corrections", "failure notes",
+    "corrections", "failure notes", "erasures",
 }  # fmt: skip
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.digest import sha256_hex
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome
+from ciml.manifest import rewrite
 from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints, Limits
 from ciml.manifest.log import ManifestLog
@@ -17,12 +19,15 @@ from ciml.pipelines.datasets.validate import Piece, statistics_of_pieces
 from ciml.pipelines.ingest.committer import Committer
 from ciml.recorder.spool.recording import End, Plan, Recording
 from ciml.runs.compact import compact
-from ciml.runs.state import RAW
+from ciml.runs.erased import RunCriteria
+from ciml.runs.latest_runs import latest_runs
+from ciml.runs.state import RAW, open_raw
 from ciml.runs.tables.publish import publish_tables
+from ciml.services.stored.erase import erase
 from ciml.serving.predict import answers
 from ciml.serving.predict.log import Predicted, prediction_checkpoints
 from ciml.serving.push import push
-from ciml.serving.registry import Decision
+from ciml.serving.registry import Decision, Signature
 from ciml.storage import LocalStore, Store
 from ciml.storage.json_files import write_json
 from ciml.stored_trust import apply_policy
@@ -59,6 +64,8 @@ def make(folder: Path) -> None:
     _make_learning(data)
     _make_model(data, folder / "model")
     _make_logs(data, folder / "data")
+    _erase_one(data)
+    _make_derived(data)
     for table in publish_tables(data):
         assert table.committed, table
     write_json(folder / "home" / "state.json", {"pid": 7, "wanted": "run", "said": {"lag": 3}})
@@ -99,6 +106,10 @@ def _make_dataset(data: DataRoot) -> None:
         features_regex="usr",
     )  # fmt: skip
     build_dataset(data, data, definition)
+
+
+def _make_derived(data: DataRoot) -> None:
+    compact(data.raw, older_than_s=1e9, grace_s=1e9)  # its cursor names a delta that the erasure has rewritten
     state = data.dataset(DATASET).state()
     assert state.resolved is not None
     store = data.dataset(DATASET).store
@@ -160,6 +171,14 @@ def _make_logs(data: DataRoot, folder: Path) -> None:
     world.take(prediction(1))
     _checkpoint(data.feedback, FEEDBACK)
     world.take(prediction(2))
+
+
+def _erase_one(data: DataRoot) -> None:
+    """Erase a run, so that objects of all logs that name it are rewritten. Nobody else makes checkpoints meanwhile."""
+    log, state = open_raw(data.raw)
+    first = min(run.facts.run_id for run in latest_runs(log, state))
+    with patch.object(rewrite, "WAIT_S", 0.0):
+        list(erase(data, RunCriteria(run_id=first), Signature("ann", "a request")))
 
 
 def _make_recording(spool: Path) -> None:

@@ -128,7 +128,7 @@ def index_rows(place: Place) -> object:
 #: How each kind is read; of the others, the verifier reads everything.
 READERS: Mapping[str, Callable[[Place], object]] = {
     **{f"{name} deltas": deltas for name in ("raw", "pack", "data set", "registry", "predictions", "feedback")},
-    **dict.fromkeys(("segments", "exclusions", "trust policies", "corrections"), deltas),
+    **dict.fromkeys(("segments", "exclusions", "trust policies", "erasures", "corrections"), deltas),
     "checkpoints": checkpoint,
     "analyses": analysis,
     "id index": index_rows,
@@ -147,8 +147,8 @@ VERIFIED = {
     "runs", "packs", "dead letters", "examples", "experiments", "results", "result predictions",
     "sweeps", "snapshots", "training metrics", "models",
 }  # fmt: skip
-#: Empty objects.
-UNREAD = {"spool lock"}
+#: Empty objects, and one whose text has no meaning but that it changes.
+UNREAD = {"spool lock", "erasure mark"}
 
 
 def name_of(path: str) -> str:
@@ -164,7 +164,7 @@ def name_of(path: str) -> str:
         return kind
     endings = {
         "/compaction.json": "compaction cursor", "/_definition.toml": "definition", "/models.config":
-        "server configuration", "/_replay": "bookmarks", "/_neighbours": "bookmarks",
+        "server configuration", "/_replay": "bookmarks", "/_neighbours": "bookmarks", "/rewritten": "erasure mark",
     }  # fmt: skip
     for ending, name in endings.items():
         if below.endswith(ending):
