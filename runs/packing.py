@@ -212,7 +212,13 @@ class FolderPacker:
     def _write_again(
         self, folder: str, packs: Iterable[OpenPack], leaves_out: Callable[[str], bool] = lambda name: False
     ) -> WrittenPacks:
-        """Write the runs of packs to new ones, each run once, without some. Raises `FileNotFoundError`."""
+        """Write the runs of packs to new ones, each run once. Raises `FileNotFoundError`.
+
+        Args:
+          folder: of the runs.
+          packs: with the runs.
+          leaves_out: whether a run is not written, by the name of its file.
+        """
         writer = _FolderWriter(self._raw, folder, self._pack_bytes)
         written_names: set[str] = set()
         for pack in packs:

@@ -16,7 +16,7 @@ from ciml.events.run_id import ERASED, erased_id
 from ciml.runs.outputs import decompressed
 
 #: A text that may be a run id: its matches are looked up, so that the time does not depend on the number of runs.
-_RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]*~[A-Za-z0-9_.%-]+~[1-9][0-9]*")
+_RUN_ID = re.compile(r"(?<![a-z0-9-])[a-z0-9][a-z0-9-]*~[A-Za-z0-9_.%-]+~[1-9][0-9]*")
 _RUN_ID_BYTES = re.compile(_RUN_ID.pattern.encode())
 #: A native id is searched on its own only if it can hardly be a word of another meaning, such as a build number.
 _NATIVE_ID = re.compile(r"[A-Za-z0-9_-]{16,}")

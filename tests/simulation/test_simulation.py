@@ -55,6 +55,13 @@ def test_a_copy_that_is_made_under_traffic_is_whole() -> None:
     assert sum(result.copies for result in results) > len(results) / 4
 
 
+@pytest.mark.timeout(1500)
+def test_an_erasure_beside_ingest_leaves_no_name_and_loses_nothing_else() -> None:
+    results = [simulate(seed, with_erasures=True) for seed in range(tries(20))]
+    assert [f"{result.seed}: {result.wrong}" for result in results if result.wrong] == []
+    assert sum(result.erased for result in results) > len(results) / 2
+
+
 @pytest.mark.parametrize(
     ("order", "shown_by"), [((2, 0, 1), 9), ((1, 0, 2), 1)], ids=["objects first", "raw manifest first"]
 )
