@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -104,7 +104,7 @@ def command(options: EraseOptions) -> int:
     return IntegrityError.exit_code if any(one.remaining for one in erased) else 0
 
 
-def _topics_of(options: EraseOptions):  # type: ignore[no-untyped-def]
+def _topics_of(options: EraseOptions) -> Callable[[Collection[str]], None] | None:
     """Return the function that removes the records of runs from topics; None without a broker."""
     if options.kafka is None:
         return None
