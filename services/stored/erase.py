@@ -84,8 +84,10 @@ def erase(
     if plan is not None:
         data.erasures.replace(PLAN, _encode(plan))  # its time is that of this call
         yield _complete(data, plan, progress, erase_topics)
-    while (plan := _make_plan(data, criteria, signed, progress)) is not None:
+    is_first = True
+    while (plan := _make_plan(data, criteria, signed, progress, is_first=is_first)) is not None:
         yield _complete(data, plan, progress, erase_topics)
+        is_first = False
 
 
 def count_runs(data: DataRoot, criteria: RunCriteria, progress: Progress = no_progress) -> int:
@@ -110,10 +112,12 @@ def _check_owner(data: DataRoot, owner: str, signed: Signature) -> None:
         )
 
 
-def _make_plan(data: DataRoot, criteria: RunCriteria, signed: Signature, progress: Progress) -> Plan | None:
+def _make_plan(
+    data: DataRoot, criteria: RunCriteria, signed: Signature, progress: Progress, *, is_first: bool
+) -> Plan | None:
     """Store the plan of the next erasure; return None if no run is left."""
     found = _find(data, criteria, MOST_RUNS, progress)
-    if not found.run_ids:
+    if not found.run_ids and not (is_first and _is_named(data, criteria.owner, progress)):
         return None
     tables = published_tables(data)
     named = (tuple(found.origins), tuple(found.letters), tuple(found.folders))
@@ -121,6 +125,11 @@ def _make_plan(data: DataRoot, criteria: RunCriteria, signed: Signature, progres
     if not data.erasures.create(PLAN, _encode(plan)):
         raise CimlError(f"{data.erasures.url(PLAN)}: another erasure has just begun; try again later")
     return plan
+
+
+def _is_named(data: DataRoot, owner: str, progress: Progress) -> bool:
+    """Return whether an account without a run is named, such as that of a reviewer; False for no account."""
+    return bool(owner) and bool(_search(data, Names((), owner), progress)[0])
 
 
 def _encode(plan: Plan) -> bytes:

@@ -32,6 +32,7 @@ from ciml.services.stored.findings import Kind, kind_of
 from ciml.services.stored.names import Names
 from ciml.serving.predict.log import prediction_checkpoints
 from ciml.serving.registries import registered_models
+from ciml.storage import Store
 from ciml.storage.json_files import read_object, seal, seal_of
 from ciml.training.data.snapshot import ERASED_RUNS
 from ciml.training.experiments.results import RESULT
@@ -86,10 +87,14 @@ class Work(NamedTuple):
 
         self.changed[kind] += rewrite_log(log, rewrite, checkpointed)
 
-    def delete(self, path: str, kind: Kind) -> None:
-        """Delete an object of the data root, and count it."""
-        self.data.store.delete(path)
-        self.changed[kind] += 1
+    def kind(self, store: Store, path: str) -> Kind:
+        """Return the kind of an object in a folder of the data root."""
+        return kind_of(store.url(path).removeprefix(f"{self.data.url}/"))
+
+    def delete(self, store: Store, path: str) -> None:
+        """Delete an object in a folder of the data root, and count it."""
+        store.delete(path)
+        self.changed[self.kind(store, path)] += 1
 
 
 def begin(work: Work) -> None:
@@ -112,7 +117,7 @@ def erase_raw(work: Work) -> None:
     work.rewrite(ManifestLog(raw), Kind.RAW_DELTAS, lambda delta: work.erased.of(delta, file_of) or delta, RAW)
     for path in work.letters:
         if raw.exists(path):
-            work.delete(f"raw/{path}", Kind.DEAD_LETTERS)
+            work.delete(raw, path)
 
     def is_named(name: str) -> bool:
         return run_of(name) in work.names.run_ids
@@ -124,7 +129,7 @@ def erase_raw(work: Work) -> None:
         for path in [path for prefix in _FOLDERS_OF_RUNS for path in raw.list(f"{prefix}/{folder}")]:
             # An output is named <run id>.<digest>.zst, a run <run id>.<digest>.parquet.
             if is_named(path.rpartition("/")[2]):
-                work.delete(f"raw/{path}", kind_of(f"raw/{path}"))
+                work.delete(raw, path)
 
 
 def remove_unnamed(work: Work, paths: Iterable[str]) -> None:
@@ -139,17 +144,17 @@ def remove_unnamed(work: Work, paths: Iterable[str]) -> None:
         elif kind == Kind.EXAMPLES:
             is_unnamed = _is_left_over(work.data, path)
         if is_unnamed:
-            work.delete(path, kind)
+            work.delete(work.data.store, path)
 
 
 def _is_left_over(data: DataRoot, path: str) -> bool:
     """Return whether an update of a data set was killed before it named a file of examples, or is very slow."""
-    dataset = data.dataset(path.split("/")[1])
-    written_s = {f"datasets/{dataset.name}/{entry.path}": entry.modified_s for entry in dataset.store.entries()}
+    _, name, below = path.split("/", 2)
+    dataset = data.dataset(name)
+    written_s = {entry.path: entry.modified_s for entry in dataset.store.entries()}
     named = {file for versions in dataset.state().spans.values() for span in versions.values() for file in span.paths}
     plan_s = max((entry.modified_s for entry in data.erasures.entries()), default=0.0)  # the present, by the same clock
-    is_old = written_s.get(path, plan_s) < plan_s - _LEFT_OVER_S
-    return is_old and path.removeprefix(f"datasets/{dataset.name}/") not in named
+    return below not in named and written_s.get(below, plan_s) < plan_s - _LEFT_OVER_S
 
 
 def _without_alone(is_named: Callable[[str], bool], delta: Delta) -> Delta:
@@ -225,7 +230,7 @@ def erase_datasets(work: Work) -> None:
     for name in work.data.dataset_names():
         _erase_dataset(work, work.data.dataset(name))
     for entry in list(work.data.trainers.entries()):
-        if kind_of(f"trainer/{entry.path}") == Kind.SNAPSHOTS:
+        if work.kind(work.data.trainers, entry.path) == Kind.SNAPSHOTS:
             _erase_snapshot(work, entry.path)
 
 
@@ -251,7 +256,7 @@ def _erase_dataset(work: Work, dataset: StoredDataset) -> None:
     for path in dataset.store.list():
         folder = "/".join(path.split("/")[:2])
         if folder in present and path not in present[folder]:
-            work.delete(f"datasets/{dataset.name}/{path}", Kind.EXAMPLES)
+            work.delete(dataset.store, path)
 
 
 def _erase_file(dataset: StoredDataset, file: ExampleFile, run_ids: frozenset[str]) -> ExampleFile | None:
@@ -308,19 +313,18 @@ def _erase_snapshot(work: Work, path: str) -> None:
             span["weights"] = [weight for run, weight in weighted if run[0] not in run_ids]
         span["runs"] = [run for run in span["runs"] if run[0] not in run_ids]
     value[ERASED_RUNS] = value.get(ERASED_RUNS, 0) + number
-    _replace(work, f"trainer/{path}", data, value, Kind.SNAPSHOTS)
+    _replace(work, store, path, data, value)
     model = path.partition("/")[0]
     for scratch in store.list(f"{model}/work"):
-        work.delete(f"trainer/{scratch}", Kind.SCRATCH)
+        work.delete(store, scratch)
 
 
-def _replace(work: Work, path: str, data: bytes, value: Any, kind: str) -> None:
+def _replace(work: Work, store: Store, path: str, data: bytes, value: Any) -> None:
     """Replace an object in JSON by another value; a seal then names the digest of the object before."""
-    store = work.data.store
     sealed = seal_of(data, store.url(path))
     content = canonical_json(value)
     store.replace(path, content if sealed is None else seal(content, sealed.text, sealed.digest))
-    work.changed[kind] += 1
+    work.changed[work.kind(store, path)] += 1
 
 
 def erase_learning(work: Work) -> None:
@@ -333,18 +337,17 @@ def erase_learning(work: Work) -> None:
     for entry in list(data.store.entries()):
         kind = kind_of(entry.path)
         if kind in _PLAIN_JSON:
-            _erase_json(work, entry.path, kind)
-    for entry in list(data.experiments.entries()):
-        if kind_of(f"experiments/{entry.path}") == Kind.RESULTS and entry.path.endswith(f"/{RESULT}"):
-            _erase_result(work, f"experiments/{entry.path}")
+            _erase_json(work, entry.path)
+        if kind == Kind.RESULTS and entry.path.endswith(f"/{RESULT}"):
+            _erase_result(work, entry.path)
 
 
-def _erase_json(work: Work, path: str, kind: Kind) -> None:
+def _erase_json(work: Work, path: str) -> None:
     data = work.data.store.read(path)
     value = read_object(data, work.data.store.url(path))
     erased = work.names.without(value)
     if erased != value:
-        _replace(work, path, data, erased, kind)
+        _replace(work, work.data.store, path, data, erased)
 
 
 def _erase_result(work: Work, path: str) -> None:
@@ -364,12 +367,12 @@ def _erase_result(work: Work, path: str) -> None:
             content = bytes(sink.getvalue())
             value["predictions"] = f"predictions-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
             store.create(f"{folder}/{value['predictions']}", content)
-            _replace(work, path, data, value, Kind.RESULTS)
+            _replace(work, store, path, data, value)
     for other in store.list(folder):
         # Also the file that a call left which was killed.
         is_former = kind_of(other) == Kind.RESULT_PREDICTIONS and not other.endswith(f"/{value['predictions']}")
         if is_former:
-            work.delete(other, Kind.RESULT_PREDICTIONS)
+            work.delete(store, other)
 
 
 def erase_derived(work: Work) -> None:
@@ -377,7 +380,7 @@ def erase_derived(work: Work) -> None:
     data = work.data
     for entry in list(data.store.entries()):
         if kind_of(entry.path) == Kind.DERIVED and _is_stale(work, entry.path):
-            work.delete(entry.path, Kind.DERIVED)
+            work.delete(data.store, entry.path)
     for name in work.tables:
         store = store_of(data, name)
         for path in store.list("_delta_log"):

@@ -127,6 +127,7 @@ class ModelServer:
         self._applied: tuple[ModelEntry, ...] = ()  # without versions that are withdrawn
         self._verifier: RegistryVerifier | None = None
         self._check_at_s = 0.0  # when registries are read again
+        self._reading = threading.Lock()  # what was read first is applied first
         folder, _, self._config_name = options.config.rpartition("/")
         self._config_store = open_store(folder or ".")
 
@@ -157,7 +158,8 @@ class ModelServer:
         gc.collect()
         gc.freeze()
         started: Future[int] = Future()
-        self._read_config()  # before the first request: without a configuration it is ready
+        with self._reading:
+            self._read_config()  # before the first request: without a configuration it is ready
         self._run("serve", lambda: asyncio.run(self._serve(listener, started)))
         self.grpc_port = started.result()
         self._run("poll", self._poll_forever)
@@ -214,7 +216,8 @@ class ModelServer:
 
     def poll(self, wait: bool = True) -> None:
         """Read the configuration once, and load and unload accordingly. ``wait`` for the loads to end."""
-        self._read_config()
+        with self._reading:
+            self._read_config()
         self.manager.step(wait)
 
     def _read_config(self) -> None:

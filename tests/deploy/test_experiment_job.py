@@ -45,7 +45,11 @@ def run(data: Path, folder: Path, path: str = PATH, **environment: str) -> subpr
 @pytest.mark.engines
 @pytest.mark.timeout(600)
 def test_the_documented_line_makes_a_job_that_kubernetes_takes(tmp_path: Path) -> None:
-    (line,) = (each for each in commands((ROOT / "docs/kubeflow.md").read_text()) if "set env" in each)
+    (line,) = (
+        each
+        for each in commands((ROOT / "docs/kubeflow.md").read_text())
+        if "set env" in each and "experiment.yaml" in each
+    )
     made, _, created = line.partition(" | ")
     assert created == "kubectl create -f -"
     if shutil.which("kubectl") is None:

@@ -29,6 +29,7 @@ from ciml.serving.registry import Signature
 from ciml.storage import LocalStore
 from ciml.training.data.snapshot import read_snapshot
 from ciml.verdicts.feedback.state import FEEDBACK
+from ciml.verdicts.signatures.notes import Note, add_note
 from tests.durable import Steps
 from tests.services.stored import every_kind
 from tests.services.stored.person import NATIVE, OTHER, OWNER, RUNS, WAITING, add_person, copy, left
@@ -110,6 +111,16 @@ def test_events_of_an_erased_run_that_come_again_are_ignored(data: DataRoot) -> 
     assert left(data.store, *NAMES) == []
     assert len(stored(data)) == before
     assert broken(data) == {}
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_an_account_without_runs_is_erased_from_reviews_and_notes(data: DataRoot) -> None:
+    add_note(data.failures, Note("abc", "only.reviews", text="mirror down"), now_us=4)
+    (erased,) = erase(data, RunCriteria(owner="only.reviews"), SIGNED)
+    assert (erased.receipt.runs, erased.remaining) == ((), ())
+    assert left(data.store, "only.reviews") == []
+    assert broken(data) == {}
+    assert list(erase(data, RunCriteria(owner="only.reviews"), SIGNED)) == []
 
 
 @pytest.mark.parametrize("anywhere", ["local"], indirect=True)
