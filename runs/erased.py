@@ -85,34 +85,28 @@ class ErasedRuns:
     origins: frozenset[tuple[Any, ...]]
     criteria: RunCriteria
 
-    def of(self, delta: Delta, file_of: Callable[[str, str], RawFile]) -> Delta | None:
-        """Return a delta of the raw manifest after the erasure; None if it names none of the runs.
+    def of(self, delta: Delta, file_of: Callable[[str, str], RawFile]) -> Delta:
+        """Return a delta of the raw manifest after the erasure; an equal one if it names none of the runs.
 
         Args:
           delta: as it was committed.
           file_of: returns the object without samples of a run, given its path and its run id before the erasure.
         """
-        changed = False
-        lists: dict[str, list[Any]] = {}
+        erased: Delta = {**delta}
         for kind, name in LISTS.items():
-            records = delta.get(name)
-            if not records:
-                continue
-            lists[name] = [self._record(kind, record, file_of) for record in records]
-            changed = changed or any(new is not old for new, old in zip(lists[name], records, strict=True))
-        trust_changes = [one for one in delta.get("trust_changes", ()) if one["run_id"] not in self.run_ids]
-        changed = changed or len(trust_changes) < len(delta.get("trust_changes", ()))
-        renamed = {
-            name: [[origin, erased_id(run_id) if run_id in self.run_ids else run_id] for origin, run_id in delta[name]]
-            for name in ("closes", "closed_letters")
-            if delta.get(name)
-        }
-        if not changed and all(delta[name] == keys for name, keys in renamed.items()):
-            return None
-        erased: Delta = {**delta, **lists, **renamed}
+            if delta.get(name):
+                erased[name] = [self._record(kind, record, file_of) for record in delta[name]]
+        for name in ("closes", "closed_letters"):
+            if delta.get(name):
+                erased[name] = [[origin, self._id(run_id)] for origin, run_id in delta[name]]
         if "trust_changes" in delta:
-            erased["trust_changes"] = trust_changes
+            erased["trust_changes"] = [
+                change for change in delta["trust_changes"] if change["run_id"] not in self.run_ids
+            ]
         return erased
+
+    def _id(self, run_id: str) -> str:
+        return erased_id(run_id) if run_id in self.run_ids else run_id
 
     def _record(
         self, kind: Kind, record: Mapping[str, Any], file_of: Callable[[str, str], RawFile]

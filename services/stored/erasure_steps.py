@@ -114,7 +114,7 @@ def erase_raw(work: Work) -> None:
     """Remove the runs from the raw manifest, then their telemetry, outputs and messages."""
     raw = work.data.raw
     file_of = partial(store_without_samples, raw)
-    work.rewrite(ManifestLog(raw), Kind.RAW_DELTAS, lambda delta: work.erased.of(delta, file_of) or delta, RAW)
+    work.rewrite(ManifestLog(raw), Kind.RAW_DELTAS, lambda delta: work.erased.of(delta, file_of), RAW)
     for path in work.letters:
         if raw.exists(path):
             work.delete(raw, path)
@@ -171,8 +171,8 @@ def erase_predictions(work: Work) -> None:
                 work.data.evidence.delete(f"{prediction['id'][:2]}/{prediction['id']}.svg")
 
     def change(delta: Delta) -> Delta:
-        kept = [one for one in delta["predictions"] if one["run_id"] not in run_ids]
-        unpredictable = [_without_detail(one, run_ids) for one in delta["unpredictable"]]
+        kept = [prediction for prediction in delta["predictions"] if prediction["run_id"] not in run_ids]
+        unpredictable = [_without_detail(record, run_ids) for record in delta["unpredictable"]]
         value: Delta = work.names.without({**delta, "predictions": kept, "unpredictable": unpredictable})
         return value
 
@@ -262,8 +262,7 @@ def _erase_dataset(work: Work, dataset: StoredDataset) -> None:
 def _erase_file(dataset: StoredDataset, file: ExampleFile, run_ids: frozenset[str]) -> ExampleFile | None:
     """Write the examples of a file without those of the runs; return the new file, None if no example is left."""
     table = read_examples(dataset.store, file)
-    is_kept = pc.invert(pc.is_in(table.column("run_id"), pa.array(sorted(run_ids), pa.string())))
-    kept = table.filter(is_kept)
+    kept = _without_runs(table, run_ids)
     if kept.num_rows == table.num_rows:
         return file
     if not kept.num_rows:
@@ -272,6 +271,11 @@ def _erase_file(dataset: StoredDataset, file: ExampleFile, run_ids: frozenset[st
     path = f"{file.path.rpartition('/')[0]}/examples-{digest[:16]}.parquet"
     dataset.store.create(path, write_examples(kept, path))
     return ExampleFile(path, digest, kept.num_rows)
+
+
+def _without_runs(table: pa.Table, run_ids: frozenset[str]) -> pa.Table:
+    """Return the rows of a table without those of some runs."""
+    return table.filter(pc.invert(pc.is_in(table.column("run_id"), pa.array(sorted(run_ids), pa.string()))))
 
 
 def _erase_span(
@@ -284,8 +288,8 @@ def _erase_span(
         kept = {split: [file.to_json() for file in stored if file is not None] for split, stored in present.items()}
         files = {split: stored for split, stored in kept.items() if stored}
     excluded = [
-        {"run_id": erased_id(one["run_id"]), "reason": one["reason"]} if one["run_id"] in run_ids else one
-        for one in span["excluded"]
+        {"run_id": erased_id(run["run_id"]), "reason": run["reason"]} if run["run_id"] in run_ids else run
+        for run in span["excluded"]
     ]
     return {
         **span,
@@ -334,33 +338,32 @@ def erase_learning(work: Work) -> None:
     logs += [(Kind.REGISTRY_DELTAS, data.registry.child(name)) for name in registered_models(data)]
     for kind, store in logs:
         work.rewrite(ManifestLog(store), kind, work.names.without)
-    for entry in list(data.store.entries()):
-        kind = kind_of(entry.path)
-        if kind in _PLAIN_JSON:
-            _erase_json(work, entry.path)
-        if kind == Kind.RESULTS and entry.path.endswith(f"/{RESULT}"):
-            _erase_result(work, entry.path)
+    for store in (data.experiments, data.sweeps, data.trainers):
+        for path in store.list():
+            kind = work.kind(store, path)
+            if kind in _PLAIN_JSON:
+                _erase_json(work, store, path)
+            if kind == Kind.RESULTS and path.endswith(f"/{RESULT}"):
+                _erase_result(work, store, path)
 
 
-def _erase_json(work: Work, path: str) -> None:
-    data = work.data.store.read(path)
-    value = read_object(data, work.data.store.url(path))
+def _erase_json(work: Work, store: Store, path: str) -> None:
+    data = store.read(path)
+    value = read_object(data, store.url(path))
     erased = work.names.without(value)
     if erased != value:
-        _replace(work, work.data.store, path, data, erased)
+        _replace(work, store, path, data, erased)
 
 
-def _erase_result(work: Work, path: str) -> None:
+def _erase_result(work: Work, store: Store, path: str) -> None:
     """Remove the runs from the predictions of a trial, and give the result the name of the new file."""
-    store = work.data.store
     data = store.read(path)
     value = read_object(data, store.url(path))
     folder = path.rpartition("/")[0]
     former = f"{folder}/{value['predictions']}"
     if store.exists(former):
         table = read_parquet(store.read(former))
-        is_kept = pc.invert(pc.is_in(table.column("run_id"), pa.array(sorted(work.names.run_ids), pa.string())))
-        kept = table.filter(is_kept)
+        kept = _without_runs(table, work.names.run_ids)
         if kept.num_rows < table.num_rows:
             sink = pa.BufferOutputStream()
             pq.write_table(kept, sink, compression="zstd")
@@ -370,7 +373,9 @@ def _erase_result(work: Work, path: str) -> None:
             _replace(work, store, path, data, value)
     for other in store.list(folder):
         # Also the file that a call left which was killed.
-        is_former = kind_of(other) == Kind.RESULT_PREDICTIONS and not other.endswith(f"/{value['predictions']}")
+        is_former = work.kind(store, other) == Kind.RESULT_PREDICTIONS and not other.endswith(
+            f"/{value['predictions']}"
+        )
         if is_former:
             work.delete(store, other)
 
@@ -378,9 +383,11 @@ def _erase_result(work: Work, path: str) -> None:
 def erase_derived(work: Work) -> None:
     """Remove what readers have derived from the runs and write again, and publish the tables again."""
     data = work.data
-    for entry in list(data.store.entries()):
-        if kind_of(entry.path) == Kind.DERIVED and _is_stale(work, entry.path):
-            work.delete(data.store, entry.path)
+    # Not those of the raw store, which has by far the most objects: none there holds facts of runs.
+    for store in (data.datasets, data.predictions, data.feedback, data.failures, data.tables, data.lineage):
+        for path in store.list():
+            if work.kind(store, path) == Kind.DERIVED and _is_stale(work, store, path):
+                work.delete(store, path)
     for name in work.tables:
         store = store_of(data, name)
         for path in store.list("_delta_log"):
@@ -389,11 +396,12 @@ def erase_derived(work: Work) -> None:
         work.changed["tables"] += table.committed
 
 
-def _is_stale(work: Work, path: str) -> bool:
+def _is_stale(work: Work, store: Store, path: str) -> bool:
     """Return whether a derived object may hold facts of erased runs."""
-    if path.startswith(("tables/", "lineage/")):
-        return path.startswith("tables/") or bool(work.names.found_in(work.data.store.read(path)))
-    return path.endswith(("/_replay", "/_neighbours", "/_causes", "/_signatures")) or "/statistics/" in path
+    if store == work.data.lineage:
+        return bool(work.names.found_in(store.read(path)))
+    is_bookmark = path.rpartition("/")[2] in ("_replay", "_neighbours", "_causes", "_signatures")
+    return store == work.data.tables or is_bookmark or "/statistics/" in path
 
 
 def published_tables(data: DataRoot) -> tuple[str, ...]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.go_programs import go_program
+from tests.project.test_readme import commands
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/helm/ciml"
@@ -95,3 +99,16 @@ def containers(resources: list[Resource]) -> Iterator[tuple[str, dict[str, Any]]
     for name, pod in pods(resources):
         for container in [*pod.get("initContainers", ()), *pod["containers"]]:
             yield name, container
+
+
+def documented_job(name: str) -> str:
+    """Return the Job that the line of the documentation makes of a file of deploy/kubernetes, as YAML."""
+    lines = commands((ROOT / "docs/kubeflow.md").read_text())
+    (line,) = (each for each in lines if "set env" in each and name in each)
+    made_by, _, created = line.partition(" | ")
+    assert created == "kubectl create -f -"
+    if shutil.which("kubectl") is None:
+        pytest.fail("the line needs kubectl 1.26 or later: https://kubernetes.io/docs/tasks/tools")
+    done = subprocess.run(shlex.split(made_by), capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -15,9 +14,8 @@ import pytest
 import yaml
 
 from ciml import __version__
-from tests.deploy.chart import FULL, ROOT, render, validate
+from tests.deploy.chart import FULL, ROOT, documented_job, render, validate
 from tests.deploy.steps import HOSTILE, PATH, Learned, check_values, parsed, recorded, recorder
-from tests.project.test_readme import commands
 
 MANIFEST = ROOT / "deploy/kubernetes/experiment.yaml"
 
@@ -45,18 +43,8 @@ def run(data: Path, folder: Path, path: str = PATH, **environment: str) -> subpr
 @pytest.mark.engines
 @pytest.mark.timeout(600)
 def test_the_documented_line_makes_a_job_that_kubernetes_takes(tmp_path: Path) -> None:
-    (line,) = (
-        each
-        for each in commands((ROOT / "docs/kubeflow.md").read_text())
-        if "set env" in each and "experiment.yaml" in each
-    )
-    made, _, created = line.partition(" | ")
-    assert created == "kubectl create -f -"
-    if shutil.which("kubectl") is None:
-        pytest.fail("the line needs kubectl 1.26 or later: https://kubernetes.io/docs/tasks/tools")
-    done = subprocess.run(shlex.split(made), capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    resource, plain = yaml.safe_load(done.stdout), tmp_path / "job.yaml"
+    made = documented_job("experiment.yaml")
+    resource, plain = yaml.safe_load(made), tmp_path / "job.yaml"
     assert {each["name"]: each["value"] for each in container(resource)["env"]} == {
         "DATASET": "status", "EXPERIMENT": "wide"
     }  # fmt: skip
@@ -64,7 +52,7 @@ def test_the_documented_line_makes_a_job_that_kubernetes_takes(tmp_path: Path) -
     container(expected)["env"][:] = container(resource)["env"]
     resource["spec"]["template"]["metadata"].pop("creationTimestamp", None)
     assert resource["spec"] == expected["spec"], "kubectl before 1.26 leaves out what it does not know"
-    named = done.stdout.replace("generateName: ciml-experiment-", "name: ciml-experiment-x7k2p")
+    named = made.replace("generateName: ciml-experiment-", "name: ciml-experiment-x7k2p")
     plain.write_text(named)
     checked = validate(plain)
     assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,8 @@ from ciml import __version__
 from ciml.data_root import DataRoot
 from ciml.serving.lease import leased
 from ciml.serving.registry import Registry
-from tests.deploy.chart import ROOT, validate
+from tests.deploy.chart import ROOT, documented_job, validate
 from tests.deploy.steps import PATH
-from tests.project.test_readme import commands
 from tests.training.conftest import data, made
 
 __all__ = ["data", "made"]
@@ -56,14 +53,8 @@ def has_host_names() -> bool:
 @pytest.mark.engines
 @pytest.mark.timeout(600)
 def test_the_documented_line_makes_a_job_that_kubernetes_takes(tmp_path: Path) -> None:
-    (line,) = (each for each in commands((ROOT / "docs/kubeflow.md").read_text()) if "refresh.yaml" in each)
-    made_by, _, created = line.partition(" | ")
-    assert created == "kubectl create -f -"
-    if shutil.which("kubectl") is None:
-        pytest.fail("the line needs kubectl 1.26 or later: https://kubernetes.io/docs/tasks/tools")
-    done = subprocess.run(shlex.split(made_by), capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    (tmp_path / "job.yaml").write_text(done.stdout.replace("generateName: ciml-refresh-", "name: ciml-refresh-7xk2p"))
+    text = documented_job("refresh.yaml")
+    (tmp_path / "job.yaml").write_text(text.replace("generateName: ciml-refresh-", "name: ciml-refresh-7xk2p"))
     checked = validate(tmp_path / "job.yaml")
     assert checked.returncode == 0, checked.stdout + checked.stderr
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -84,7 +84,7 @@ def command(options: EraseOptions) -> int:
 
     data = options.root
     if options.receipts:
-        options.show(read_receipts(data), _print_receipts, lambda receipts: [asdict(one) for one in receipts])
+        options.show(read_receipts(data), _print_receipts, _to_json)
         return 0
     criteria = options.criteria()
     if not options.apply:
@@ -93,15 +93,19 @@ def command(options: EraseOptions) -> int:
         options.show({"runs": number}, lambda _: click.echo(f"runs: {number:,}; --apply erases them for good"), dict)
         return 0
     signed = Signature(options.signed_by(), options.reason)
-    erased = []
+    receipts = []
+    is_left = False
     with bars() as progress:
-        for one in erase(data, criteria, signed, progress, _topics_of(options)):
-            erased.append(one)
-            print_warnings(f"a name is left: {line}" for line in one.remaining)
-    options.show(
-        [one.receipt for one in erased], _print_receipts, lambda receipts: [asdict(receipt) for receipt in receipts]
-    )
-    return IntegrityError.exit_code if any(one.remaining for one in erased) else 0
+        for receipt, remaining in erase(data, criteria, signed, progress, _topics_of(options)):
+            receipts.append(receipt)
+            print_warnings(f"a name is left: {line}" for line in remaining)
+            is_left = is_left or bool(remaining)
+    options.show(receipts, _print_receipts, _to_json)
+    return IntegrityError.exit_code if is_left else 0
+
+
+def _to_json(receipts: list[Receipt]) -> list[dict[str, Any]]:
+    return [asdict(receipt) for receipt in receipts]
 
 
 def _topics_of(options: EraseOptions) -> Callable[[Collection[str]], None] | None:
