@@ -13,7 +13,6 @@ a rollback. Snapshots, refreshes, gate, pushes, purges and the ledger are those 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import sys
 import tempfile
@@ -27,20 +26,18 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from ciml.errors import RejectedInput
-from ciml.events.records import RunFacts
-from ciml.events.run_facts import facts_from_listing
-from ciml.manifest.log import ManifestLog
+from ciml.events.records import OffsetRange
+from ciml.manifest import rewrite
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.reports.drawing import COLORS, DASHES, Plot
-from ciml.services.trainer import TrainerService, Triggers
+from ciml.runs.erased import RunCriteria
+from ciml.services.stored.erase import erase
+from ciml.services.trainer import TrainerService
 from ciml.serving.ledger import Entry, history, rollback
-from ciml.serving.predict.log import prediction_id
+from ciml.serving.predict.log import Predicted, prediction_id
 from ciml.serving.registry import Registry, Signature
 from ciml.training.estimators import Rows, fit
 from ciml.training.evaluation.baselines import predict_by
@@ -53,23 +50,21 @@ from ciml.training.purge import purge
 from ciml.training.refresh import TrainConfig
 from ciml.training.trainer import TrainResult, run_once
 from ciml.transforms.examples.prepare import prepare_many
-from ciml.transforms.parse.logs import Log, parse_logs
 from ciml.trust import TrustPolicy
 from studies.figures import share_with_interval
+from studies.year_runs import BAD_SOURCE, DAY_US, SOURCE, START_US, Plan, Run, read, year_of
+from tests.pipelines.predict.predicting import Predictions
 from tests.runs.scenes import RawStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DAY_US = 86_400_000_000
-START_US = 1_767_225_600_000_000  # 2026-01-01
 MODEL = DATASET = "year"
-SOURCE, BAD_SOURCE = "farm-1", "farm-2"
 OPERATOR = "an operator"
+ERASURE = "erasure requested"
 TRUST = TrustPolicy.parse(f'[[rule]]\nname = "farms"\ntrusted = true\nsource = ["{SOURCE}", "{BAD_SOURCE}"]\n')
 #: The forest of docs/tutorial.md, smaller. Recorded values need no pipeline that normalises them.
 FOREST = Experiment(name="year", estimator="random_forest", parameters={"n_estimators": 100}, view="flat")
-TRIGGERS = Triggers(new_runs=400, on_drift=True, on_accuracy=True)
 #: Models and baselines, by the key of their answers.
 METHODS = {
     "champion": "champion",
@@ -78,54 +73,6 @@ METHODS = {
     "duration": "duration alone, retrained daily",
     "base": "most frequent class",
 }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The events of a year. Weeks count from 0; None leaves an event out.
-
-    Attributes:
-      weeks: length of the year.
-      seed: of labels' delays, sources and authors.
-      label_delay_days: largest delay; a run is stored, with its label, 1 to so many days after it ended.
-      drift: from this week on, machines are faster.
-      speed: a faster machine needs this share of a run's seconds, and has this share of its load.
-      bad: in this week, most runs come from a second source, which reports the class of the next run in sorted order.
-      purge: at the beginning of this week, an operator purges that week of that source.
-      rollback: at the beginning of this week, an operator rolls back.
-      erase: at the beginning of this week, an author asks for erasure.
-      triggers: when the trainer refreshes.
-    """
-
-    weeks: int = 52
-    seed: int = 1
-    label_delay_days: int = 10
-    drift: int | None = 18
-    speed: float = 0.6
-    bad: int | None = 27
-    purge: int | None = 30
-    rollback: int | None = 37
-    erase: int | None = 44
-    triggers: Triggers = TRIGGERS
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run of the year.
-
-    Attributes:
-      facts: with its times, source and author of the year, and the reported class.
-      table: its telemetry.
-      day: on which it ended.
-      stored: on which it is stored.
-      name: its true class.
-    """
-
-    facts: RunFacts
-    table: pa.Table
-    day: int
-    stored: int
-    name: str
 
 
 class Clock:
@@ -139,79 +86,16 @@ class Clock:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Let `time.time` and `time.time_ns` of this process return the time of the year."""
-        with patch("time.time", lambda: self.us / 1e6), patch("time.time_ns", lambda: self.us * 1000):
+        """Let `time.time` and `time.time_ns` of this process return the time of the year.
+
+        An erasure waits for no other process, since there is none.
+        """
+        with (
+            patch("time.time", lambda: self.us / 1e6),
+            patch("time.time_ns", lambda: self.us * 1000),
+            patch.object(rewrite, "WAIT_S", 0.0),
+        ):
             yield
-
-
-def read(listing: Path, label: str) -> list[tuple[RunFacts, pa.Table]]:
-    """Read a listing with its logs; runs without a usable log or without the label are left out.
-
-    The order is that of the recording within each provider, with the providers interleaved.
-    """
-    by_provider: dict[str, list[dict[str, Any]]] = {}
-    lines = [json.loads(line) for line in listing.read_text().splitlines()]
-    for line in sorted(lines, key=lambda line: (line["end_time"], line["build_uuid"])):
-        by_provider.setdefault(line.get("node_provider", ""), []).append(line)
-    placed = [
-        ((index + 0.5) / len(of_one), number, line)
-        for number, of_one in enumerate(by_provider.values())
-        for index, line in enumerate(of_one)
-    ]
-    ordered = [line for _, _, line in sorted(placed, key=lambda place: place[:2])]
-    facts = [facts_from_listing(line) for line in ordered]
-    logs = (gzip.decompress((listing.parent / line["log_path"]).read_bytes()) for line in ordered)
-    tables = parse_logs([Log(log, run.start_us, run.end_us) for log, run in zip(logs, facts, strict=True)])
-    return [
-        (run, table)
-        for run, table in zip(facts, tables, strict=True)
-        if not isinstance(table, RejectedInput) and run.labels.get(label)
-    ]
-
-
-def year_of(recorded: Sequence[tuple[RunFacts, pa.Table]], label: str, plan: Plan) -> list[Run]:
-    """Return the runs of the year: their times, sources and authors, and what its events do to them."""
-    random = np.random.default_rng(plan.seed)
-    names = sorted({facts.labels[label] for facts, _ in recorded})
-    runs = []
-    for index, (facts, table) in enumerate(recorded):
-        at = (index + 0.5) / len(recorded) * plan.weeks * 7
-        week = int(at // 7)
-        if plan.drift is not None and week >= plan.drift:
-            table = faster(table, plan.speed)
-        seconds = table.num_rows
-        end_us = START_US + round(at * DAY_US)
-        name = facts.labels[label]
-        is_bad = week == plan.bad and random.random() < 0.6
-        is_other = is_bad or random.random() < 0.1
-        reported = names[(names.index(name) + 1) % len(names)] if is_bad else name
-        changes = {"start_us": end_us - seconds * 1_000_000, "end_us": end_us, "labels": {label: reported}}
-        owner = f"author-{random.integers(20)}"
-        stored = int(at) + 1 + int(random.integers(plan.label_delay_days))
-        told = facts.replace(source=BAD_SOURCE if is_other else SOURCE, owner=owner, **changes)
-        runs.append(Run(told, moved(table, end_us - seconds * 1_000_000), int(at), stored, name))
-    return runs
-
-
-def faster(table: pa.Table, speed: float) -> pa.Table:
-    """Return the telemetry of a run on a faster machine: fewer samples, and a smaller load."""
-    count = max(1, int(table.num_rows * speed))
-    rows = np.minimum((np.arange(count) / speed).astype(int), table.num_rows - 1)
-    sped = table.take(pa.array(rows))
-    for index, name in enumerate(table.column_names):
-        if name in ("time", "boot"):
-            sped = sped.set_column(index, table.field(index), table.column(index)[:count])
-        elif name.startswith("load avg"):
-            sped = sped.set_column(index, table.field(index), pa.compute.multiply(sped.column(index), speed))
-    return sped
-
-
-def moved(table: pa.Table, start_us: int) -> pa.Table:
-    """Return telemetry that begins at a time."""
-    times = table.column("time")
-    whole = times.cast(pa.int64())
-    new = pa.compute.add(whole, start_us - whole[0].as_py())
-    return table.set_column(table.column_names.index("time"), table.field("time"), new.cast(times.type))
 
 
 @dataclass
@@ -247,6 +131,8 @@ class Year:
         self.config = TrainConfig(self.data, DATASET, MODEL, self.experiment, TRUST, self.gate)
         self.registry = Registry(self.data, MODEL)
         self._raw = RawStore(self.data)
+        self._predictions = Predictions(self.data.predictions, MODEL)
+        self._announced = 0
         self._models: dict[int, Exported] = {}
         self._rows: Rows | None = None
         self._seconds = np.array([(run.facts.end_us - run.facts.start_us) / 1e6 for run in self.runs])  # type: ignore[operator]
@@ -301,9 +187,8 @@ class Year:
             since_us = START_US + plan.bad * 7 * DAY_US
             bad = Exclusion("wrong labels", source=BAD_SOURCE, since_us=since_us, until_us=since_us + 7 * DAY_US)
             self._take_back(bad)
-        if week == plan.erase:
-            # The place of `ciml erase`: it removes the runs, too, and excludes them as this does.
-            self._take_back(Exclusion("erasure requested", owner="author-7"))
+        if week in plan.erase:
+            self._forget("author-7")
         if week == plan.rollback:
             state = self.registry.state
             if state.champion is not None and state.predecessor(state.champion) is not None:
@@ -325,6 +210,14 @@ class Year:
         learned = versions_that_learned(self.data, Exclusions((exclusion,)), [MODEL])
         serving = self.registry.state.champion
         assert not [version for version in learned if version.version == serving], "a purged version serves"
+
+    def _forget(self, owner: str) -> None:
+        """Withdraw what learned from an author's runs, and erase the runs."""
+        self._take_back(Exclusion(ERASURE, owner=owner))
+        for receipt, remaining in erase(self.data, RunCriteria(owner=owner), Signature(OPERATOR, ERASURE)):
+            assert not remaining, remaining
+            self._note(f"erased {len(receipt.runs)} runs: {sum(receipt.changed.values())} objects changed or removed")
+        self._raw = RawStore(self.data)  # an erasure appends to the manifest
 
     def _predict(self, day: int) -> None:
         """Answer the runs that end on a day, by each method, and record the champion's predictions."""
@@ -364,8 +257,11 @@ class Year:
 
     def _record(self, rows: np.ndarray, version: int, shares: np.ndarray) -> None:
         """Record predictions as the stream does."""
+        first = self._announced
+        self._announced += rows.size
         predictions = [
             {
+                "offset": offset,
                 "id": prediction_id(self.runs[row].facts.run_id, MODEL, version),
                 "run_id": self.runs[row].facts.run_id,
                 "model": MODEL,
@@ -375,11 +271,10 @@ class Year:
                 "probabilities": dict(zip(self.names, of_run.tolist(), strict=True)),
                 "time_us": self.clock.us,
             }
-            for row, of_run in zip(rows.tolist(), shares, strict=True)
+            for offset, (row, of_run) in enumerate(zip(rows.tolist(), shares, strict=True), first)
         ]
-        log = ManifestLog(self.data.predictions)
-        delta = {"predictions": predictions, "unpredictable": [], "repeats": [], "time_us": self.clock.us}
-        assert log.try_append(log.end() + 1, delta)
+        covers = OffsetRange("runs", "", 0, first, self._announced)
+        assert self._predictions.commit([Predicted(covers, predictions)])
 
     def result(self) -> dict[str, Any]:
         """Return the answers, the events and the ledger as JSON."""
@@ -449,9 +344,10 @@ def plot(result: Mapping[str, Any]) -> Plot:
             axes.plot(known, right, color=COLORS[number], ls=DASHES[number], lw=widths.get(method, 1.2), label=text)
         for key, name in {"drift": "faster machines", "bad": "wrong labels", "purge": "purge", "rollback": "rollback",
                           "erase": "erasure"}.items():  # fmt: skip
-            if plan[key] is not None:
-                axes.axvline(plan[key], color="#888888", lw=0.8, ls=":")
-                axes.annotate(name, (plan[key], 1.0), xycoords=("data", "axes fraction"), fontsize=7.5, rotation=25,
+            if plan[key]:
+                week = np.min(plan[key])  # the first
+                axes.axvline(week, color="#888888", lw=0.8, ls=":")
+                axes.annotate(name, (week, 1.0), xycoords=("data", "axes fraction"), fontsize=7.5, rotation=25,
                               va="bottom", ha="left", xytext=(-2, 1), textcoords="offset points")  # fmt: skip
         pushes = [entry["day"] / 7 for entry in result["ledger"] if entry["action"] == "push"]
         axes.plot(pushes, [0.02] * len(pushes), "^", color="#333333", ms=5, transform=axes.get_xaxis_transform(),

@@ -121,7 +121,8 @@ def test_the_rest_is_as_kubernetes_wants_it(full: list[Resource], tensorflow: li
 OTHERS: Mapping[str, Any] = {
     "image.pullPolicy": "Always", "data.path": "s3://other/data", "kafka.broker": "other:9092",
     "ingest.engine": "micro-batches", "flink.storage": "s3://other", "models.server": "tensorflow-serving",
-    "periodic.compaction.schedule": "@daily", "policies.trust": "", "ingest.storage": "9Gi",
+    "periodic.compaction.schedule": "@daily", "periodic.retention.schedule": "@daily",
+    "periodic.retention.olderThan": "9d", "policies.trust": "", "ingest.storage": "9Gi",
 }  # fmt: skip
 #: Which objects a value changes; by default those of the part that it is called after.
 CHANGED: Mapping[str, str] = {
@@ -145,6 +146,7 @@ CHANGED: Mapping[str, str] = {
     "receivers.webhooks.replicas": "(Deployment|PodDisruptionBudget) ciml-webhooks$",
     "receivers.webhooks": "Ingress ciml-webhooks$",
     "periodic.backfills": "CronJob ciml-backfill-", "periodic.compaction": "CronJob ciml-compaction$",
+    "periodic.retention": "CronJob ciml-retention$",
     "periodic.datasets": "CronJob ciml-dataset-|ConfigMap ciml-config$",
     "periodic": "CronJob", "monitoring.podMonitor": "PodMonitor", "monitoring.rules": "PrometheusRule",
     "monitoring.dashboard": "ConfigMap ciml-dashboard$", "monitoring.namespace": "NetworkPolicy",
@@ -230,6 +232,7 @@ def test_values_are_checked() -> None:
         ({"data": {"path": "/data"}}, "/data/path"),
         ({"predict": {"models": [{"label": "stable"}]}}, "missing property 'name'"),
         ({"periodic": {"compaction": {"schedule": "daily"}}}, "/periodic/compaction/schedule"),
+        ({"periodic": {"retention": {"olderThan": "a year"}}}, "/periodic/retention/olderThan"),
     ):
         done = template(values)
         assert done.returncode != 0, values

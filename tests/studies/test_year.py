@@ -11,32 +11,22 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.events.records import RunFacts
+from ciml.events.run_id import is_erased
+from ciml.runs.latest_runs import latest_runs
+from ciml.runs.state import open_raw
+from ciml.services.stored.examine import examine
+from ciml.services.stored.receipts import read_receipts
 from ciml.services.trainer import Triggers
 from ciml.serving.ledger import Entry, history
 from ciml.training.evaluation.gate import GatePolicy
-from ciml.training.exclusions import Exclusion, Exclusions
-from ciml.training.learned import versions_that_learned
-from studies.year import (
-    BAD_SOURCE,
-    DAY_US,
-    FOREST,
-    METHODS,
-    START_US,
-    Plan,
-    Year,
-    faster,
-    moved,
-    plot,
-    table,
-    unexplained_pushes,
-    year_of,
-)
+from studies.year import ERASURE, FOREST, METHODS, Year, plot, table, unexplained_pushes
+from studies.year_runs import BAD_SOURCE, DAY_US, START_US, Plan, faster, moved, year_of
 from tests.transforms.samples import make_facts
 from tests.transforms.samples import table as telemetry
 
 WEEKS = 6
 PLAN = Plan(
-    weeks=WEEKS, label_delay_days=2, drift=2, bad=2, rollback=4, purge=5, erase=5, triggers=Triggers(new_runs=40)
+    weeks=WEEKS, label_delay_days=2, drift=2, bad=2, rollback=4, purge=5, erase=(3, 5), triggers=Triggers(new_runs=40)
 )
 
 
@@ -106,14 +96,17 @@ def test_six_weeks_with_a_bad_one_a_purge_an_erasure_and_a_rollback(tmp_path: Pa
     assert {"withdraw", "rollback"} <= set(actions)
     reasons = [entry.reasons[0] for entry in entries if entry.action == "train"]
     assert reasons[0].endswith("new trusted runs")
-    assert {"purge: wrong labels", "purge: erasure requested"} <= set(reasons)
+    assert {"purge: wrong labels", f"purge: {ERASURE}"} <= set(reasons)
     days = [(entry.time_us - START_US) // DAY_US for entry in entries]
     assert days == sorted(days)
     assert 0 <= days[0] <= days[-1] < WEEKS * 7
-    erased = Exclusions((Exclusion("asked", owner="author-7"),))
-    learned = {version.version for version in versions_that_learned(year.data, erased, ["year"])}
-    assert learned
-    assert year.registry.state.champion not in learned
+    receipts = read_receipts(year.data)
+    assert [len(receipt.runs) > 0 for receipt in receipts] == [True, True]
+    stored = [run.facts for run in latest_runs(*open_raw(year.data.raw))]
+    erased = {facts.run_id for facts in stored if is_erased(facts.run_id)}
+    assert erased == {run_id for receipt in receipts for run_id in receipt.runs}
+    assert len(stored) == len([run for run in runs if run.stored < WEEKS * 7])
+    assert not examine(year.data).broken.total()
     result = json.loads(json.dumps(year.result()))
     answered = np.array(result["answers"]["champion"]) >= 0
     assert answered.sum() > 100
