@@ -72,6 +72,34 @@ def promote(registry: Registry, version: int, signed: Signature, *, label: str =
     return _labelled(registry, label, version)
 
 
+def unlabel(registry: Registry, label: str, signed: Signature) -> int:
+    """Remove a label, such as ``canary`` from a version that need not prove itself any more. The version stays pushed.
+
+    Returns:
+      The version that the label named.
+
+    Raises:
+      CimlError: the label is `STABLE`, without which nothing would serve.
+      UnknownModelError: no version has the label.
+    """
+    signed.check()
+    if label == STABLE:
+        raise CimlError(f"the label {STABLE} is not removed; withdraw the version, or promote another one")
+    named = 0
+
+    def build(state: RegistryState) -> Delta:
+        nonlocal named
+        if label not in state.labels:
+            raise UnknownModelError(f"model {registry.model}: no version has the label {label}")
+        named = state.labels[label]
+        changes = {"model_version": named, "labels": {}, "removed": [label]}
+        return {"kind": "labels", "action": "unlabel", **changes, **asdict(signed)}
+
+    registry.commit(build)
+    write_config(registry.data)
+    return named
+
+
 def withdraw(registry: Registry, versions: list[int], signed: Signature) -> dict[str, int | None]:
     """Take versions out of service for good: no rollback without their numbers, and no refresh, restores them.
 
@@ -175,12 +203,13 @@ class Entry:
     Attributes:
       number: of the delta, from 1.
       time_us: epoch microseconds.
-      action: ``train``, ``bless``, ``reject``, ``push``, ``abandon``, ``rollback``, ``promote``, ``withdraw``,
-        ``hold`` or ``release``.
+      action: ``train``, ``bless``, ``reject``, ``push``, ``abandon``, ``rollback``, ``promote``, ``unlabel``,
+        ``withdraw``, ``hold`` or ``release``.
       candidate: its id; "" where the entry names a version alone.
       version: of the model; None before a push.
       labels: the versions that labels name by this entry.
       withdrawn: versions that this entry took out of service.
+      removed: labels that name no version any more.
       author: who did it; "" for what ciml does by itself, and for entries of older versions.
       reasons: a person's reason, those of the gate, or of a training why the trainer refreshed.
     """
@@ -192,6 +221,7 @@ class Entry:
     version: int | None = None
     labels: Mapping[str, int] = field(default_factory=dict)
     withdrawn: tuple[int, ...] = ()
+    removed: tuple[str, ...] = ()
     author: str = ""
     reasons: tuple[str, ...] = ()
 
@@ -232,6 +262,7 @@ def history(registry: Registry) -> Iterator[Entry]:
             delta.get("model_version"),
             delta.get("labels", {}),
             tuple(delta.get("withdrawn", ())),
+            tuple(delta.get("removed", ())),
             delta.get("author", ""),
             reasons,
         )

@@ -9,7 +9,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError, UnknownModelError
 from ciml.manifest.log import ManifestLog
-from ciml.serving.ledger import facts_of_version, history, hold, promote, release, rollback, withdraw
+from ciml.serving.ledger import facts_of_version, history, hold, promote, release, rollback, unlabel, withdraw
 from ciml.serving.model_files import parse_config
 from ciml.serving.push import HeldError, NotBlessedError, push
 from ciml.serving.registry import CANARY, STABLE, Decision, Registry, Signature
@@ -96,6 +96,23 @@ def test_a_canary_is_promoted(registry: Registry, folders: list[Path]) -> None:
     assert registry.state.version == before  # nothing to record
     with pytest.raises(UnknownModelError, match="version 9 was never pushed"):
         promote(registry, 9, ANN)
+
+
+def test_a_label_is_removed_and_its_version_stays(registry: Registry, folders: list[Path]) -> None:
+    pushed(registry, folders[0])
+    pushed(registry, folders[1], CANARY)
+    assert unlabel(registry, CANARY, ANN) == 2
+    assert (registry.state.labels, registry.state.pushed()) == ({STABLE: 1}, [1, 2])
+    assert not registry.state.versions[2].withdrawn
+    assert CANARY not in registry.data.models.read("models.config").decode()
+    entry = list(history(registry))[-1]
+    assert (entry.action, entry.version, entry.removed, entry.author) == ("unlabel", 2, (CANARY,), "ann")
+    with pytest.raises(UnknownModelError, match="no version has the label canary"):
+        unlabel(registry, CANARY, ANN)
+    with pytest.raises(CimlError, match="the label stable is not removed"):
+        unlabel(registry, STABLE, ANN)
+    promote(registry, 2, BOB)
+    assert registry.state.champion == 2
 
 
 def test_what_was_withdrawn_or_altered_is_not_promoted(registry: Registry, folders: list[Path]) -> None:

@@ -107,6 +107,33 @@ def promote_version(options: PromoteOptions) -> None:
     click.echo(f"{options.model}: {moved.label} = {moved.version}")
 
 
+class UnlabelOptions(DecisionOptions):
+    """Options of ``ciml models unlabel``.
+
+    Attributes:
+      label: Label to remove; not stable.
+    """
+
+    model: str = argument()
+    label: str = option(required=True)
+
+
+@make_command("unlabel")
+def remove_label(options: UnlabelOptions) -> None:
+    """Remove a label from its version.
+
+    A canary or a shadow without the label predicts no more. Its version stays pushed, and can be promoted later.
+
+    \b
+    Example:
+      ciml models unlabel provider --label shadow --reason "not needed" --data-path data
+    """
+    from ciml.serving.ledger import unlabel
+
+    version = unlabel(_registry(options.root, options.model), options.label, options.signature())
+    click.echo(f"{options.model}: version {version} is no longer {options.label}")
+
+
 class WithdrawOptions(DecisionOptions):
     """Options of ``ciml models withdraw``."""
 
@@ -200,7 +227,8 @@ def _row(entry: Entry) -> Iterator[str]:
     version = "" if entry.version is None else f" version {entry.version}"
     withdrawn = f", withdrawn: {', '.join(map(str, entry.withdrawn))}" if entry.withdrawn else ""
     labels = "".join(f", {label} = {number}" for label, number in entry.labels.items())
-    yield f"{entry.action}{version}{' ' + entry.candidate if entry.candidate else ''}{labels}{withdrawn}"
+    removed = "".join(f", no {label}" for label in entry.removed)
+    yield f"{entry.action}{version}{' ' + entry.candidate if entry.candidate else ''}{labels}{withdrawn}{removed}"
     yield printable(entry.author)
     yield printable("; ".join(entry.reasons))
 
@@ -346,6 +374,7 @@ COMMANDS: list[click.Command] = [
     diff_versions,
     rollback_model,
     promote_version,
+    remove_label,
     withdraw_versions,
     hold_model,
     release_model,

@@ -74,6 +74,10 @@ def test_decisions_are_recorded_and_listed(data: DataRoot) -> None:
     assert "held by ann: release week" in run("models", "rollback", "m", *signed).output
     assert run("models", "release", "m", *signed).output == "m: released\n"
     assert run("models", "promote", "m", "--version", "1", "--label", "canary", *signed).output == "m: canary = 1\n"
+    unlabelled = ("models", "unlabel", "m", "--label", "canary", *signed)
+    assert run(*unlabelled).output == "m: version 1 is no longer canary\n"
+    assert "no version has the label canary" in run(*unlabelled).output
+    assert run("models", "promote", "m", "--version", "1", "--label", "canary", *signed).exit_code == 0
     withdrawn = run("models", "withdraw", "m", "2", *signed).output
     assert withdrawn == "m: withdrawn: 2\nm: stable = 1\n"
     lines = run("models", "withdraw", "m", "1", *signed).output.splitlines()
@@ -82,10 +86,11 @@ def test_decisions_are_recorded_and_listed(data: DataRoot) -> None:
     ]
     entries = run("models", "history", "m", "--json", "--data-path", data.url).output.splitlines()
     by_ann = [entry["action"] for entry in map(json.loads, entries) if entry["author"] == "ann"]
-    assert by_ann == ["hold", "release", "promote", "withdraw", "withdraw"]
+    assert by_ann == ["hold", "release", "promote", "unlabel", "promote", "withdraw", "withdraw"]
     table = run("models", "history", "m", "--data-path", data.url).output
     assert "release week" in table
     assert "hold version 2" in table
+    assert "unlabel version 1, no canary" in table
 
 
 def test_versions_are_shown_and_compared(data: DataRoot) -> None:
