@@ -18,9 +18,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -109,6 +110,7 @@ class Year:
       plan: the events.
       experiment: of the model.
       gate: its requirements.
+      report: called with each event of the year, as a line.
       answers: by method, the class that it predicts for each run; -1 for none.
       events: what operators and the trainer did: day, and a line.
     """
@@ -119,6 +121,7 @@ class Year:
     plan: Plan
     experiment: Experiment = FOREST
     gate: GatePolicy = field(default_factory=GatePolicy)
+    report: Callable[[str], object] = field(default=lambda line: None)
     answers: dict[str, np.ndarray] = field(default_factory=dict)
     events: list[tuple[int, str]] = field(default_factory=list)
 
@@ -175,7 +178,9 @@ class Year:
         self._note(f"{what}: {'; '.join(result.reasons)[:300]}")
 
     def _note(self, line: str) -> None:
-        self.events.append(((self.clock.us - START_US) // DAY_US, line))
+        day = (self.clock.us - START_US) // DAY_US
+        self.events.append((day, line))
+        self.report(f"week {day // 7}: {line}")
 
     def _operate(self, day: int) -> None:
         """Do what the plan says of the operators."""
@@ -381,12 +386,11 @@ def main() -> int:
     runs = year_of(read(options.listing, options.label), options.label, plan)
     experiment = FOREST.replace(window=options.window, half_life=options.half_life)
     with tempfile.TemporaryDirectory() as folder:
-        year = Year(DataRoot.open(folder), runs, options.label, plan, experiment)
+        report = partial(print, file=sys.stderr, flush=True)
+        year = Year(DataRoot.open(folder), runs, options.label, plan, experiment, report=report)
         year.simulate()
         result = {**year.result(), "seconds": time.perf_counter() - began}
     options.results.write_text(json.dumps(result))
-    for day, line in result["events"]:
-        print(f"week {day // 7}: {line}")
     print(Counter(entry["action"] for entry in result["ledger"]), f"{result['seconds']:.0f} s")
     print(table({options.results.stem: result}))
     return 0

@@ -333,5 +333,20 @@ def _withdraws_last() -> None:
     _patch(purge, "_purge_model", make)
 
 
+@_defect(33, "left", seed=3, tries=4)
+def _forgets_its_plan() -> None:
+    """An erasure does not look for the plan of one that was killed, and makes its own."""
+    from ciml.services.stored import erase
+
+    def make(read_plan: Any) -> Any:
+        def forget(data: Any) -> None:
+            if read_plan(data) is not None:
+                data.erasures.delete(erase.PLAN)
+
+        return forget
+
+    _patch(erase, "read_plan", make)
+
+
 if __name__ == "__main__":
     ciml(sys.argv[1], sys.argv[2:])

@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
     Trial = Callable[[int, Scene], Verdict]
 
-_MODULES = ("rows_engines", "rows_store", "rows_inputs", "rows_trust", "rows_answers", "rows_models", "rows_served")
+_MODULES = (
+    "rows_engines",
+    "rows_store",
+    "rows_inputs",
+    "rows_trust",
+    "rows_answers",
+    "rows_models",
+    "rows_served",
+    "rows_erasure",
+)
 _rows: dict[int, Row] = {}
 
 
