@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ciml.serving.model_files import parse_config
 from ciml.serving.push import HeldError, NotBlessedError, push
 from ciml.serving.registry import CANARY, STABLE, Decision, Registry, Signature
 from ciml.storage import open_store
+from tests.durable import Steps
 
 ANN = Signature("ann", "release week")
 BOB = Signature("bob", "it is out")
@@ -148,6 +150,16 @@ def test_withdrawn_versions_are_served_no_longer(
     assert served(registry) == now_served
     assert withdraw(registry, versions, BOB) == {}  # a second time changes nothing
     assert [entry.author for entry in history(registry) if entry.action == "withdraw"] == ["ann"]
+
+
+def test_a_label_that_is_removed_meanwhile_is_not_moved(registry: Registry, folders: list[Path]) -> None:
+    """The commit is lost, so the withdrawal is derived again from the labels that are left."""
+    for folder, label in zip(folders, (STABLE, STABLE, CANARY), strict=False):
+        pushed(registry, folder, label)
+    remove = partial(unlabel, Registry(registry.data, "m"), CANARY, BOB)
+    with Steps(registry.data.url, 0, remove).recording():
+        assert withdraw(registry, [2, 3], ANN) == {STABLE: 1}
+    assert registry.state.labels == {STABLE: 1}
 
 
 def test_no_push_or_label_brings_a_withdrawn_version_back(registry: Registry, folders: list[Path]) -> None:

@@ -83,7 +83,11 @@ def test_nothing_names_the_person_or_the_runs(data: DataRoot) -> None:
     predictions = [one["id"] for one in read_predictions(data.predictions)]
     assert {word for _, word in left(data.store, *NAMES)} == set(NAMES)
     assert count_runs(data, BY_OWNER) == 5
-    (erased,) = erase(data, BY_OWNER, SIGNED)
+    with Steps(data.url).recording() as steps:
+        (erased,) = erase(data, BY_OWNER, SIGNED)
+    # Events are ignored before anything is removed, and the plan is there until the receipt is.
+    assert steps.steps[:2] == ["create erasures/plan.json", "append raw: closes erases ignored"]
+    assert steps.steps[-2:] == ["append erasures: erased", "delete erasures/plan.json"]
     assert left(data.store, *NAMES) == []
     assert erased.remaining == ()
     assert broken(data) == {}
@@ -140,7 +144,11 @@ def test_runs_leave_examples_and_snapshots(data: DataRoot) -> None:
     digest = name.removeprefix("snapshots/").removesuffix(".json")
     before = [run.run_id for run in read_snapshot(data.trainer(every_kind.DATASET), digest).runs()]
     target = before[3]
-    list(erase(data, RunCriteria(run_id=target), SIGNED))
+    with Steps(data.url).recording() as steps:
+        list(erase(data, RunCriteria(run_id=target), SIGNED))
+    # A data set names the run by its position in the raw manifest, so that is changed later.
+    logs = [step.split("/_manifest/")[0] for step in steps.steps if "/_manifest/0" in step]
+    assert list(dict.fromkeys(logs))[:2] == [f"replace datasets/{every_kind.DATASET}", "replace raw"]
     after = [run.run_id for run in read_snapshot(data.trainer(every_kind.DATASET), digest).runs()]
     assert after == [run_id for run_id in before if run_id != target]
     state = dataset.state()

@@ -16,10 +16,11 @@ from ciml.serving.ledger import history
 from ciml.serving.model_files import parse_config
 from ciml.serving.registries import RegistryVerifier
 from ciml.serving.registry import Registry, Signature
+from ciml.training import purge as purge_module
 from ciml.training import trainer as trainer_module
 from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.exclusions import Exclusion, Exclusions, add, read_state
-from ciml.training.learned import parts_of_run, versions_that_learned
+from ciml.training.learned import ModelWithExcludedRuns, parts_of_run, versions_that_learned
 from ciml.training.purge import Purged, purge
 from ciml.training.refresh import TrainConfig
 from ciml.training.trainer import TrainResult, run_once
@@ -101,6 +102,17 @@ def test_killed_before_each_step(anywhere: DataRoot) -> None:
         "append registry/provider: labels",
         "replace models/models.config",
     ]
+
+
+def test_runs_are_excluded_before_versions_are_searched(golden: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a trainer in progress has pushed its version before the search, or sees the exclusion after its push."""
+
+    def search(data: DataRoot, exclusions: Exclusions, models: object) -> list[ModelWithExcludedRuns]:
+        assert [stored.exclusion for stored in read_state(data.exclusions).active()] == [*exclusions.exclusions]
+        return []
+
+    monkeypatch.setattr(purge_module, "versions_that_learned", search)
+    assert purge(golden, forged(golden), ANN, None) == []
 
 
 def test_a_model_that_cannot_be_trained_again_is_named(golden: DataRoot) -> None:
