@@ -168,9 +168,10 @@ class Data(StoredRuns):
         Args:
           dataset: the data set or its name.
           estimator: ``dnn``, ``cnn``, ``gru``, ``svm``, ``random_forest``, ``hist_gradient_boosting`` or
-            ``boosted_summaries``; the name of a class, such as ``LogisticRegression`` or ``package.module:Name``; an
-            estimator with scikit-learn's interface; a Keras model, or a function (shape, classes) that returns one.
-            By default ``random_forest``, or ``dnn`` if a key of networks is given.
+            ``boosted_summaries``. It may also be the name of a class, such as ``LogisticRegression`` or
+            ``package.module:Name``, or an estimator with scikit-learn's interface. A Keras model, or a function
+            (shape, classes) that returns one, is accepted, too. By default ``random_forest``, or ``dnn`` if a key of
+            networks is given.
           name: name of the experiment; derived from the other arguments by default.
           trust_policy: TOML file of the trust policy.
           progress: called after each epoch of a network.
@@ -286,8 +287,8 @@ class Data(StoredRuns):
             set, the most accurate first.
 
         Returns:
-          A table with a row for each experiment: its figures with intervals, and the difference of its accuracy to that
-          of the first one, with the interval of the paired runs.
+          A table with a row for each experiment. It has the figures with intervals, and the difference of the accuracy
+          to that of the first experiment, with the interval of the paired runs.
 
         Raises:
           UnknownExperimentError: an experiment does not exist, or has no result on the data set.

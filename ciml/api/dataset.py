@@ -140,8 +140,9 @@ class Dataset:
 
         Args:
           split: ``train``, ``dev`` or ``test``; all runs by default.
-          view: ``flat`` has a column for each window of each feature, with zeros after a run's last window; ``summary``
-            has statistics of each feature over the run's own windows. Both have ``n_windows``, and are not normalised.
+          view: ``flat`` has a column for each window of each feature, with zeros after a run's last window.
+            ``summary`` has statistics of each feature over the run's own windows. Both have ``n_windows``, and are not
+            normalised.
 
         Returns:
           X float64, with the columns that `ciml.Data.train` gives to an estimator of this view; and y int64, indices

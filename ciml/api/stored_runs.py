@@ -49,8 +49,8 @@ class StoredRuns:
         Args:
           logs: folder or ``s3://`` prefix of the logs.
           results: a file (CSV, Parquet, JSON lines) or a table, with a row for each run.
-          mapping: meaning of columns that is not to be guessed: ciml's name by the name in ``results``, or ``-`` to
-            leave a column out. docs/load.md lists the names.
+          mapping: meaning of columns that is not to be guessed. It has ciml's name by the name in ``results``, or ``-``
+            to leave a column out. The page docs/load.md lists the names.
           zone: IANA zone of times without a zone.
           max_bad: largest allowed share of rows that are bad or have no log, 0 to 1.
           source: name of the table in the trust policy and in the run ids.
@@ -120,9 +120,9 @@ class StoredRuns:
           A table with the run facts (``run_id``, ``build_name``, ``provider``, ``start_time``, ``labels``, …) and the
           current ``outcome``, including corrections. ``trusted`` and ``rule`` are the decision of the trust policy at
           ingestion; ``rows`` and ``digest`` describe the telemetry. ``output_bytes`` and ``output_lines`` describe the
-          stored output of the job, and are null without one; ``output_missing`` is then the reason, ``no_output`` if
+          stored output of the job, and are null without one. ``output_missing`` is then the reason, ``no_output`` if
           none was looked for. Each label of a selected run also has a column ``label.NAME`` of text, null for runs
-          without it; of more than 100 labels, the most frequent ones.
+          without it. Of more than 100 labels, only the most frequent ones have a column.
 
         Raises:
           CimlError: an unknown outcome, or an invalid time.
@@ -157,8 +157,8 @@ class StoredRuns:
           run_id: id of the run, as in the column ``run_id`` of `runs`.
 
         Returns:
-          A table in the form of `ciml.parse_log`: ``time`` (timestamp[us, UTC]), ``boot`` (bool), and a float64 column
-          for each column of the log under its full name.
+          A table in the form of `ciml.parse_log`. It has ``time`` (timestamp[us, UTC]), ``boot`` (bool), and a float64
+          column for each column of the log under its full name.
 
         Raises:
           UnknownRunError: no stored run has this id.

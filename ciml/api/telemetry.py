@@ -29,8 +29,8 @@ def parse_log(
       zone: zone of a log that names none, such as ``Europe/Berlin`` or ``+02:00``.
 
     Returns:
-      A table with ``time`` (timestamp[us, UTC]), ``boot`` (bool: the first sample after a start of the recorder), and a
-      float64 column for each column of the log under its full name. Cells that are not numbers are null. The metadata
+      A table with ``time`` (timestamp[us, UTC]) and ``boot`` (bool: the first sample after a start of the recorder).
+      Each column of the log is a float64 column under its full name. Cells that are not numbers are null. The metadata
       of its schema has ``recorder``, ``starts``, ``dropped_rows`` and ``null_cells``.
 
     Raises:

@@ -202,15 +202,15 @@ class TrainingResult(_Result):
 class CrossValidation(_Result):
     """The result of a cross-validation: figures of runs that the model had not seen. The test runs are not read.
 
-    ``print(result)`` prints the figures of each fold, their mean with its interval, those of all folds together, and
-    the base rate and the baselines on the same folds.
+    ``print(result)`` prints the figures of each fold, their mean with its interval, and those of all folds together.
+    It also prints the base rate and the baselines on the same folds.
 
     Attributes:
       experiment: name of the experiment.
       dataset: name of the data set.
       new: whether this call trained; False if the result was stored before.
-      figures: the stored result: the key ``folds`` has the figures of each fold and its held-out groups, ``mean`` the
-        means over the folds, ``pooled`` the scores of all runs, ``baselines`` those of one run statistic.
+      figures: the stored result. The key ``folds`` has the figures of each fold and its held-out groups, and ``mean``
+        the means over the folds. ``pooled`` has the scores of all runs, ``baselines`` those of one run statistic.
     """
 
     _scores = "pooled"

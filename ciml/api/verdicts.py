@@ -29,8 +29,9 @@ class RunVerdict:
 
     Attributes:
       verdict: the model's.
-      evidence: computed from the stored run: ``observations`` are its sentences, ``output`` what the output shows, with
-        the quoted line, failed tests, the failure signature and the operator's note. Empty if the run is damaged.
+      evidence: computed from the stored run; empty if the run is damaged. ``observations`` are its sentences.
+        ``output`` is what the output shows: the quoted line, failed tests, the failure signature and the operator's
+        note.
       picture: address of the evidence's picture; "" if there is none.
       fault: how the stored run is damaged; "" if it is not.
       prediction: the record of the prediction, as on the topic. ``stored`` is False in it if it was made now.

@@ -111,8 +111,8 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
       min_windows: runs with fewer windows are excluded. With an equal ``max_windows``, each example is the beginning of
         a run, and all have the same length.
       count_first_sample: whether a recorder's first samples (averages since boot) are used.
-      baseline: the number of a run that experiments are compared with, ``duration``, ``memory`` or ``none``; by default
-        the number that is known to reveal the label.
+      baseline: the number of a run that experiments are compared with: ``duration``, ``memory`` or ``none``. The
+        default is the number that is known to reveal the label.
       span_runs: number of selected runs that are sealed together.
       slicer: takes a slice of the selected runs, ordered by (end time, run id), once. Without it the data set takes all
         present and future runs.

@@ -55,8 +55,8 @@ class LoadReport:
       before: rows that an earlier load of the same table settled.
       not_selected: rows of other jobs.
       known: of the good rows, those whose runs are stored: repeats or corrections.
-      untrusted: of the good and missing rows, those that no rule of the trust policy trusts; and of ``before``, those
-        that none trusted when they were stored.
+      untrusted: of the good and missing rows, those that no rule of the trust policy trusts. Of ``before``, it counts
+        those that none trusted when they were stored.
       completed: rows whose stored runs lack a fact that the table has, by fact. A load completes them by reclaims.
       completed_runs: the number of stored runs that the load completed.
       differing: rows whose stored runs contradict the table, by fact. The stored value is kept.

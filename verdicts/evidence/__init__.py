@@ -52,7 +52,7 @@ class Evidence:
     """The comparison of a run with passing runs.
 
     Attributes:
-      observations: sentences, the most telling first: at most four about the output, and at most three about the
+      observations: sentences, the most telling first. At most four are about the output, and at most three about the
         telemetry, or two next to those about the output. Each number follows from the run's telemetry, its facts, the
         passing profile, or the runs of the data root. Those about the output quote hostile text, all of it visible; the
         others hold no name from outside.
