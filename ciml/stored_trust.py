@@ -146,7 +146,7 @@ def policy_of(root: DataRoot, path: str | os.PathLike[str] | None = None, *furth
     Raises:
       CimlError: a file is not a policy. The store is read when the policy is asked for.
     """
-    folders = tuple(dict.fromkeys(one.trust.root for one in (root, *further)))
+    folders = tuple(dict.fromkeys(data_root.trust.root for data_root in (root, *further)))
     if path is not None:
         return _Trial(TrustPolicy.load(path), os.fspath(path), folders)
     return RootPolicy(folders, TrustPolicy.load(None))

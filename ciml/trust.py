@@ -287,10 +287,10 @@ def beyond_caps(caps: Caps, runs: Sequence[RunFacts]) -> dict[int, str]:
     total = min((_total_within(share, values[key]) for key, share in shares.items()), default=len(runs))
     while True:
         beyond = _beyond({key: int(share * total) for key, share in shares.items()}, values, len(runs))
-        left = len(runs) - len(beyond)
-        if left >= total:
+        remaining = len(runs) - len(beyond)
+        if remaining >= total:
             return beyond
-        total = left
+        total = remaining
 
 
 def _total_within(share: Fraction, values: Sequence[str]) -> int:
@@ -302,10 +302,10 @@ def _total_within(share: Fraction, values: Sequence[str]) -> int:
     while True:
         limit = int(share * total)
         small = bisect_right(sizes, limit)
-        left = unlimited + sums[small] + limit * (len(sizes) - small)
-        if left >= total:
+        allowed_total = unlimited + sums[small] + limit * (len(sizes) - small)
+        if allowed_total >= total:
             return total
-        total = left
+        total = allowed_total
 
 
 def _beyond(limits: Mapping[str, int], values: Mapping[str, Sequence[str]], number: int) -> dict[int, str]:
@@ -313,12 +313,12 @@ def _beyond(limits: Mapping[str, int], values: Mapping[str, Sequence[str]], numb
     counts: dict[str, Counter[str]] = {key: Counter() for key in limits}
     beyond: dict[int, str] = {}
     for index in range(number):
-        own = [(key, values[key][index]) for key in limits if values[key][index]]
-        exceeded = next((key for key, value in own if counts[key][value] >= limits[key]), None)
+        capped = [(key, values[key][index]) for key in limits if values[key][index]]
+        exceeded = next((key for key, value in capped if counts[key][value] >= limits[key]), None)
         if exceeded is not None:
             beyond[index] = exceeded
             continue
-        for key, value in own:
+        for key, value in capped:
             counts[key][value] += 1
     return beyond
 

@@ -163,5 +163,5 @@ def _event(reading: Reading | Ignored, source: str, adapter: str, auth: str) -> 
         for update in reading.updates
     )
     rejections = tuple(runs.rejections)
-    known = (key, source, event_id, reading.type, when_us, facts, rejections)
-    return Event(*known, runs.addresses, {}, updates, outputs=runs.outputs)
+    fields = (key, source, event_id, reading.type, when_us, facts, rejections)
+    return Event(*fields, runs.addresses, {}, updates, outputs=runs.outputs)

@@ -54,20 +54,20 @@ class Output:
         self._streams: list[_Stream] = []
         memory = mmap.mmap(-1, mmap.PAGESIZE + len(_STREAMS) * _PIECE_BYTES)
         self._numbers = memoryview(memory)[: mmap.PAGESIZE].cast("Q")
-        kept = _Kept(file, limit, self._numbers)
+        kept_text = _Kept(file, limit, self._numbers)
         statuses: list[os.stat_result] = []
         for number in _STREAMS:
             try:
                 status = os.fstat(number)
             except OSError:
                 continue  # closed, and so it stays
-            same = next((index for index, other in enumerate(statuses) if os.path.samestat(status, other)), None)
+            same = next((index for index, earlier in enumerate(statuses) if os.path.samestat(status, earlier)), None)
             if same is not None:
                 self._streams[same].descriptors.append(number)
                 continue
             begin = _OF_STREAMS + len(statuses) * _NUMBERS
             piece = memoryview(memory)[mmap.PAGESIZE + len(statuses) * _PIECE_BYTES :][:_PIECE_BYTES]
-            self._streams.append(_Stream(number, status, self._numbers[begin : begin + _NUMBERS], piece, kept))
+            self._streams.append(_Stream(number, status, self._numbers[begin : begin + _NUMBERS], piece, kept_text))
             statuses.append(status)
 
     @property

@@ -106,8 +106,8 @@ class Plot:
             figure.set_layout_engine("none")  # keep the layout of the PNG
             figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         text = svg.getvalue()
-        head, _, rest = text[text.index("<svg") :].partition("<metadata>")
-        text = head + rest.partition("</metadata>")[2]
+        head, _, tail = text[text.index("<svg") :].partition("<metadata>")
+        text = head + tail.partition("</metadata>")[2]
         return text, png.getvalue()
 
 

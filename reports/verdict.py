@@ -63,14 +63,14 @@ def _excerpt(data: DataRoot, run_id: str) -> _Excerpt:
     row = find_rows(ManifestLog(data.raw), [run_id]).get(run_id)
     try:
         read = read_output(data.raw, row.output if row else None)
-        kept = KeptOutput(b"", 0) if isinstance(read, str) else read
-        known = stored_profile(data.raw, *open_raw(data.raw), row.facts.build_name) if row else OutputProfile()
+        kept_output = KeptOutput(b"", 0) if isinstance(read, str) else read
+        profile = stored_profile(data.raw, *open_raw(data.raw), row.facts.build_name) if row else OutputProfile()
     except IntegrityError:
         return _Excerpt((), 0)
-    output = scan(kept.data)
-    lines = excerpt(output, _CHARACTERS, known if known.runs else None)
-    all_lines = len(output.codes) + kept.dropped_lines
-    return _Excerpt(tuple(line._replace(number=kept.number(line.number)) for line in lines), all_lines)
+    output = scan(kept_output.data)
+    lines = excerpt(output, _CHARACTERS, profile if profile.runs else None)
+    all_lines = len(output.codes) + kept_output.dropped_lines
+    return _Excerpt(tuple(line._replace(number=kept_output.number(line.number)) for line in lines), all_lines)
 
 
 def verdict_page(

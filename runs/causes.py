@@ -205,14 +205,14 @@ def cause_of(attempt: Attempt, others: Iterable[Attempt]) -> str:
     if attempt.outcome not in FAILED:
         return ""
     counted = [
-        other
-        for other in others
-        if other.standing >= attempt.standing and abs(other.time_us - attempt.time_us) <= RERUN_WITHIN_US
+        peer
+        for peer in others
+        if peer.standing >= attempt.standing and abs(peer.time_us - attempt.time_us) <= RERUN_WITHIN_US
     ]
-    passed = [other for other in counted if other.outcome == "success"]
-    if any(other.time_us > attempt.time_us for other in passed):
+    passed = [peer for peer in counted if peer.outcome == "success"]
+    if any(peer.time_us > attempt.time_us for peer in passed):
         return MACHINE
-    if not passed and any(other.outcome in FAILED for other in counted):
+    if not passed and any(peer.outcome in FAILED for peer in counted):
         return CODE
     return ""
 

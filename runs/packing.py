@@ -223,8 +223,8 @@ class FolderPacker:
         written_names: set[str] = set()
         for pack in packs:
             for numbers in pack.batches():
-                kept = [number for number in numbers if not leaves_out(pack.runs[number].name)]
-                for number, table in pack.read(self._raw, kept, None).items():
+                remaining = [number for number in numbers if not leaves_out(pack.runs[number].name)]
+                for number, table in pack.read(self._raw, remaining, None).items():
                     run = pack.runs[number]
                     if run.name not in written_names:
                         written_names.add(run.name)

@@ -76,10 +76,10 @@ def read_runs(
         runs = pack.read(store, indices, columns)
         return {index: runs[number] for number, index in indices.items()}
 
-    for tables_by_pack, others in _read_folders(store, folders, read, threads):
+    for tables_by_pack, unpacked in _read_folders(store, folders, read, threads):
         for pack_tables in tables_by_pack:
             tables |= pack_tables
-        singles += others
+        singles += unpacked
     for index, table in zip(
         singles, _ahead(lambda index: _find(store, paths[index], columns), singles, threads), strict=True
     ):
@@ -132,9 +132,9 @@ def read_joined(
             _check_rows(store, files[index], count)
         return joined
 
-    for joined_by_pack, others in _read_folders(store, folders, join, threads):
+    for joined_by_pack, unpacked in _read_folders(store, folders, join, threads):
         yield from joined_by_pack
-        singles += others
+        singles += unpacked
     for start in range(0, len(singles), _OBJECTS):
         part = singles[start : start + _OBJECTS]
         tables = read_runs(store, [files[index] for index in part], columns=columns, threads=threads)
@@ -301,15 +301,15 @@ class _RequestedRun(NamedTuple):
 def _by_folder(paths: Iterable[str]) -> tuple[dict[str, list[_RequestedRun]], list[int]]:
     """Return the runs of each folder, and the indices of paths that are never in a pack."""
     folders: dict[str, list[_RequestedRun]] = {}
-    others: list[int] = []
+    singles: list[int] = []
     for index, path in enumerate(paths):
         parts = split_path(path)
         if parts is None:
-            others.append(index)
+            singles.append(index)
         else:
             folder, name = parts
             folders.setdefault(folder, []).append(_RequestedRun(index, name))
-    return folders, others
+    return folders, singles
 
 
 def _read_folders(
@@ -331,12 +331,12 @@ def _read_folders(
 
     def read_folder(folder: str) -> tuple[list[T], list[int]]:
         packs = _packs_of(store, folder)
-        others: list[int] = []
+        singles: list[int] = []
         by_pack: dict[OpenPack, dict[int, int]] = {}
         for run in folders[folder]:
             position = packs.runs.get(run.name)
             if position is None or position.number in by_pack.setdefault(position.pack, {}):
-                others.append(run.file_index)  # in no pack, or requested twice
+                singles.append(run.file_index)  # in no pack, or requested twice
             else:
                 by_pack[position.pack][position.number] = run.file_index
         results: list[T] = []
@@ -344,8 +344,8 @@ def _read_folders(
             try:
                 results.append(read(pack, indices))
             except FileNotFoundError:  # replaced meanwhile: each run is searched for
-                others += indices.values()
-        return results, others
+                singles += indices.values()
+        return results, singles
 
     return _ahead(read_folder, folders, threads)
 

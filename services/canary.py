@@ -261,8 +261,8 @@ def _add(
     now_s: float,
 ) -> int:
     """Add the predictions whose class is known, up to the first one that is waited for; return how many follow it."""
-    known, waits = settled(predictions, names, rule.wait_s, now_s)
-    for prediction, is_right in known:
+    settled_runs, waits = settled(predictions, names, rule.wait_s, now_s)
+    for prediction, is_right in settled_runs:
         comparison.add(is_canary=versions[prediction["version"]] == CANARY, is_right=is_right)
     return waits
 
@@ -281,14 +281,14 @@ def settled(
     Returns:
       The pairs, and how many predictions follow them.
     """
-    known = []
+    settled_runs = []
     for index, prediction in enumerate(predictions):
         name = names.get(prediction["run_id"])
         if name:
-            known.append((prediction, prediction["class"] == name))
+            settled_runs.append((prediction, prediction["class"] == name))
         elif name == "" and prediction["label"] == CAUSE and prediction["time_us"] / 1e6 + wait_s > now_s:
-            return known, len(predictions) - index
-    return known, 0
+            return settled_runs, len(predictions) - index
+    return settled_runs, 0
 
 
 def _pairs(predictions: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -299,9 +299,9 @@ def _pairs(predictions: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, An
         if (run_id, is_shadow) in first:
             continue  # a row that was replaced is predicted again: its first prediction counts
         first[run_id, is_shadow] = prediction
-        other = first.get((run_id, not is_shadow))
-        if other is not None:
-            yield (prediction, other) if is_shadow else (other, prediction)
+        counterpart = first.get((run_id, not is_shadow))
+        if counterpart is not None:
+            yield (prediction, counterpart) if is_shadow else (counterpart, prediction)
 
 
 def _add_pairs(
@@ -314,16 +314,16 @@ def _add_pairs(
     """Add the pairs whose class is known, up to the first one that is waited for; return how many follow it."""
     pairs = list(_pairs(predictions))
     stable_of = {shadow["run_id"]: stable for shadow, stable in pairs}
-    known, waits = settled([shadow for shadow, _ in pairs], names, rule.wait_s, now_s)
-    for shadow, is_right in known:
+    settled_runs, waits = settled([shadow for shadow, _ in pairs], names, rule.wait_s, now_s)
+    for shadow, is_right in settled_runs:
         run_id = shadow["run_id"]
         comparison.add(canary_is_right=is_right, stable_is_right=stable_of[run_id]["class"] == names[run_id])
     return waits
 
 
 def shares_of(version: int, arm: Arm, predictions: list[dict[str, Any]]) -> Shares:
-    own = (prediction for prediction in predictions if prediction["version"] == version)
-    highest = [max(prediction["probabilities"].values()) for prediction in own]
+    of_version = (prediction for prediction in predictions if prediction["version"] == version)
+    highest = [max(prediction["probabilities"].values()) for prediction in of_version]
     if not highest:
         return Shares(version, arm.right, arm.runs, 0, None, None)
     error = 1.96 * math.sqrt(sum(share * (1 - share) for share in highest)) / len(highest)

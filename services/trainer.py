@@ -228,9 +228,9 @@ class TrainerService(Service):
         return ServiceProgress(versions.dataset, facts=facts)
 
     def _present_versions(self) -> _Versions:
-        known = self._handled or _Versions()
+        handled = self._handled or _Versions()
         return _Versions(
-            self._log.end(known.dataset), self._excluded.end(known.exclusions), self._trust.end(known.trust)
+            self._log.end(handled.dataset), self._excluded.end(handled.exclusions), self._trust.end(handled.trust)
         )
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> _Versions | None:
@@ -269,16 +269,16 @@ class TrainerService(Service):
 
     def _excludes_more(self, versions: _Versions) -> bool:
         """Return whether exclusions or the trust policy changed since the last refresh of this process."""
-        known = self._handled
-        return known is not None and known[1:] != versions[1:]
+        handled = self._handled
+        return handled is not None and handled[1:] != versions[1:]
 
     def _reason(self, versions: _Versions) -> str:
         """Return why this service refreshes."""
-        known = self._handled
+        handled = self._handled
         changes = []
-        if known is not None and known.exclusions != versions.exclusions:
+        if handled is not None and handled.exclusions != versions.exclusions:
             changes.append("the exclusions changed")
-        if known is not None and known.trust != versions.trust:
+        if handled is not None and handled.trust != versions.trust:
             changes.append("the trust policy changed")
         if self._news is not None and self._news[0] == versions:
             changes.append(self._news[1].due(self._triggers, self._registry.now_us()))
@@ -352,7 +352,7 @@ def news_of(config: TrainConfig, registry: Registry, triggers: Triggers) -> News
     snapshot = make_snapshot(dataset, config.trust.current(), window=experiment.window)
     state = registry.state
     last = state.candidates.get(state.last_candidate)
-    known: set[str] = set()
+    learned_ids: set[str] = set()
     if last is not None and isinstance(last.facts.get("snapshot"), str):
         try:
             stored = read_snapshot(config.data.trainer(config.model), last.facts["snapshot"])
@@ -361,8 +361,8 @@ def news_of(config: TrainConfig, registry: Registry, triggers: Triggers) -> News
         except CimlError:  # it was removed: all runs are new
             pass
         else:
-            known = {run.run_id for run in stored.runs()}
-    runs = sum(run.run_id not in known for run in snapshot.runs())
+            learned_ids = {run.run_id for run in stored.runs()}
+    runs = sum(run.run_id not in learned_ids for run in snapshot.runs())
     of_cause = " with a known cause" if snapshot.resolved.definition.class_label == "cause" else ""
     drift = _count_drift(config) if triggers.on_drift and state.champion is not None else None
     accuracy = served_accuracy(config, registry) if triggers.on_accuracy else None
@@ -395,9 +395,9 @@ def served_accuracy(
     ]
     definition = read_definition(registry.read_asset(version, DEFINITION), f"model {registry.model}, version {version}")
     names = classes_of(config.data, config.trust, predictions, {version: definition})
-    known, _ = settled(predictions, names, CanaryRule().wait_s, clock())
+    settled_runs, _ = settled(predictions, names, CanaryRule().wait_s, clock())
     drop = AccuracyDrop(gate or Arm())
-    for _, is_right in known:
+    for _, is_right in settled_runs:
         drop.add(is_right=is_right)
     return ServedAccuracy(shares_of(version, drop.served, predictions), gate, gate is not None and drop.is_shown)
 

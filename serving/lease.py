@@ -66,11 +66,11 @@ def _take(registry: Registry, seconds: float) -> Lease:
 
     def build(state: RegistryState) -> Delta:
         now_us = registry.now_us()
-        other = state.lease
-        if other is not None and other.is_valid(now_us) and not _has_ended(other):
-            left_s = (other.until_us - now_us) / 1e6
+        held = state.lease
+        if held is not None and held.is_valid(now_us) and not _has_ended(held):
+            left_s = (held.until_us - now_us) / 1e6
             raise ModelLockedError(
-                f"model {registry.model!r} is being trained by process {other.pid} on {other.host}; wait for it. If it "
+                f"model {registry.model!r} is being trained by process {held.pid} on {held.host}; wait for it. If it "
                 f"ended without a trace, its lease ends in {left_s:.0f} s"
             )
         return _valid_from(lease, now_us, seconds)
@@ -85,11 +85,11 @@ def _valid_from(lease: Lease, now_us: int, seconds: float) -> Delta:
 
 def _renew_until(registry: Registry, lease: Lease, seconds: float, stop: threading.Event) -> None:
     """Renew a lease by a connection of its own, until it ends or is lost."""
-    own = Registry(registry.data, registry.model, registry.now_us)
-    own.lease = lease.id
+    renewal = Registry(registry.data, registry.model, registry.now_us)
+    renewal.lease = lease.id
     while not stop.wait(seconds / 3):
         try:
-            own.commit(lambda state: _valid_from(lease, own.now_us(), seconds))
+            renewal.commit(lambda state: _valid_from(lease, renewal.now_us(), seconds))
         except LostLeaseError:
             return  # the trainer's next write fails, too
         except CimlError as error:

@@ -275,18 +275,18 @@ def facts_of_version(registry: Registry, version: int) -> dict[str, Any]:
       UnknownModelError: no version has this number.
     """
     state = registry.state
-    known = state.versions.get(version)
-    if known is None:
+    entry = state.versions.get(version)
+    if entry is None:
         raise UnknownModelError(
             f"model {registry.model}: no version {version}; versions: {sorted(state.versions) or 'none'}"
         )
-    candidate = state.candidates[known.candidate]
-    decision = state.decisions.get(known.candidate)
+    candidate = state.candidates[entry.candidate]
+    decision = state.decisions.get(entry.candidate)
     return {
         "version": version,
-        "state": "withdrawn" if known.withdrawn else known.state,
+        "state": "withdrawn" if entry.withdrawn else entry.state,
         "labels": sorted(label for label, number in state.labels.items() if number == version),
-        "time_us": known.time_us,
+        "time_us": entry.time_us,
         "candidate": candidate.id,
         "digest": candidate.digest,
         "trained_us": candidate.time_us,

@@ -175,8 +175,8 @@ def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:
         if count > MAX_MODEL_FILES:
             raise IntegrityError(f"{folder.root} holds more than {MAX_MODEL_FILES} files")
         max_bytes = min(_FILE_BYTES.get(path, MAX_MODEL_BYTES), MAX_MODEL_BYTES - total)
-        most = max_bytes + 1
-        data = _read_regular(Path(folder.root, path), most) if local else folder.read_range(path, 0, most)
+        limit = max_bytes + 1
+        data = _read_regular(Path(folder.root, path), limit) if local else folder.read_range(path, 0, limit)
         if len(data) > max_bytes:
             raise IntegrityError(
                 f"{folder.url(path)} is larger than {max_bytes} bytes"

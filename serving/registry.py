@@ -269,8 +269,8 @@ class RegistryState:
           number: of a version.
           without: versions that are about to be withdrawn.
         """
-        lower = [other for other in self.pushed() if other < number and other not in without]
-        targets = [other for other in lower if not self.versions[other].withdrawn]
+        lower = [earlier for earlier in self.pushed() if earlier < number and earlier not in without]
+        targets = [earlier for earlier in lower if not self.versions[earlier].withdrawn]
         return max(targets, default=None)
 
     def served(self) -> list[int]:

@@ -67,12 +67,12 @@ def build(listing: Path, logs: Path, out: Path, runs: int | None = None, interva
     builds = [json.loads(line) for line in listing.read_text().splitlines()][:runs]
     length = int(np.ceil(LENGTH_S / pd.Timedelta(interval).total_seconds()))
     examples = np.ndarray((len(builds), 2 * length))
-    for row, each in enumerate(builds):
-        bins = bins_of(logs / each["log_path"], int(each["start_time"][:4]), interval)
+    for row, entry in enumerate(builds):
+        bins = bins_of(logs / entry["log_path"], int(entry["start_time"][:4]), interval)
         examples[row] = unroll(bins, pattern, length)
-    classes = np.array([each["node_provider"] for each in builds])
-    ids = np.array([each["build_uuid"] for each in builds])
-    training = np.array([hashlib.sha256(each.encode()).digest()[0] % 10 < 7 for each in ids])
+    classes = np.array([entry["node_provider"] for entry in builds])
+    ids = np.array([entry["build_uuid"] for entry in builds])
+    training = np.array([hashlib.sha256(build_id.encode()).digest()[0] % 10 < 7 for build_id in ids])
     params: dict[int, tuple[float, float]] = {}
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in (("training", training), ("test", ~training)):

@@ -82,12 +82,12 @@ def main() -> None:
 
 
 def _print(name: str, results: list[tuple[str, int]]) -> None:
-    counts = {decision: sum(other == decision for other, _ in results) for decision in ("rollback", "promote", "")}
+    counts = {decision: sum(outcome == decision for outcome, _ in results) for decision in ("rollback", "promote", "")}
     low, high = wilson(counts["rollback"], TRIALS)
-    middle, most = np.quantile([runs for _, runs in results], [0.5, 0.9])
+    middle, highest = np.quantile([runs for _, runs in results], [0.5, 0.9])
     print(
         f"{name}: rollback {counts['rollback']} ({low:.2f} to {high:.2f}), promote {counts['promote']}, "
-        f"open {counts['']}; runs: median {middle:,.0f}, 90 % {most:,.0f}"
+        f"open {counts['']}; runs: median {middle:,.0f}, 90 % {highest:,.0f}"
     )
 
 

@@ -97,10 +97,10 @@ def manifest_bytes(data: DataRoot) -> int:
 
 
 def measure_backfill(runs: int, folder: Path, bucket: str) -> Measured:
-    made = listed(folder / "logs", runs=runs, tricks=False)
+    listing = listed(folder / "logs", runs=runs, tricks=False)
     store = open_store(bucket)
-    for path in [made.path, *made.folder.rglob("*.gz")]:
-        store.replace(f"ci/{path.relative_to(made.folder)}", path.read_bytes())
+    for path in [listing.path, *listing.folder.rglob("*.gz")]:
+        store.replace(f"ci/{path.relative_to(listing.folder)}", path.read_bytes())
     ours = backfill_config(f"{bucket}/ci", f"{bucket}/data")
     planned = plan_backfill(ours, open_listing(f"{bucket}/ci/builds.jsonl"))
     cpu_s = cpu_of(lambda: run_here(planned.build))
@@ -114,10 +114,10 @@ def measure_data_set(runs: int, bucket: str) -> Measured:
     data = DataRoot.open(f"{bucket}/data")
     planned = plan_build(data, data, DatasetDefinition(name="cost", class_label="build_name", span_runs=500))
     sizes: list[int] = []
-    made = examples._make
+    make = examples._make
 
     def counted(*arguments: Any) -> Any:
-        example = made(*arguments)
+        example = make(*arguments)
         sizes.append(len(example[1][1]))
         return example
 
@@ -125,7 +125,7 @@ def measure_data_set(runs: int, bucket: str) -> Measured:
     try:
         cpu_s = cpu_of(lambda: run_here(planned.build))
     finally:
-        examples._make = made
+        examples._make = make
     facts = manifest_bytes(data) / runs  # of each run, in the shuffle of the parts
     return Measured("data set", cpu_s / runs, sum(sizes) / runs + facts)
 
@@ -167,18 +167,18 @@ def main() -> None:
         os.environ.update(engines.s3_environment(running.s3))
         boto3.client("s3").create_bucket(Bucket="cost")
         engines.create_topics(running.kafka, {f"cost-{runs}": 1})
-        found = [measure_backfill(runs, Path(place), "s3://cost"), measure_data_set(runs, "s3://cost")]
+        batch_costs = [measure_backfill(runs, Path(place), "s3://cost"), measure_data_set(runs, "s3://cost")]
         ingest = measure_ingest(runs, "s3://cost", running.kafka)
-    for one in (ingest, *found):
-        print(one.line())
+    for cost in (ingest, *batch_costs):
+        print(cost.line())
     workers, engine, load = streaming_week(ingest)
     print(
         f"ingest, a week of 100,000 runs: ${workers:.2f} of one worker ({load:.1%} busy), "
         f"${engine:.4f} of Streaming Engine"
     )
-    for one in found:
-        usd, hours = batch_job(one)
-        print(f"{one.what} of 100,000 runs: ${usd:.2f}, {hours:.2f} h of one worker")
+    for cost in batch_costs:
+        usd, hours = batch_job(cost)
+        print(f"{cost.what} of 100,000 runs: ${usd:.2f}, {hours:.2f} h of one worker")
 
 
 if __name__ == "__main__":

@@ -55,11 +55,11 @@ class Cost:
 def run(*command: str | Path) -> Cost:
     """Measure a command."""
     os.sync()  # so that it does not wait for writes of an earlier command
-    began = time.perf_counter()
+    started = time.perf_counter()
     with tempfile.TemporaryFile() as out:
         child = subprocess.Popen([str(part) for part in command], stdout=out, stderr=subprocess.STDOUT)
         _, status, used = os.wait4(child.pid, 0)
-        wall_s = time.perf_counter() - began
+        wall_s = time.perf_counter() - started
         child.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         assert child.returncode == 0, out.read().decode()
@@ -143,8 +143,8 @@ def main() -> None:
             per_run = Cost(pandas_cost.wall_s / measured, pandas_cost.cpu_s / measured, pandas_cost.peak_mib)
         if by_logs[runs]:
             print(line_of("from logs", runs, median_of(by_logs[runs]), per_run))
-        what = "from packs to records" if options.records else "from packs"
-        print(line_of(what, runs, median_of(by_store[runs]), per_run))
+        origin = "from packs to records" if options.records else "from packs"
+        print(line_of(origin, runs, median_of(by_store[runs]), per_run))
     for few, many in pairwise(sizes):
         more_s = median_of(by_store[many]).wall_s - median_of(by_store[few]).wall_s
         print(f"of further runs, {few:,} to {many:,}: {(many - few) / more_s:,.0f} a second")

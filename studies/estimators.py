@@ -183,8 +183,8 @@ def asked(data: ciml.Data, root: DataRoot, logs: Path, name: str, ports: tuple[i
         def by_server() -> None:
             answers = ciml.Client(f"http://127.0.0.1:{ports[1]}", model_name).predict(files)
             expected = model.predict(files)
-            for answer, own in zip(answers, expected, strict=True):
-                assert abs((answer.probability or 0) - (own.probability or 1)) < 1e-6
+            for answer, local in zip(answers, expected, strict=True):
+                assert abs((answer.probability or 0) - (local.probability or 1)) < 1e-6
 
         def stream() -> None:
             source: ModelSource = ServedVersions(root, f"127.0.0.1:{ports[0]}", model_name)
@@ -194,8 +194,8 @@ def asked(data: ciml.Data, root: DataRoot, logs: Path, name: str, ports: tuple[i
             predicted = predictor.predict(_announcements(root, len(runs))).predictions
             predictor.close()
             by_run = {record["run_id"]: list(record["probabilities"].values()) for record in predicted}
-            for run, own in zip(runs, model.predict(runs), strict=True):
-                assert np.allclose(by_run[str(run)], list(own.probabilities.values()), rtol=0, atol=1e-6)
+            for run, prediction in zip(runs, model.predict(runs), strict=True):
+                assert np.allclose(by_run[str(run)], list(prediction.probabilities.values()), rtol=0, atol=1e-6)
 
         for way, ask in (
             ("file", file),
@@ -238,8 +238,8 @@ def differences(dataset: InMemoryDataset, name: str, tried: Tried) -> tuple[str,
         exported = load_exported(Path(folder, "m"))
         largest = []
         for inputs, n_windows in ((dataset.rows.inputs, dataset.rows.n_windows), random_runs(dataset, name)):
-            own = fitted.predict(normalisation.apply(inputs) if normalises else inputs, n_windows)
-            largest.append(f"{np.abs(exported.predict(inputs, n_windows) - own).max():.0e}")  # nan shows
+            expected = fitted.predict(normalisation.apply(inputs) if normalises else inputs, n_windows)
+            largest.append(f"{np.abs(exported.predict(inputs, n_windows) - expected).max():.0e}")  # nan shows
     return largest[0], largest[1]
 
 

@@ -95,9 +95,9 @@ def compare_normalised(target: DataRoot, name: str, paths: dict[str, Path], inte
     worst = 0.0
     count = 0
     with tempfile.TemporaryDirectory() as folder:
-        made = materialise(target.dataset(name).store, snapshot, Path(folder, "records"))
+        materialised = materialise(target.dataset(name).store, snapshot, Path(folder, "records"))
         for role in ROLES:
-            for ordinal, (inputs, *_) in written(made, role, snapshot).items():
+            for ordinal, (inputs, *_) in written(materialised, role, snapshot).items():
                 expected = (values[ordinal] - mean) / spread
                 error = np.abs(inputs - expected) / np.maximum(np.abs(expected), 1)
                 worst = max(worst, float(error.max()))

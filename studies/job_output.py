@@ -59,16 +59,16 @@ def loghub(folder: Path) -> Iterator[str]:
         methods |= {"drain3": _drained, "drain3 on masks": lambda lines: _drained(_masked(lines))}
     yield f"| system | {' | '.join(methods)} |"
     yield f"|---|{'---|' * len(methods)}"
-    found: dict[str, list[float]] = defaultdict(list)
+    accuracies: dict[str, list[float]] = defaultdict(list)
     for path in sorted(folder.glob("*/*_2k.log_structured.csv")):
         with path.open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         truth = [row["EventId"] for row in rows]
         contents = [row["Content"] for row in rows]
         for name, method in methods.items():
-            found[name].append(grouping_accuracy(truth, method(contents)))
-        yield f"| {path.parent.name} | {' | '.join(f'{values[-1]:.3f}' for values in found.values())} |"
-    yield f"| mean | {' | '.join(f'{np.mean(values):.3f}' for values in found.values())} |"
+            accuracies[name].append(grouping_accuracy(truth, method(contents)))
+        yield f"| {path.parent.name} | {' | '.join(f'{values[-1]:.3f}' for values in accuracies.values())} |"
+    yield f"| mean | {' | '.join(f'{np.mean(values):.3f}' for values in accuracies.values())} |"
 
 
 def _masked(lines: list[str]) -> list[str]:
@@ -98,17 +98,17 @@ def logjuicer(folder: Path, names: Sequence[str], program: str = "") -> Iterator
         (bad,) = (folder / "datasets" / name).glob("*.fail")
         document = yaml.safe_load((folder / "datasets" / name / "inf.yaml").read_text())
         marked = [str(anomaly["line"]).strip() for anomaly in document["anomalies"]]
-        known = set(scan(good.read_bytes()).templates.to_pylist())
+        passing = set(scan(good.read_bytes()).templates.to_pylist())
         output = scan(bad.read_bytes())
-        new = np.flatnonzero(~is_known_template(output, known)[output.codes])
+        new = np.flatnonzero(~is_known_template(output, passing)[output.codes])
         texts = output.text_of(new)
-        best = [texts[place] for place in np.argsort(-rank(output, known)[new], kind="stable")]
+        best = [texts[place] for place in np.argsort(-rank(output, passing)[new], kind="stable")]
         places = [next((place for place, text in enumerate(best, 1) if line in text), 0) for line in marked]
-        found = [place for place in places if place]
-        row = [name, len(output.codes), len(new), len(marked), len(found), min(found, default=0), max(found, default=0)]
+        ranks = [place for place in places if place]
+        row = [name, len(output.codes), len(new), len(marked), len(ranks), min(ranks, default=0), max(ranks, default=0)]
         for lines in _shown_by(program, good, bad) if program else ():
             row += [len(lines), sum(any(line in shown for shown in lines) for line in marked)]
-            row.append(sum(place <= len(lines) for place in found))
+            row.append(sum(place <= len(lines) for place in ranks))
         yield f"| {' | '.join(map(str, row))} |"
 
 
@@ -116,9 +116,9 @@ def _shown_by(program: str, good: Path, bad: Path) -> tuple[list[str], list[str]
     """Return the lines that logjuicer calls anomalies, and these with the lines that it shows around them."""
     command = [program, "--report", "/dev/stdout", "diff", str(good), str(bad)]
     report = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    found = [anomaly for log in report["log_reports"] for anomaly in log["anomalies"]]
-    lines = [anomaly["anomaly"]["line"] for anomaly in found]
-    return lines, lines + [line for anomaly in found for line in (*anomaly["before"], *anomaly["after"])]
+    anomalies = [anomaly for log in report["log_reports"] for anomaly in log["anomalies"]]
+    lines = [anomaly["anomaly"]["line"] for anomaly in anomalies]
+    return lines, lines + [line for anomaly in anomalies for line in (*anomaly["before"], *anomaly["after"])]
 
 
 def logdx(folder: Path, splits: Sequence[str]) -> Iterator[str]:
@@ -170,16 +170,16 @@ def recorded(folder: Path, names: Sequence[str]) -> Iterator[str]:
     for run in runs:
         if run["build_uuid"] not in causes:
             continue
-        passed = (one for one in runs if one["build_name"] == run["build_name"] and one["result"] == "SUCCESS")
+        passed = (peer for peer in runs if peer["build_name"] == run["build_name"] and peer["result"] == "SUCCESS")
         change = run.get("change", run["build_uuid"])
-        profile = profile_of(one["printed"] for one in passed if one.get("change") != change)
+        profile = profile_of(peer["printed"] for peer in passed if peer.get("change") != change)
         scores = rank(run["output"], profile)
         best = (np.argsort(-scores, kind="stable") + 1).tolist()
         places.append(min(best.index(line) for line in causes[run["build_uuid"]]) + 1)
-    for most in (1, 3, 5):
-        within = sum(place <= most for place in places)
+    for limit in (1, 3, 5):
+        within = sum(place <= limit for place in places)
         low, high = wilson(within, len(places))
-        yield f"| the first {most} | {within} of {len(places)} | {low:.2f} to {high:.2f} |"
+        yield f"| the first {limit} | {within} of {len(places)} | {low:.2f} to {high:.2f} |"
 
 
 def read_run(recording: Path, text: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def spreads(runs: Recorded, outputs: Mapping[str, ScannedOutput]) -> dict[str, f
     """Return by run the number of other changes that failed by one of its keys in the hours before it ended."""
     passed: dict[str, OutputProfile] = defaultdict(OutputProfile)
     failed: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    found = {}
+    spread = {}
     for facts, change in zip(runs.facts, runs.groups, strict=True):
         output, end_us = outputs.get(facts.build_uuid), facts.end_us or 0
         if output is None:
@@ -61,16 +61,16 @@ def spreads(runs: Recorded, outputs: Mapping[str, ScannedOutput]) -> dict[str, f
             passed[facts.build_name].add(printed)
             continue
         keys = [key.id for key in keys_of(printed, facts.build_name, passed[facts.build_name])]
-        others = {
-            other
+        changes = {
+            failed_change
             for key in keys
-            for time_us, other in failed[key]
-            if other != change and 0 < end_us - time_us <= HOURS * 3_600_000_000
+            for time_us, failed_change in failed[key]
+            if failed_change != change and 0 < end_us - time_us <= HOURS * 3_600_000_000
         }
-        found[facts.run_id] = float(len(others))
+        spread[facts.run_id] = float(len(changes))
         for key in keys:
             failed[key].append((end_us, change))
-    return found
+    return spread
 
 
 def values_of(output: ScannedOutput, profile: OutputProfile, spread: float, exit_status: str) -> dict[str, list[float]]:
@@ -124,11 +124,11 @@ def gain(first: Verdicts, second: Verdicts, labels: np.ndarray, groups: np.ndarr
     likely = [verdicts.probability.argmax(axis=2) for verdicts in (first, second)]
     value = macro_f1(likely[0], labels, groups)[0] - macro_f1(likely[1], labels, groups)[0]
     random = np.random.default_rng(0)
-    found = []
+    gains = []
     for _ in range(RESAMPLES // 4):
         rows = np.concatenate([np.flatnonzero(index == drawn) for drawn in random.integers(0, len(names), len(names))])
-        found.append(_score(likely[0][:, rows], labels[rows]) - _score(likely[1][:, rows], labels[rows]))
-    low, high = np.quantile(found, (0.025, 0.975))
+        gains.append(_score(likely[0][:, rows], labels[rows]) - _score(likely[1][:, rows], labels[rows]))
+    low, high = np.quantile(gains, (0.025, 0.975))
     return value, float(low), float(high)
 
 
@@ -155,16 +155,16 @@ def main() -> None:
     facts = [runs.facts[index] for index in runs.failed]
     labels = np.array([CAUSES.index(runs.truth(run.run_id)) for run in facts])
     groups = runs.groups[runs.failed]
-    made = list(
+    prepared = list(
         with_candidates(runs, outputs, folds_of(runs, telemetry_definition(), labels, 5, options.repeats, DEV_OF))
     )
     example = Experiment.load(EXAMPLES / "cause-experiment.toml")
     for estimator, experiment in (("extra trees", example), ("logistic", NETWORK.replace(hidden_layers=()))):
-        alone = verdicts_by(by_experiment(experiment, (LOG_PREFIX,)), made, labels, facts, example.coverage)
+        alone = verdicts_by(by_experiment(experiment, (LOG_PREFIX,)), prepared, labels, facts, example.coverage)
         print(estimator, "reason alone", macro_f1(alone.probability.argmax(axis=2), labels, groups), flush=True)
         for name in CANDIDATES:
             prefixes = (LOG_PREFIX, f"candidate:{name}:")
-            verdicts = verdicts_by(by_experiment(experiment, prefixes), made, labels, facts, example.coverage)
+            verdicts = verdicts_by(by_experiment(experiment, prefixes), prepared, labels, facts, example.coverage)
             score = gain(verdicts, alone, labels, groups)
             unknown = differences(verdicts, alone, labels, groups)["unknown"]
             texts = (f"{value:+.3f} ({low:+.3f} to {high:+.3f})" for value, low, high in (score, unknown))

@@ -193,9 +193,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="JSON lines, to which trials are appended")
     options = parser.parse_args()
     runs = read(options.folders)
-    done = _read(options.results)
+    finished = _read(options.results)
     for seed in range(options.seeds):
-        if any(trial.seed == seed for trial in done):
+        if any(trial.seed == seed for trial in finished):
             continue
         with tempfile.TemporaryDirectory() as folder, options.results.open("a") as file:
             shares, policies = options.shares or [0.01, 0.05, 0.2], options.policies or list(POLICIES)

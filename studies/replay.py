@@ -110,9 +110,9 @@ def timed(work: Callable[[DataRoot, int], None], data: DataRoot, version: int) -
 
 
 def _work(work: Callable[[DataRoot, int], None], path: str, version: int, pipe: Any) -> None:
-    began = time.process_time()
+    started = time.process_time()
     work(DataRoot.open(path), version)
-    pipe.send((time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    pipe.send((time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
 def main() -> None:

@@ -72,16 +72,18 @@ def recorded(judged: Sequence[Judged]) -> Iterator[str]:
     for run in judged:
         causes[run.signature].append(run.cause)
     without = len(causes.pop("", ()))
-    shared = [found for found in causes.values() if len(found) > 1]
-    known = [set(filter(None, found)) for found in shared if any(found)]
+    shared = [names for names in causes.values() if len(names) > 1]
+    judgeable = [set(filter(None, names)) for names in shared if any(names)]
     yield _row("failed runs with a signature", len(judged) - without, len(judged))
     yield f"| signatures | {len(causes)} | |"
     yield _row("runs that share one with another run", sum(map(len, shared)), len(judged))
-    yield _row("shared signatures whose runs have one true cause", sum(len(found) == 1 for found in known), len(known))
+    yield _row(
+        "shared signatures whose runs have one true cause", sum(len(names) == 1 for names in judgeable), len(judgeable)
+    )
     for judgement in (MACHINE, CODE):
-        found = [run.cause for run in judged if run.judgement == judgement and run.cause]
-        right = sum((cause == CODE) == (judgement == CODE) for cause in found)
-        yield _row(f"`{judgement}` when the run ended, right", right, len(found))
+        true_causes = [run.cause for run in judged if run.judgement == judgement and run.cause]
+        right = sum((cause == CODE) == (judgement == CODE) for cause in true_causes)
+        yield _row(f"`{judgement}` when the run ended, right", right, len(true_causes))
 
 
 def logdx(folder: Path, splits: Sequence[str]) -> Iterator[str]:

@@ -125,8 +125,8 @@ def main() -> None:
     measure("nothing to do", publish)
     add(data, list(runs(number + 100))[-100:], [facts for facts, _ in runs(number)][-20_000::2_000])
     measure("after 100 more runs in a pack and 10 corrections of the last 20,000 runs", publish)
-    for what, query in _QUERIES.items():
-        measure(what, _DUCKDB.format(query=query.format(data=folder)))
+    for label, query in _QUERIES.items():
+        measure(label, _DUCKDB.format(query=query.format(data=folder)))
 
 
 if __name__ == "__main__":

@@ -79,13 +79,13 @@ def work(file: Path, case: Case, rows: int, threads: int) -> dict[str, Any]:
         count = tf.Variable(0.0)
 
     def step(chosen: Any) -> None:
-        own = tf.split(chosen, replicas)[index]
+        rows_of_worker = tf.split(chosen, replicas)[index]
         with tf.GradientTape() as tape:
-            hidden = tf.gather(inputs, own)
+            hidden = tf.gather(inputs, rows_of_worker)
             for layer in range(0, len(weights), 2):
                 hidden = hidden @ weights[layer] + weights[layer + 1]
                 hidden = tf.nn.relu(hidden) if layer + 2 < len(weights) else hidden
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.gather(labels, own), hidden)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.gather(labels, rows_of_worker), hidden)
             penalty = L2 * tf.add_n([tf.reduce_sum(weight**2) for weight in weights[::2]])
             loss = tf.reduce_sum(losses) / case.batch + penalty / replicas
         gradients = tape.gradient(loss, weights)
@@ -110,9 +110,9 @@ def work(file: Path, case: Case, rows: int, threads: int) -> dict[str, Any]:
     epoch(batches(4))
     number = max(1, min(rows // case.batch, MOST_BATCHES))
     order = batches(number)
-    began = time.perf_counter()
+    started = time.perf_counter()
     epoch(order)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     return {"seconds": seconds, "batches": number, "weights": [weight.numpy().tolist() for weight in weights]}
 
 
@@ -133,8 +133,8 @@ def run(folder: Path, file: Path, case: Case, rows: int, workers: int, threads: 
     for process in processes:
         if process.wait(900) != 0:
             raise SystemExit(f"a worker ended with {process.returncode}")
-    found: dict[str, Any] = json.loads((folder / "0.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((folder / "0.json").read_text())
+    return result
 
 
 def _free_port() -> int:
@@ -164,7 +164,7 @@ def main() -> None:
         file = examples(folder)
         for case in CASES:
             for rows in options.rows or ROWS:
-                one, both, two = (run(folder, file, case, rows, *how) for how in ((1, 1), (1, 2), (2, 1)))
+                one, both, two = (run(folder, file, case, rows, *setting) for setting in ((1, 1), (1, 2), (2, 1)))
                 difference = max(
                     float(np.abs(np.subtract(a, b)).max()) for a, b in zip(one["weights"], two["weights"], strict=True)
                 )

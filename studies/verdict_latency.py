@@ -66,11 +66,11 @@ def push_model(folder: Path, target: DataRoot, with_outputs: bool) -> None:
     """Train a calibrated model of causes on the corpus, in a data root of its own, and push it to another."""
     from ciml.pipelines.datasets.update import create_dataset, update_dataset
 
-    own = DataRoot.open(folder)
+    data = DataRoot.open(folder)
     runs, tables, _ = corpus()
     trusted = [run.replace(source="zuul", event="", pipeline="gate") for run in runs]
     outputs = {run.run_id: OUTPUTS.get(run.build_uuid, b"") for run in runs} if with_outputs else None
-    RawStore(own).add(list(zip(trusted, tables, strict=True)), outputs=outputs)
+    RawStore(data).add(list(zip(trusted, tables, strict=True)), outputs=outputs)
     definition = DatasetDefinition(
         name=MODEL,
         class_label=MODEL,
@@ -81,9 +81,9 @@ def push_model(folder: Path, target: DataRoot, with_outputs: bool) -> None:
         tdt_split=(5, 3, 2),
         span_runs=500,
     )
-    create_dataset(own, definition)
-    update_dataset(own.dataset(MODEL), seal=True)
-    candidate = refresh(TrainConfig(own, MODEL, MODEL, Experiment(name=MODEL, epochs=40, calibration="auto")))
+    create_dataset(data, definition)
+    update_dataset(data.dataset(MODEL), seal=True)
+    candidate = refresh(TrainConfig(data, MODEL, MODEL, Experiment(name=MODEL, epochs=40, calibration="auto")))
     assert isinstance(candidate, Candidate)
     push(target, MODEL, open_store(candidate.folder), Decision(True))
 
@@ -162,8 +162,8 @@ def log_server(size: int) -> Iterator[str]:
         yield ""
         return
     logs = {line["build_uuid"]: CORPUS / line["log_path"] for line in builds()}
-    whole = b"".join(OUTPUTS.values())
-    whole *= size // len(whole) + 1
+    text = b"".join(OUTPUTS.values())
+    text *= size // len(text) + 1
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -171,7 +171,7 @@ def log_server(size: int) -> Iterator[str]:
             body = logs[run].read_bytes()
             if name.endswith(".txt"):
                 end = OUTPUTS.get(run, b"")
-                body = b"%s\n%s%s" % (name.encode(), whole[: max(size - len(end), 0)], end)
+                body = b"%s\n%s%s" % (name.encode(), text[: max(size - len(end), 0)], end)
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

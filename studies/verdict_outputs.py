@@ -165,15 +165,15 @@ def compare(
     labels = np.array([CAUSES.index(runs.truth(runs.facts[index].run_id)) for index in failed])
     facts = [runs.facts[index] for index in failed]
     groups = runs.groups[failed]
-    made = list(with_outputs(runs, outputs, folds_of(runs, definition, labels, folds, repeats, DEV_OF)))
-    found = {}
+    prepared = list(with_outputs(runs, outputs, folds_of(runs, definition, labels, folds, repeats, DEV_OF)))
+    by_method = {}
     for name, answer in methods(runs, experiment).items():
         if re.search(only, name):
-            verdicts = verdicts_by(answer, made, labels, facts, experiment.coverage, outside=name not in BASELINES)
-            found[name] = figures_of(verdicts, labels, groups)
-            print(name, {key: round(value[0], 3) for key, value in found[name].items()}, flush=True)
+            verdicts = verdicts_by(answer, prepared, labels, facts, experiment.coverage, outside=name not in BASELINES)
+            by_method[name] = figures_of(verdicts, labels, groups)
+            print(name, {key: round(value[0], 3) for key, value in by_method[name].items()}, flush=True)
             print("  wrong:", _wrong(verdicts, labels, facts))
-    return found
+    return by_method
 
 
 def figures_of(verdicts: Verdicts, labels: np.ndarray, groups: np.ndarray) -> dict[str, tuple[float, float, float]]:

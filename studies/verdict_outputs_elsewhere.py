@@ -100,8 +100,8 @@ class Bench:
             since_us = int(since.replace(tzinfo=UTC).timestamp() * 1e6)
             plain = fold_of_later_runs(runs, definition, labels, since_us, repeats, DEV_OF)
         has_output = np.array([run.build_uuid in outputs for run in facts])
-        made = list(with_outputs(runs, outputs, plain))
-        return cls(runs, outputs, labels, facts, runs.groups[runs.failed], has_output, made)
+        prepared = list(with_outputs(runs, outputs, plain))
+        return cls(runs, outputs, labels, facts, runs.groups[runs.failed], has_output, prepared)
 
     def verdicts(self, answer: Answer, folds: Folds, coverage: float, *, outside: bool = True) -> Verdicts:
         """Return the verdicts of a method."""
@@ -145,7 +145,7 @@ def missing(
     with_output, without = np.flatnonzero(bench.has_output), np.flatnonzero(~bench.has_output)
     every = np.arange(len(bench.labels))
     telemetry = by_experiment(experiment, (*TELEMETRY, "outcome:"))
-    for name, answer, folds, some in (
+    for name, answer, folds, rows in (
         ("all runs: base rate", by_base_rate, bench.folds, every),
         ("all runs: duration", by_duration(bench.runs), bench.folds, every),
         ("all runs: exit status and timeout", by_outcome, bench.folds, every),
@@ -161,7 +161,7 @@ def missing(
     ):
         outside = not any(part in name for part in BASELINES)
         if re.search(only, name):
-            yield name, bench.figures(bench.verdicts(answer, folds, experiment.coverage, outside=outside), some)
+            yield name, bench.figures(bench.verdicts(answer, folds, experiment.coverage, outside=outside), rows)
     name = "telemetry withheld: all three"
     if re.search(only, name):
         verdicts = verdicts_by(
@@ -209,7 +209,7 @@ def logdx(bench: Bench, experiment: Experiment, checkout: Path, repeats: int) ->
     rows = np.array(
         [output_features(scan((checkout / "cases" / case["case"] / "raw.log").read_bytes())) for case in cases]
     )
-    said = np.zeros((len(cases), len(CAUSES) + 1), int)
+    answers = np.zeros((len(cases), len(CAUSES) + 1), int)
     facts = [*bench.facts, *(RunFacts(case["case"], case["case"], "other") for case in cases)]
     causes = [CAUSES.index(case["cause"]) if case["cause"] else 0 for case in cases]
     labels = np.concatenate([bench.labels, causes])
@@ -217,8 +217,8 @@ def logdx(bench: Bench, experiment: Experiment, checkout: Path, repeats: int) ->
         answer = by_experiment(experiment, (LOG_PREFIX,))
         for row, _, verdict in verdicts_of_fold(answer, fold, labels, facts, experiment.coverage):
             place = CAUSES.index(verdict.cause) if verdict.cause in CAUSES else len(CAUSES)
-            said[row - len(bench.labels), place] += 1
-    for case, row, counts in zip(cases, rows, said, strict=True):
+            answers[row - len(bench.labels), place] += 1
+    for case, row, counts in zip(cases, rows, answers, strict=True):
         reason = LOG_FEATURES[int(row.argmax())].removeprefix(LOG_PREFIX)
         yield f"| {case['case']} | {case['cause'] or 'neither'} | {reason} | {' | '.join(map(str, counts))} |"
 
@@ -228,11 +228,11 @@ def _folds_of_cases(bench: Bench, rows: np.ndarray, repeats: int) -> Iterator[Fo
     for repeat in range(repeats):
         fold = next(fold for number, fold in bench.folds if number == repeat)
         columns = [fold.features.index(name) for name in LOG_FEATURES]
-        known = fold.inputs[:, :1, columns]
+        learned_rows = fold.inputs[:, :1, columns]
         visible = np.flatnonzero(bench.has_output)
         learned, dev = divide(visible, bench.labels, bench.groups, repeat, DEV_OF)
-        inputs = np.concatenate([known, rows[:, None, :]])
-        held = np.arange(len(known), len(inputs))
+        inputs = np.concatenate([learned_rows, rows[:, None, :]])
+        held = np.arange(len(learned_rows), len(inputs))
         yield Fold(learned, dev, held, inputs, np.ones(len(inputs), np.int32), LOG_FEATURES)
 
 

@@ -57,10 +57,10 @@ def verdicts(runs: Recorded) -> Iterator[tuple[int, str]]:
     folds = list(folds_of(runs, definition, labels, folds=5, repeats=1))
     answers = verdicts_by(by_experiment(experiment), folds, labels, facts, experiment.coverage)
     for row, index in enumerate(failed):
-        said = answers.said[0, row]
+        verdict = answers.said[0, row]
         likely = int(answers.probability[0, row].argmax())
         share = f"{CAUSES[likely]} {answers.probability[0, row, likely]:.0%}"
-        yield index, f"{UNKNOWN}, {share}" if said == len(CAUSES) else share
+        yield index, f"{UNKNOWN}, {share}" if verdict == len(CAUSES) else share
 
 
 def known_of(folders: Sequence[Path]) -> Mapping[str, Mapping[str, Any]]:
@@ -89,19 +89,19 @@ def main() -> None:
     pictured = list(verdicts(runs))
     print("| run | job | known | verdict | evidence | judged |\n|---|---|---|---|---|---|")
     for number in range(RUNS):
-        at, cause = pictured[number * len(pictured) // RUNS]
-        facts = runs.facts[at]
-        evidence, picture = evidence_without(runs, at)
+        index, cause = pictured[number * len(pictured) // RUNS]
+        facts = runs.facts[index]
+        evidence, picture = evidence_without(runs, index)
         (options.out / f"{facts.build_uuid[:8]}.svg").write_text(picture)
         truth = what_happened(lines[facts.build_uuid])
         sentences = " ".join(evidence.observations)
         print(f"| {facts.build_uuid[:8]} | {facts.build_name} | {truth} | {cause} | {sentences} | |")
     kinds: dict[str, list[bool]] = {}
-    for at, facts in enumerate(runs.facts):
+    for index, facts in enumerate(runs.facts):
         if facts.outcome == "success":
             line = lines[facts.build_uuid]
             troubled = line.get("trouble", line.get("fault")) not in ("none", "patch")
-            evidence, _ = evidence_without(runs, at)
+            evidence, _ = evidence_without(runs, index)
             outside = any("passing runs have" in text for text in evidence.observations)
             kinds.setdefault("with trouble" if troubled else "without trouble", []).append(outside)
     for kind, total in kinds.items():

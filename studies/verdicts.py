@@ -126,10 +126,10 @@ def read(folders: Sequence[Path]) -> Recorded:
         ]
     )
     usable = [index for index, table in enumerate(tables) if not isinstance(table, RejectedInput)]
-    known = Causes(lambda job: True)
+    by_run = Causes(lambda job: True)
     rows = tuple(RunRecord(facts[index], RawFile("", "", 0, 0), Trust(True, "", "")) for index in usable)
-    known.add(RunDelta(runs=rows))
-    by_reruns = {facts[index].run_id: cause for index in usable if (cause := known.by_reruns(facts[index].run_id))}
+    by_run.add(RunDelta(runs=rows))
+    by_reruns = {facts[index].run_id: cause for index in usable if (cause := by_run.by_reruns(facts[index].run_id))}
     groups = np.array([facts[index].change or facts[index].run_id for index in usable])
     return Recorded(
         tuple(facts[index] for index in usable), tuple(tables[index] for index in usable), causes, by_reruns, groups
@@ -331,8 +331,8 @@ def verdicts_by(
         np.zeros((*shape, len(CAUSES))), np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, bool)
     )
     for repeat, fold in folds:
-        made = verdicts_of_fold(answer, fold, labels, failed, coverage, outside=outside, hide=hide)
-        for row, shares, verdict in made:
+        judged = verdicts_of_fold(answer, fold, labels, failed, coverage, outside=outside, hide=hide)
+        for row, shares, verdict in judged:
             verdicts.outside[repeat, row] = verdict.outside is not None
             verdicts.probability[repeat, row] = shares
             verdicts.said[repeat, row] = len(CAUSES) if verdict.cause == UNKNOWN else CAUSES.index(verdict.cause)
@@ -392,9 +392,9 @@ def _counts(found: Verdicts, labels: np.ndarray) -> dict[str, tuple[np.ndarray, 
     counts["accuracy"] = (likely == labels).sum(axis=0), ones.sum(axis=0)
     for label, name in enumerate(CAUSES):
         of_label = labels == label
-        for prefix, said in (("", likely), ("sure ", found.said)):
-            right = ((said == label) & of_label).sum(axis=0)
-            counts[f"{prefix}{name} precision"] = right, (said == label).sum(axis=0)
+        for prefix, predicted in (("", likely), ("sure ", found.said)):
+            right = ((predicted == label) & of_label).sum(axis=0)
+            counts[f"{prefix}{name} precision"] = right, (predicted == label).sum(axis=0)
             counts[f"{prefix}{name} recall"] = right, (of_label & ones).sum(axis=0)
     counts["decided rightly"] = (found.said == labels).sum(axis=0), ones.sum(axis=0)
     counts["unknown"] = (found.said == len(CAUSES)).sum(axis=0), ones.sum(axis=0)

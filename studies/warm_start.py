@@ -76,10 +76,10 @@ def rows_of(paths: Sequence[Path], label: str) -> tuple[Rows, int]:
     resolved = resolve(definition, [table.column_names for _, table in recorded], [facts for facts, _ in recorded])
     inputs, n_windows, rejected = prepare_many([table for _, table in recorded], resolved)
     labels = [resolved.label_of(facts) for facts, _ in recorded]
-    bad = {row for row, _ in rejected} | {row for row, each in enumerate(labels) if isinstance(each, str)}
-    numbers = np.array([-1 if isinstance(each, str) else each[0] for each in labels])
-    kept = np.array([row for row in range(len(recorded)) if row not in bad])
-    return Rows(inputs, n_windows, numbers).take(kept), len(resolved.classes)
+    bad = {row for row, _ in rejected} | {row for row, value in enumerate(labels) if isinstance(value, str)}
+    numbers = np.array([-1 if isinstance(value, str) else value[0] for value in labels])
+    usable = np.array([row for row in range(len(recorded)) if row not in bad])
+    return Rows(inputs, n_windows, numbers).take(usable), len(resolved.classes)
 
 
 def converted(weights: Sequence[np.ndarray], old: Normalisation, new: Normalisation) -> list[np.ndarray]:
@@ -91,8 +91,8 @@ def converted(weights: Sequence[np.ndarray], old: Normalisation, new: Normalisat
     divisor = np.where(used, old.width, 1.0)
     scale = np.where(used, new.width / divisor, 0.0).ravel()
     shift = np.where(used, (new.mean - old.mean) / divisor, 0.0).ravel()
-    kernel, bias, *others = weights
-    return [(kernel * scale[:, np.newaxis]).astype(np.float32), (bias + shift @ kernel).astype(np.float32), *others]
+    kernel, bias, *further = weights
+    return [(kernel * scale[:, np.newaxis]).astype(np.float32), (bias + shift @ kernel).astype(np.float32), *further]
 
 
 def trained(
@@ -103,21 +103,21 @@ def trained(
     model = NETWORK.new_model(experiment, batches.shape[0], batches.shape[1], classes)
     if weights is not None:
         model.set_weights(weights)
-    began = time.process_time()
-    return fit_network(experiment, model, batches, None), time.process_time() - began
+    started = time.process_time()
+    return fit_network(experiment, model, batches, None), time.process_time() - started
 
 
 def refreshes(rows: Rows, classes: int, seed: int) -> list[Fit]:
     """Return the refreshes of a seed by each method; the first one, which is cold for all, is left out."""
     cold = Experiment(seed=seed)
     cuts = [len(rows) // 3 + number * (len(rows) // 9) for number in range(REFRESHES)] + [len(rows)]
-    known: tuple[list[np.ndarray], Normalisation] | None = None
+    previous: tuple[list[np.ndarray], Normalisation] | None = None
     fits = []
     for start, end in pairwise(cuts):
         train, test = rows.take(slice(0, start)), rows.take(slice(start, end))
         normalisation = Normalisation.of(train.inputs)
         train, test = (replace(part, inputs=normalisation.apply(part.inputs)) for part in (train, test))
-        weights = None if known is None else converted(*known, normalisation)
+        weights = None if previous is None else converted(*previous, normalisation)
         few = cold.replace(epochs=FEW)
         methods: dict[str, tuple[Experiment, list[np.ndarray] | None]] = {COLD: (cold, None), COLD_FEW: (few, None)}
         methods[WARM] = (cold, None) if weights is None else (few, weights)
@@ -125,13 +125,13 @@ def refreshes(rows: Rows, classes: int, seed: int) -> list[Fit]:
             network, seconds = trained(experiment, train, classes, beginning)
             shares = network.predict(test.inputs, test.n_windows)
             if method == WARM:
-                known = network.model.get_weights(), normalisation
+                previous = network.model.get_weights(), normalisation
             if start == cuts[0]:
                 continue
-            own = np.maximum(shares[np.arange(len(test)), test.labels], 1e-6)
+            true_shares = np.maximum(shares[np.arange(len(test)), test.labels], 1e-6)
             base = test.labels == np.bincount(train.labels).argmax()
             right = shares.argmax(axis=1) == test.labels
-            fits.append(Fit(method, seconds, np.arange(start, end), right, float(-np.log(own).mean()), base))
+            fits.append(Fit(method, seconds, np.arange(start, end), right, float(-np.log(true_shares).mean()), base))
     return fits
 
 
@@ -148,12 +148,12 @@ def table(fits: Sequence[Fit]) -> str:
         return "{} ({} to {})".format(*(format(figure, form) for figure in figures))
 
     for method in (COLD, COLD_FEW, WARM):
-        own = [fit for fit in fits if fit.method == method]
-        differences = [fit.right.astype(float) - one.right for fit, one in zip(own, first, strict=True)]
+        of_method = [fit for fit in fits if fit.method == method]
+        differences = [fit.right.astype(float) - cold.right for fit, cold in zip(of_method, first, strict=True)]
         against = "" if method == COLD else share(differences, "+.3f")
-        loss, seconds = np.mean([(fit.log_loss, fit.seconds) for fit in own], axis=0).tolist()
+        loss, seconds = np.mean([(fit.log_loss, fit.seconds) for fit in of_method], axis=0).tolist()
         lines.append(
-            f"| {method} | {share([fit.right for fit in own], '.3f')} | {against} | {loss:.2f} | {seconds:.1f} |"
+            f"| {method} | {share([fit.right for fit in of_method], '.3f')} | {against} | {loss:.2f} | {seconds:.1f} |"
         )
     base = share([fit.base for fit in first], ".3f")
     return "\n".join(

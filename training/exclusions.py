@@ -80,8 +80,8 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
     @property
     def needs_facts(self) -> bool:
         """Whether `matches` reads more of a run than its id and its job."""
-        others = (name for name in (*_GLOBS, *_NAMES) if name != "job")
-        return self.since_us is not None or any(getattr(self, name) for name in others)
+        criteria = (name for name in (*_GLOBS, *_NAMES) if name != "job")
+        return self.since_us is not None or any(getattr(self, name) for name in criteria)
 
     @property
     def is_recent(self) -> bool:
@@ -270,7 +270,7 @@ def _check_in_force(state: ExclusionState, number: int) -> None:
     stored = state.by_id.get(number)
     if stored is None or stored.reverted_us is not None:
         problem = "unknown" if stored is None else "reverted already"
-        active = ", ".join(str(other.id) for other in state.active()) or "none"
+        active = ", ".join(str(entry.id) for entry in state.active()) or "none"
         raise UnknownExclusionError(f"exclusion {number}: {problem}; in force: {active}")
 
 

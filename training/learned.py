@@ -43,10 +43,10 @@ class ModelWithExcludedRuns:
             return f"{version}: cannot determine whether it learned excluded runs: {self.fault}"
         count = len(self.runs)
         runs = "1 excluded run" if count == 1 else f"{count} excluded runs"
-        listed = ", ".join(self.runs[:_LISTED_RUNS])
+        run_list = ", ".join(self.runs[:_LISTED_RUNS])
         if count > _LISTED_RUNS:
-            listed += f" and {count - _LISTED_RUNS} more"
-        return f"{version} learned {runs} ({listed}) and is still served; replace it by ciml refresh, or roll back"
+            run_list += f" and {count - _LISTED_RUNS} more"
+        return f"{version} learned {runs} ({run_list}) and is still served; replace it by ciml refresh, or roll back"
 
 
 def models_with_excluded_runs(data: DataRoot, models: Sequence[str] | None = None) -> list[ModelWithExcludedRuns]:

@@ -80,10 +80,10 @@ def purge(
     """
     signed.check()
     add(data.exclusions, [exclusion], author=signed.author)
-    found: dict[str, list[ModelWithExcludedRuns]] = {}
+    by_model: dict[str, list[ModelWithExcludedRuns]] = {}
     for version in versions_that_learned(data, Exclusions((exclusion,)), models):
-        found.setdefault(version.model, []).append(version)
-    return [_purge_model(Registry(data, model), versions, signed, retrain) for model, versions in found.items()]
+        by_model.setdefault(version.model, []).append(version)
+    return [_purge_model(Registry(data, model), versions, signed, retrain) for model, versions in by_model.items()]
 
 
 def _purge_model(

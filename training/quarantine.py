@@ -64,26 +64,26 @@ def outliers(
         by_group.setdefault(group, []).append(index)
     chosen: list[Outlier] = []
     for indices in by_group.values():
-        own = set(held)
+        excluded = set(held)
         for start in range(0, len(indices), _BLOCK_RUNS):
             block = indices[start : start + _BLOCK_RUNS]
             reference = indices[max(0, start + len(block) - REFERENCE_RUNS) : start + len(block)]
             if len(reference) < LEAST_RUNS:
                 continue
-            room = int(SHARE * len(reference)) - sum(index in own for index in reference)
-            candidates = [index for index in block if index not in own and index not in released]
+            room = int(SHARE * len(reference)) - sum(index in excluded for index in reference)
+            candidates = [index for index in block if index not in excluded and index not in released]
             farthest = sorted(_distances(means, reference, candidates), key=lambda outlier: -outlier.distance)
-            taken = farthest[: max(0, room)]
-            own |= {outlier.run for outlier in taken}
-            chosen += taken
+            added = farthest[: max(0, room)]
+            excluded |= {outlier.run for outlier in added}
+            chosen += added
     return sorted(chosen)
 
 
 def _distances(means: np.ndarray, reference: list[int], candidates: list[int]) -> list[Outlier]:
     """Return the candidates that are at least `DISTANCE` from the medians of a reference."""
-    others = means[reference]
-    median = np.median(others, axis=0)
-    deviation = _MAD_TO_DEVIATION * np.median(np.abs(others - median), axis=0)
+    reference_means = means[reference]
+    median = np.median(reference_means, axis=0)
+    deviation = _MAD_TO_DEVIATION * np.median(np.abs(reference_means - median), axis=0)
     compared = np.flatnonzero(deviation > 0)
     if not compared.size or not candidates:
         return []
@@ -111,22 +111,26 @@ def quarantine(dataset: StoredDataset, policy: TrustPolicy, *, now_us: int | Non
       CimlError: the data set has no sealed span, or cannot be read.
     """
     state = dataset.state()
-    own = [stored for stored in read_state(dataset.root.exclusions).by_id.values() if stored.author == AUTHOR]
-    held_ids = {stored.exclusion.run_id for stored in own if stored.reverted_us is None}
-    released_ids = {stored.exclusion.run_id for stored in own} - held_ids
-    others = Exclusions(
-        tuple(one for one in stored_exclusions(dataset, state).exclusions if one.run_id not in held_ids)
+    by_quarantine = [stored for stored in read_state(dataset.root.exclusions).by_id.values() if stored.author == AUTHOR]
+    held_ids = {stored.exclusion.run_id for stored in by_quarantine if stored.reverted_us is None}
+    released_ids = {stored.exclusion.run_id for stored in by_quarantine} - held_ids
+    by_people = Exclusions(
+        tuple(
+            exclusion for exclusion in stored_exclusions(dataset, state).exclusions if exclusion.run_id not in held_ids
+        )
     )
     facts = facts_of_spans(dataset.raw(state), state.latest())
-    snapshot = snapshot_of(dataset, state, facts, policy, others)
+    snapshot = snapshot_of(dataset, state, facts, policy, by_people)
     runs, examples = read_snapshot_examples(dataset.store, snapshot, "train", "dev")
     means = run_means(examples.inputs, examples.n_windows)
     ids = [run.run_id for run in runs]
     held = frozenset(index for index, run_id in enumerate(ids) if run_id in held_ids)
     released = frozenset(index for index, run_id in enumerate(ids) if run_id in released_ids)
-    found = outliers(means, [f"{run.build_name}\0{run.label}" for run in runs], held, released)
+    unusual = outliers(means, [f"{run.build_name}\0{run.label}" for run in runs], held, released)
     features = snapshot.resolved.features
-    exclusions = [Exclusion(f"quarantine: unusual {features[outlier.feature]}", ids[outlier.run]) for outlier in found]
+    exclusions = [
+        Exclusion(f"quarantine: unusual {features[outlier.feature]}", ids[outlier.run]) for outlier in unusual
+    ]
     return add(dataset.root.exclusions, exclusions, author=AUTHOR, now_us=now_us)
 
 

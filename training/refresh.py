@@ -286,9 +286,9 @@ def _train_candidate(
     decision = decide_on(replace(config.gate, min_agreement=0.0))
     if decision.blessed and config.gate.min_agreement > 0:  # else a second training would be for nothing
         with timer("stability"):
-            other = experiment.replace(seed=(experiment.seed + 1) % _SEEDS)
-            twin = train(other, rows, resolved, dev_from_train=dev_from_train, allow_modules=config.allow_modules)
-            figures["stability"] = stability(fitted, twin, rows, seed=other.seed)
+            reseeded = experiment.replace(seed=(experiment.seed + 1) % _SEEDS)
+            twin = train(reseeded, rows, resolved, dev_from_train=dev_from_train, allow_modules=config.allow_modules)
+            figures["stability"] = stability(fitted, twin, rows, seed=reseeded.seed)
         decision = decide_on(config.gate)
     if failure:
         against = () if decision.blessed or not figures else decision.reasons
@@ -337,11 +337,11 @@ class _StepTimer:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self.progress(name, len(self.seconds), None)
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] = time.perf_counter() - began
+            self.seconds[name] = time.perf_counter() - started
 
 
 def _describe_snapshot(dataset: StoredDataset, snapshot: Snapshot, model: str) -> Description:

@@ -92,6 +92,6 @@ def refreshed_experiment(
 
 def _warn_of_sklearn_keys(keys: Mapping[str, object]) -> None:
     """Warn of parameters of scikit-learn that are given as keys of the experiment."""
-    if others := sorted(keys.keys() - ExperimentKeys.__annotations__.keys()):
-        values = ", ".join(f"{name!r}: …" for name in others)
-        warnings.warn(f"use parameters={{{values}}} instead of {', '.join(others)}", DeprecationWarning, stacklevel=5)
+    if extra := sorted(keys.keys() - ExperimentKeys.__annotations__.keys()):
+        values = ", ".join(f"{name!r}: …" for name in extra)
+        warnings.warn(f"use parameters={{{values}}} instead of {', '.join(extra)}", DeprecationWarning, stacklevel=5)

@@ -178,8 +178,8 @@ def _changes(facts: RunFacts, statements: Mapping[str, Statement]) -> dict[str, 
     for name, statement in statements.items():
         if name in QUALIFIERS:
             continue
-        own = getattr(facts, name)
-        may_replace = statement.lasting or (name, own) not in _LASTING
-        if may_replace and statement.value != own:
+        fact = getattr(facts, name)
+        may_replace = statement.lasting or (name, fact) not in _LASTING
+        if may_replace and statement.value != fact:
             changes[name] = statement.value
     return changes

@@ -194,9 +194,9 @@ def definitions(span_runs: int, samples: Collection[Sample], causes: bool) -> li
         "aggregation_functions": ["mean", "std", "min", "max", "median"],
         "span_runs": span_runs,
     }
-    made = [DatasetDefinition.from_json(keys, keys["name"]) for keys in (status, pool)]
+    data_sets = [DatasetDefinition.from_json(keys, keys["name"]) for keys in (status, pool)]
     if causes:
         cause = DatasetDefinition.load(examples() / "cause.toml", name=CAUSE)
         salt = balanced_salt(samples, cause.tdt_split)
-        made.append(cause.replace(classes=tuple(sorted(CAUSES)), span_runs=span_runs, salt=salt))
-    return made
+        data_sets.append(cause.replace(classes=tuple(sorted(CAUSES)), span_runs=span_runs, salt=salt))
+    return data_sets

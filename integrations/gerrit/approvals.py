@@ -295,7 +295,7 @@ def _votes(change: Mapping[str, Any]) -> Iterator[_Vote]:
 
 def _withdrawals(change: Mapping[str, Any]) -> Iterator[_Vote]:
     """Yield the votes that were taken back by their voter, or deleted by another person."""
-    given: dict[tuple[str, str], str] = {}  # the present vote by account and label
+    votes: dict[tuple[str, str], str] = {}  # the present vote by account and label
     for message in objects_at(change, "messages", most=_MOST_ENTRIES):
         text = value_at(message, "message")
         number = value_at(message, "_revision_number")
@@ -307,9 +307,9 @@ def _withdrawals(change: Mapping[str, Any]) -> Iterator[_Vote]:
         for vote in _vote_texts(text):
             label = vote[1:]
             if match := _GIVEN.fullmatch(vote):
-                given[account, match[1]] = match[2]
-            elif vote.startswith("-") and (account, label) in given:
-                fields = {"author": author, **_approval(label, 0, given.pop((account, label)))}
+                votes[account, match[1]] = match[2]
+            elif vote.startswith("-") and (account, label) in votes:
+                fields = {"author": author, **_approval(label, 0, votes.pop((account, label)))}
                 yield _Vote(number, "comment-added", time_s, fields)
         if text.startswith("Removed "):
             for label, points, name in _REMOVED.findall(text):

@@ -85,8 +85,8 @@ def read(delivery: Delivery) -> Reading | Ignored:
     reader = _READERS.get(kind)
     if reader is None:
         return Ignored(body_id(delivery), kind, RULES.get(kind, OTHER))
-    state, when, said = reader(body)
-    return reading(body_id(delivery), f"{kind}.{state}" if state else kind, when, said)
+    state, when, runs = reader(body)
+    return reading(body_id(delivery), f"{kind}.{state}" if state else kind, when, runs)
 
 
 def _job(body: Mapping[str, Any]) -> _Report:

@@ -219,9 +219,9 @@ def agreement_plot(clustering: Clustering) -> Plot | None:
 def distinctive_features(clustering: Clustering) -> list[int]:
     """Return the positions of the features in which the clusters' mean normalised examples differ most, at most six."""
     runs = clustering.runs
-    of = clustering.chosen.of
+    clusters = clustering.chosen.of
     normal = runs.normalisation.apply(runs.inputs)
-    means = np.stack([normal[of == cluster].mean(axis=0) for cluster in range(int(of.max()) + 1)])
+    means = np.stack([normal[clusters == cluster].mean(axis=0) for cluster in range(int(clusters.max()) + 1)])
     spread = means.var(axis=0).sum(axis=0)
     return sorted(np.argsort(-spread, kind="stable")[:MOST_COURSES].tolist())
 

@@ -181,12 +181,12 @@ def classes_plot(runs: Runs, groups: Groups) -> Plot:
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         y = np.arange(len(groups.names))[::-1]
-        left = np.zeros(len(groups.names), np.int64)
+        starts = np.zeros(len(groups.names), np.int64)
         for (split, alpha), widths in zip(_SPLIT_ALPHA.items(), counts.T, strict=True):
-            axes.barh(y, widths, 0.68, left=left, color=colors, alpha=alpha, edgecolor="white")
+            axes.barh(y, widths, 0.68, left=starts, color=colors, alpha=alpha, edgecolor="white")
             if widths.any():
                 axes.bar(0, 0, color="#444444", alpha=alpha, label=f"{split} ({widths.sum():,})")
-            left += widths
+            starts += widths
         for position, total in zip(y, totals, strict=True):
             text = f"{total:,} ({percent(total / totals.sum())})"
             axes.annotate(text, (total, position), (5, 0), textcoords="offset points", va="center")

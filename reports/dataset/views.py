@@ -121,14 +121,14 @@ def compute_courses(runs: Runs, groups: Groups, features: Sequence[int]) -> list
     windows = _windows_to_draw(int(n_windows.max()))
     shape = (len(groups.names), len(windows), len(features))
     mean, low, high = (np.full(shape, np.nan) for _ in range(3))
-    left = np.zeros(shape[:2], np.int64)
+    runs_left = np.zeros(shape[:2], np.int64)
     for group in range(len(groups.names)):
         members = np.flatnonzero(assigned == group)
         members = members[np.argsort(-n_windows[members], kind="stable")]  # longest first: those left are a prefix
         least = max(1, min(FEW_RUNS, len(members)))
         for point, window in enumerate(windows):
             count = int(np.count_nonzero(n_windows[members] > window))
-            left[group, point] = count
+            runs_left[group, point] = count
             if count >= least:
                 values = runs.inputs[members[:count], window][:, features].astype(np.float64)
                 mean[group, point] = values.mean(axis=0)
@@ -137,7 +137,9 @@ def compute_courses(runs: Runs, groups: Groups, features: Sequence[int]) -> list
     names = runs.resolved.telemetry_features
     columns = runs.resolved.columns
     return [
-        Course(names[feature], columns[feature], times_s, mean[..., index], low[..., index], high[..., index], left)
+        Course(
+            names[feature], columns[feature], times_s, mean[..., index], low[..., index], high[..., index], runs_left
+        )
         for index, feature in enumerate(features)
     ]
 

@@ -86,11 +86,11 @@ def _best_tile(dataset: str, best: ComparisonRow) -> Tile:
 def _tested(rows: Sequence[ComparisonRow], links: Mapping[tuple[str, str], str], beaten: str) -> Iterator[Section]:
     """Yield the sections of the test runs. ``rows``: not empty."""
     comparable = [row for row in rows if row.comparable]
-    others = [row.name for row in rows if not row.comparable]
+    incomparable = [row.name for row in rows if not row.comparable]
     columns = "The last columns compare accuracies with the best experiment, run by run (McNemar's test)."
     text = " ".join(filter(None, [beaten, columns if len(rows) > 1 else ""]))
-    if others:
-        text += f" Tested on other runs than the rest, so not comparable: {', '.join(others)}."
+    if incomparable:
+        text += f" Tested on other runs than the rest, so not comparable: {', '.join(incomparable)}."
     names = [row.name if row.comparable else f"{row.name} (other runs)" for row in rows]
     results = {
         name: (row.result, constant(row.result, row.result["test"])) for name, row in zip(names, rows, strict=True)
@@ -111,7 +111,7 @@ def _tested(rows: Sequence[ComparisonRow], links: Mapping[tuple[str, str], str],
 def _tables(rows: Sequence[ComparisonRow], links: Mapping[tuple[str, str], str]) -> tuple[Table, Table]:
     baselines = dict.fromkeys(name for row in rows for name in row.result["baselines"])
     accuracies = []
-    others = []
+    comparisons = []
     for rank, row in enumerate(rows):
         test = row.result["test"]
         macro = test["macro"]
@@ -127,7 +127,7 @@ def _tables(rows: Sequence[ComparisonRow], links: Mapping[tuple[str, str], str])
                 *(_difference(row.paired) if rank else ("the best", "")),
             )
         )
-        others.append(
+        comparisons.append(
             cells(
                 row.name,
                 Estimate.of(macro["f1"]),
@@ -142,7 +142,7 @@ def _tables(rows: Sequence[ComparisonRow], links: Mapping[tuple[str, str], str])
     keys = [(row.name, row.trial.dataset) for row in rows]
     addresses = {(number, 0): links[key] for number, key in enumerate(keys) if key in links}
     further = ("experiment", "macro F1", "95 %", "base rate", *names, "ROC-AUC", "PR-AUC", "Brier", "calibration error")
-    return Table(headings, tuple(accuracies), words=2, links=addresses), Table(further, tuple(others))
+    return Table(headings, tuple(accuracies), words=2, links=addresses), Table(further, tuple(comparisons))
 
 
 def _difference(compared: Mapping[str, Any] | None) -> tuple[str, str]:

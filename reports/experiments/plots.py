@@ -300,8 +300,8 @@ def folds_plot(number: int, by: str, bars: Sequence[Bar]) -> Plot:
 
 def elsewhere_plot(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Plot:
     """Plot accuracy and macro F1 of one model on several data sets; the first is its own."""
-    first, *others = groups[0][1]
-    worst = min((bar for bar in others if bar.estimate.value is not None), key=lambda bar: bar.value, default=None)
+    first, *further = groups[0][1]
+    worst = min((bar for bar in further if bar.estimate.value is not None), key=lambda bar: bar.value, default=None)
     title = f"Accuracy {percent(first.value)} on its own data set"
     title += f", {percent(worst.value)} on {shown(worst.name)}" if worst else ""
     caption = "The same model on the test runs of each data set; its training runs are left out."

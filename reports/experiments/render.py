@@ -246,8 +246,8 @@ def _learning(result: Figures) -> Section:
 
 def _elsewhere(trial: StoredTrial, result: Figures) -> Section:
     results = {f"{trial.dataset} (trained on)": result}
-    results |= {other["dataset"]: other for other in trial.elsewhere if other["test"]["runs"]}
-    groups = standing({name: (other, constant(result, other["test"])) for name, other in results.items()})
+    results |= {tested["dataset"]: tested for tested in trial.elsewhere if tested["test"]["runs"]}
+    groups = standing({name: (tested, constant(result, tested["test"])) for name, tested in results.items()})
     plot = plots.elsewhere_plot(groups) if len(results) > 1 else None
     return Section("On other data sets", elsewhere_table(trial.elsewhere), plot)
 

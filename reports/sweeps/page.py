@@ -166,11 +166,11 @@ def axis_plot(swept: Swept, axis: Axis, number: int) -> Plot:
         figure.supylabel(metric, fontsize=9)
         add_legend(figure)
 
-    others = [other for other in plain_axes(swept.sweep) if other not in (axis, by)]
+    maximised = [third for third in plain_axes(swept.sweep) if third not in (axis, by)]
     caption = "Dots: complete trials; hollow: pruned, at their last value. "
     if axis.values:
-        rest = f" over all values of {' and '.join(axis_name(other) for other in others)}" if others else ""
-        caption += f"Lines: the best trial{rest}, with its 95 % interval. "
+        scope = f" over all values of {' and '.join(map(axis_name, maximised))}" if maximised else ""
+        caption += f"Lines: the best trial{scope}, with its 95 % interval. "
     caption += "The best of many is biased upwards: compare differences, not heights."
     title = f"{metric.capitalize() if metric.islower() else metric} by {axis_name(axis)}{_best_text(swept, axis)}"
     return Plot(f"by-{number:02}-{slug(axis.key, 40)}", title, caption, (WIDE, _height(swept)), paint)
@@ -214,8 +214,8 @@ def questions_plot(swept: Swept) -> Plot:
 
 def heat_plots(swept: Swept) -> Iterator[Plot]:
     """Yield a map of the best metric for each pair of listed axes."""
-    listed = _ordered([axis for axis in plain_axes(swept.sweep) if len(axis.names) > 1], _MAP_ORDER)
-    for number, (across, down) in enumerate(itertools.islice(itertools.combinations(listed, 2), _MOST_MAPS), 1):
+    axes = _ordered([axis for axis in plain_axes(swept.sweep) if len(axis.names) > 1], _MAP_ORDER)
+    for number, (across, down) in enumerate(itertools.islice(itertools.combinations(axes, 2), _MOST_MAPS), 1):
         yield _heat_plot(swept, across, down, number)
 
 
@@ -309,8 +309,8 @@ def _ordered(axes: Sequence[Axis], keys: list[str]) -> list[Axis]:
 
 def _lines_by(swept: Swept, axis: Axis) -> Axis | None:
     """Return the axis whose values are lines: features, else resolution, else the first listed axis."""
-    others = [other for other in plain_axes(swept.sweep) if other != axis and 1 < len(other.names) <= _MOST_LINES]
-    return next(iter(_ordered(others, _LINE_ORDER)), None)
+    lines = [third for third in plain_axes(swept.sweep) if third != axis and 1 < len(third.names) <= _MOST_LINES]
+    return next(iter(_ordered(lines, _LINE_ORDER)), None)
 
 
 def _draw_line(

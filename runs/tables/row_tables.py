@@ -140,10 +140,10 @@ def content_in_parts(
     present = {part_of(path): path for path in state.files} if since else {}
     plan = PartPlan(parts, frozenset(parts) - present.keys(), since)
     written = {part: _write(store, part, rows) for part, rows in make(plan)}
-    kept = [present[part] for part in parts if part in present and part not in written]
+    unchanged = [present[part] for part in parts if part in present and part not in written]
     added = {file.path: None if file.path in state.files else file for file in written.values()}
     retention = f"interval {GRACE_S // 3600} hours"
-    return TableContent(name, fields, (), dict.fromkeys(kept) | added, version, _proof(log, version), retention)
+    return TableContent(name, fields, (), dict.fromkeys(unchanged) | added, version, _proof(log, version), retention)
 
 
 def _write(store: Store, part: Part, rows: pa.Table) -> DataFile:

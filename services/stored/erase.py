@@ -116,12 +116,12 @@ def _make_plan(
     data: DataRoot, criteria: RunCriteria, signed: Signature, progress: Progress, *, is_first: bool
 ) -> Plan | None:
     """Store the plan of the next erasure; return None if no run is left."""
-    found = _find(data, criteria, MOST_RUNS, progress)
-    if not found.run_ids and not (is_first and _is_named(data, criteria.owner, progress)):
+    selection = _find(data, criteria, MOST_RUNS, progress)
+    if not selection.run_ids and not (is_first and _is_named(data, criteria.owner, progress)):
         return None
     tables = published_tables(data)
-    named = (tuple(found.origins), tuple(found.letters), tuple(found.folders))
-    plan = Plan(criteria, tuple(found.run_ids), *named, tables, signed.author, signed.reason, now_us())
+    named = (tuple(selection.origins), tuple(selection.letters), tuple(selection.folders))
+    plan = Plan(criteria, tuple(selection.run_ids), *named, tables, signed.author, signed.reason, now_us())
     if not data.erasures.create(PLAN, _encode(plan)):
         raise CimlError(f"{data.erasures.url(PLAN)}: another erasure has just begun; try again later")
     return plan
@@ -148,7 +148,7 @@ class _Found(NamedTuple):
 def _find(data: DataRoot, criteria: RunCriteria, most: int, progress: Progress) -> _Found:
     """Find the runs to erase, at most ``most``."""
     log, state = open_raw(data.raw)
-    found = _Found({}, {}, {}, {})
+    selection = _Found({}, {}, {}, {})
     subjects: dict[tuple[str, str], None] = {}
     for version, delta in log.since(0):
         for _, record in records_of(delta):
@@ -158,20 +158,20 @@ def _find(data: DataRoot, criteria: RunCriteria, most: int, progress: Progress) 
                 if criteria.owner and update.get("facts", {}).get("owner") == criteria.owner
             }
             mention = record.get("mention")
-            if mention is None or is_erased(mention["run_id"]) or len(found.run_ids) >= most:
+            if mention is None or is_erased(mention["run_id"]) or len(selection.run_ids) >= most:
                 continue
             if criteria.matches(mention, record.get("joined", {}), delta["time_us"]):
-                found.run_ids[mention["run_id"]] = None
+                selection.run_ids[mention["run_id"]] = None
         progress("manifest", version, state.version)
     for subject in subjects:
         for facts in state.index.subjects.runs(subject, most):
-            if len(found.run_ids) < most and not is_erased(facts.run_id):
-                found.run_ids[facts.run_id] = None
-    for _, delta in log.since(0) if found.run_ids else ():
+            if len(selection.run_ids) < most and not is_erased(facts.run_id):
+                selection.run_ids[facts.run_id] = None
+    for _, delta in log.since(0) if selection.run_ids else ():
         for _, record in records_of(delta):
-            if record.get("mention", {}).get("run_id") in found.run_ids:
-                _add_record(found, record)
-    return found
+            if record.get("mention", {}).get("run_id") in selection.run_ids:
+                _add_record(selection, record)
+    return selection
 
 
 def _add_record(found: _Found, record: Mapping[str, Any]) -> None:
@@ -197,14 +197,14 @@ def _complete(
         for number, (name, step) in enumerate(STEPS.items()):
             progress(f"erase: {name}", number, len(STEPS))
             step(work)
-        found, searched_bytes = _search(data, names, progress)
-        written = [path for path, what in found.items() if what != {OWNER} and not _is_foreign(path)]
+        places, searched_bytes = _search(data, names, progress)
+        written = [path for path, kinds in places.items() if kinds != {OWNER} and not _is_foreign(path)]
         if not written:
             if erase_topics is not None:
                 erase_topics(plan.run_ids)
-            remaining = Counter(path.partition("/")[0] for path in found)
+            remaining = Counter(path.partition("/")[0] for path in places)
             receipt = _store_receipt(data, plan, work, remaining, searched_bytes)
-            lines = (f"{data.store.url(path)}: {', '.join(sorted(what))}" for path, what in sorted(found.items()))
+            lines = (f"{data.store.url(path)}: {', '.join(sorted(kinds))}" for path, kinds in sorted(places.items()))
             return Erased(receipt, tuple(lines))
         remove_unnamed(work, written)
     raise CimlError(
@@ -219,7 +219,7 @@ def _is_foreign(path: str) -> bool:
 
 def _search(data: DataRoot, names: Names, progress: Progress) -> tuple[dict[str, set[str]], int]:
     """Search all objects for the names; return what was found by path, and the number of bytes."""
-    found: dict[str, set[str]] = {}
+    places: dict[str, set[str]] = {}
     size = 0
     for number, entry in enumerate(data.store.entries(), 1):
         if entry.path == f"erasures/{PLAN}":
@@ -230,11 +230,11 @@ def _search(data: DataRoot, names: Names, progress: Progress) -> tuple[dict[str,
             continue  # removed meanwhile
         for part in contents(entry.path, content):
             size += len(part)
-            if what := names.found_in(part):
-                found.setdefault(entry.path, set()).update(what)
+            if kinds := names.found_in(part):
+                places.setdefault(entry.path, set()).update(kinds)
         if not number % 100:
             progress("search", number, None)
-    return found, size
+    return places, size
 
 
 def _store_receipt(

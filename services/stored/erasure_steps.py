@@ -171,9 +171,9 @@ def erase_predictions(work: Work) -> None:
                 work.data.evidence.delete(f"{prediction['id'][:2]}/{prediction['id']}.svg")
 
     def change(delta: Delta) -> Delta:
-        kept = [prediction for prediction in delta["predictions"] if prediction["run_id"] not in run_ids]
+        predictions = [prediction for prediction in delta["predictions"] if prediction["run_id"] not in run_ids]
         unpredictable = [_without_detail(record, run_ids) for record in delta["unpredictable"]]
-        value: Delta = work.names.without({**delta, "predictions": kept, "unpredictable": unpredictable})
+        value: Delta = work.names.without({**delta, "predictions": predictions, "unpredictable": unpredictable})
         return value
 
     work.rewrite(log, Kind.PREDICTIONS_DELTAS, change, prediction_checkpoints())
@@ -221,8 +221,8 @@ def _kept_prediction(item: Mapping[str, Any]) -> dict[str, Any]:
     run = prediction.get("run", {})
     kept_run = {"run_id": item["run_id"], "build_uuid": "", "build_name": run.get("build_name", "")}
     auth = {"auth": run["auth"]} if run.get("auth") else {}
-    kept = {name: prediction[name] for name in _KEPT_OF_PREDICTION if name in prediction}
-    return {**kept, "run_id": item["run_id"], "build_name": run.get("build_name", ""), "run": {**kept_run, **auth}}
+    copied = {name: prediction[name] for name in _KEPT_OF_PREDICTION if name in prediction}
+    return {**copied, "run_id": item["run_id"], "build_name": run.get("build_name", ""), "run": {**kept_run, **auth}}
 
 
 def erase_datasets(work: Work) -> None:
@@ -262,15 +262,15 @@ def _erase_dataset(work: Work, dataset: StoredDataset) -> None:
 def _erase_file(dataset: StoredDataset, file: ExampleFile, run_ids: frozenset[str]) -> ExampleFile | None:
     """Write the examples of a file without those of the runs; return the new file, None if no example is left."""
     table = read_examples(dataset.store, file)
-    kept = _without_runs(table, run_ids)
-    if kept.num_rows == table.num_rows:
+    remaining = _without_runs(table, run_ids)
+    if remaining.num_rows == table.num_rows:
         return file
-    if not kept.num_rows:
+    if not remaining.num_rows:
         return None
-    digest = rows_digest(kept)
+    digest = rows_digest(remaining)
     path = f"{file.path.rpartition('/')[0]}/examples-{digest[:16]}.parquet"
-    dataset.store.create(path, write_examples(kept, path))
-    return ExampleFile(path, digest, kept.num_rows)
+    dataset.store.create(path, write_examples(remaining, path))
+    return ExampleFile(path, digest, remaining.num_rows)
 
 
 def _without_runs(table: pa.Table, run_ids: frozenset[str]) -> pa.Table:
@@ -285,8 +285,8 @@ def _erase_span(
     files = span["files"]
     if erased:
         present = {split: [erased_file(**file) for file in stored] for split, stored in files.items()}
-        kept = {split: [file.to_json() for file in stored if file is not None] for split, stored in present.items()}
-        files = {split: stored for split, stored in kept.items() if stored}
+        values = {split: [file.to_json() for file in stored if file is not None] for split, stored in present.items()}
+        files = {split: stored for split, stored in values.items() if stored}
     excluded = [
         {"run_id": erased_id(run["run_id"]), "reason": run["reason"]} if run["run_id"] in run_ids else run
         for run in span["excluded"]
@@ -363,21 +363,21 @@ def _erase_result(work: Work, store: Store, path: str) -> None:
     former = f"{folder}/{value['predictions']}"
     if store.exists(former):
         table = read_parquet(store.read(former))
-        kept = _without_runs(table, work.names.run_ids)
-        if kept.num_rows < table.num_rows:
+        remaining = _without_runs(table, work.names.run_ids)
+        if remaining.num_rows < table.num_rows:
             sink = pa.BufferOutputStream()
-            pq.write_table(kept, sink, compression="zstd")
+            pq.write_table(remaining, sink, compression="zstd")
             content = bytes(sink.getvalue())
             value["predictions"] = f"predictions-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
             store.create(f"{folder}/{value['predictions']}", content)
             _replace(work, store, path, data, value)
-    for other in store.list(folder):
+    for sibling in store.list(folder):
         # Also the file that a call left which was killed.
-        is_former = work.kind(store, other) == Kind.RESULT_PREDICTIONS and not other.endswith(
+        is_former = work.kind(store, sibling) == Kind.RESULT_PREDICTIONS and not sibling.endswith(
             f"/{value['predictions']}"
         )
         if is_former:
-            work.delete(store, other)
+            work.delete(store, sibling)
 
 
 def erase_derived(work: Work) -> None:

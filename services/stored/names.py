@@ -73,14 +73,14 @@ class Names:
 
     def found_in(self, data: bytes) -> set[str]:
         """Return which of the names some bytes have: `RUN`, `NATIVE`, `OWNER`."""
-        found: set[str] = set()
+        kinds: set[str] = set()
         if any(match.decode() in self.run_ids for match in _RUN_ID_BYTES.findall(data)):
-            found.add(RUN)
+            kinds.add(RUN)
         if self.natives and any(match.decode() in self.natives for match in _NATIVE_ID_BYTES.findall(data)):
-            found.add(NATIVE)
+            kinds.add(NATIVE)
         if self.owner and self._owner.search(data):
-            found.add(OWNER)
-        return found
+            kinds.add(OWNER)
+        return kinds
 
     @cached_property
     def _owner(self) -> re.Pattern[bytes]:

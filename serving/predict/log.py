@@ -109,7 +109,9 @@ def read_predictions(predictions: Store, since_us: int = 0) -> Iterator[dict[str
     """
     log = ManifestLog(predictions)
     for _, delta in log.since(_version_before(log, since_us - _CLOCKS_US) if since_us else 0):
-        yield from (one for one in delta["predictions"] if not since_us or one["time_us"] >= since_us)
+        yield from (
+            prediction for prediction in delta["predictions"] if not since_us or prediction["time_us"] >= since_us
+        )
 
 
 def _version_before(log: ManifestLog, time_us: int) -> int:

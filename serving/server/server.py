@@ -250,7 +250,7 @@ class ModelServer:
                 current = entry if self._verifier is None else self._verifier.current(entry)
             except CimlError as error:
                 _LOG.warning("model %s: cannot read its registry: %s", entry.name, error)
-                current = next((known for known in self._applied if known.name == entry.name), entry)
+                current = next((applied for applied in self._applied if applied.name == entry.name), entry)
             if current is not None:
                 entries.append(current)
         if not only_changed or tuple(entries) != self._applied:

@@ -183,7 +183,7 @@ def sets_by_crepes(
     lacks = np.zeros(len(jobs), bool) if without_output is None else without_output
     compared = [rules.compared_with(job, without_output=bool(flag)) for job, flag in zip(jobs, lacks, strict=True)]
     for group in filter(None, (*rules.groups.values(), rules.without_output)):
-        rows = np.flatnonzero([one is group for one in compared])
+        rows = np.flatnonzero([compared_group is group for compared_group in compared])
         for label, class_name in enumerate(rules.classes):
             calibration_scores = group.scores[class_name if class_name in group.scores else POOLED]
             classifier = ConformalClassifier()

@@ -125,9 +125,9 @@ def _kernel(step: Step) -> Callable[[Any, Any], Any]:
             # Distances stay as they are, and keep more digits, when both are moved to the vectors' mean.
             center = tf.reduce_mean(vectors, axis=0)
             moved = x - center
-            others = vectors - center
-            squares = tf.reduce_sum(tf.square(moved), axis=1, keepdims=True) + tf.reduce_sum(tf.square(others), axis=1)
-            distances = squares - 2 * tf.matmul(moved, others, transpose_b=True)
+            centred = vectors - center
+            squares = tf.reduce_sum(tf.square(moved), axis=1, keepdims=True) + tf.reduce_sum(tf.square(centred), axis=1)
+            distances = squares - 2 * tf.matmul(moved, centred, transpose_b=True)
             return tf.exp(-gamma * tf.maximum(distances, tf.zeros_like(distances)))
         products = tf.matmul(x, vectors, transpose_b=True)
         if name == "linear":

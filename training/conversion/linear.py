@@ -77,8 +77,8 @@ def _sigmoid_of_each(scores: Any) -> Any:
 
 def _modified_huber(scores: Any) -> Any:
     tf = load_tensorflow()
-    one = tf.ones_like(scores)
-    clipped = (tf.minimum(tf.maximum(scores, -one), one) + 1) / 2
+    ones = tf.ones_like(scores)
+    clipped = (tf.minimum(tf.maximum(scores, -ones), ones) + 1) / 2
     return with_complement(clipped) if scores.shape[1] == 1 else normalised(clipped)
 
 

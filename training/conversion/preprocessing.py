@@ -206,8 +206,8 @@ def _imputer(step: Step) -> Function:
 
     def transform(x: Any) -> Any:
         tf = load_tensorflow()
-        taken = take(x)
-        filled = tf.where(_missing(taken, imputer.missing_values), values, taken)
+        selected = take(x)
+        filled = tf.where(_missing(selected, imputer.missing_values), values, selected)
         return filled if indicator is None else tf.concat([filled, indicator(x)], axis=1)
 
     return transform
@@ -273,12 +273,12 @@ def _one_hot(step: Step) -> Function:
     tf = load_tensorflow()
     categories = _numeric_categories(step)
     dropped = step.estimator.drop_idx_
-    kept = [
+    kept_categories = [
         np.delete(values, [] if dropped is None or dropped[column] is None else [dropped[column]])
         for column, values in enumerate(categories)
     ]
-    take = _columns(step, np.repeat(np.arange(len(kept)), [len(values) for values in kept]))
-    values = step.variables(np.concatenate(kept))
+    take = _columns(step, np.repeat(np.arange(len(kept_categories)), [len(values) for values in kept_categories]))
+    values = step.variables(np.concatenate(kept_categories))
     return lambda x: tf.cast(_equal(take(x), values), tf.float64)
 
 

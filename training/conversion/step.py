@@ -112,9 +112,9 @@ class Step:
     def error(self, reason: str = "") -> ConversionError:
         """Return the error of a step that cannot be converted."""
         name = type(self.estimator).__name__
-        what = f"the {self.path} ({name})" if self.path else name
+        subject = f"the {self.path} ({name})" if self.path else name
         return ConversionError(
-            f"{what} cannot be converted to TensorFlow operations{f': {reason}' if reason else ''}; "
+            f"{subject} cannot be converted to TensorFlow operations{f': {reason}' if reason else ''}; "
             "choose an estimator that can, see docs/training.md"
         )
 

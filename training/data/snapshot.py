@@ -294,7 +294,7 @@ def _ended_us(facts: RunFacts) -> int:
 
 def _newest_training_us(judged: Iterable[JudgedRun]) -> int:
     """Return when the newest selected training run ended, epoch microseconds; 0 without one."""
-    ends = (_ended_us(one.facts) for one in judged if one.omitted is None and one.run.role == "train")
+    ends = (_ended_us(entry.facts) for entry in judged if entry.omitted is None and entry.run.role == "train")
     return max(ends, default=0)
 
 
@@ -306,8 +306,8 @@ def _within(judged: list[JudgedRun], window: str) -> list[JudgedRun]:
     since_us = _newest_training_us(judged) - seconds_of(window) * 1e6
     omitted = "withheld", f"window: {window}"
     return [
-        one._replace(omitted=omitted) if one.omitted is None and _ended_us(one.facts) < since_us else one
-        for one in judged
+        entry._replace(omitted=omitted) if entry.omitted is None and _ended_us(entry.facts) < since_us else entry
+        for entry in judged
     ]
 
 

@@ -73,7 +73,7 @@ class BoostedViews:
             return view, usable, model.fit(values[:, usable], labels, weights)
 
         with _one_thread():
-            self._fitted = [member(view, at) for view, count in self.members.items() for at in range(count)]
+            self._fitted = [member(view, index) for view, count in self.members.items() for index in range(count)]
         self.classes_ = np.unique(labels)
         return self
 

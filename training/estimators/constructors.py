@@ -71,7 +71,7 @@ class Constructor:
           InvalidSettingError: the object has neither.
         """
         if hasattr(component, "get_params"):
-            found: dict[str, Any] = component.get_params(deep=False)
+            values: dict[str, Any] = component.get_params(deep=False)
         else:
             attributes = {**vars(component).get("cvargs", {}), **vars(component)}  # cvargs: of repeated splits
             missing = sorted(self.names - attributes.keys())
@@ -81,10 +81,10 @@ class Constructor:
                     f"a {self.kind.__name__} cannot be described: it has no get_params, and {problem}; let its "
                     "constructor store each parameter as an attribute of the same name"
                 )
-            found = {name: attributes[name] for name in self.names}
-        for key in found:
+            values = {name: attributes[name] for name in self.names}
+        for key in values:
             self.check_name(key)
-        return found
+        return values
 
 
 @cache

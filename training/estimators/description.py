@@ -98,10 +98,10 @@ def _describe(component: Any, path: str) -> dict[str, Any]:
         if is_open(name):
             import_allowed(name)  # raises for classes that cannot be built again
         constructor = constructor_of(kind)
-        found = constructor.values_of(component)
+        held = constructor.values_of(component)
     prefix = f"{path}." if path else "parameters."
     parameters = {}
-    for key, value in sorted(found.items()):
+    for key, value in sorted(held.items()):
         with values.place(f"{prefix}{key}"):
             encoded = _encode_parameter(key, value, f"{prefix}{key}", constructor.defaults.get(key))
             if _is_default(constructor.defaults, key, encoded):
@@ -234,11 +234,11 @@ def _with_deep(factory: type, parameters: dict[str, Any], where: str) -> dict[st
     """Return the parameters with those of parts put into the parts: ``model__C``, or ``model`` for all of one."""
     names = constructor_of(factory).names
     steps = {step[0] for key in _NAMED_STEPS & parameters.keys() for step in _steps(parameters[key])} - names
-    own = {key: value for key, value in parameters.items() if key in names or ("__" not in key and key not in steps)}
-    for key in sorted(parameters.keys() - own.keys()):  # "model" before "model__C"
-        part, _, rest = key.partition("__")
-        own = _set_deep(own, part, rest, parameters[key], where)
-    return own
+    merged = {key: value for key, value in parameters.items() if key in names or ("__" not in key and key not in steps)}
+    for key in sorted(parameters.keys() - merged.keys()):  # "model" before "model__C"
+        part, _, subname = key.partition("__")
+        merged = _set_deep(merged, part, subname, parameters[key], where)
+    return merged
 
 
 def _steps(value: Any) -> list[list[Any]]:
@@ -279,12 +279,12 @@ def has_parameter(description: dict[str, Any], name: str, allowed: Iterable[str]
         return name in inspect.signature(factory).parameters
     kind: Any = factory
     constructor = constructor_of(kind)
-    part, _, rest = name.partition("__")
-    own = {key: value for key, value in description.get("parameters", {}).items() if constructor.has(key)}
-    component = None if name in constructor.names else _part(own, part)
+    part, _, subname = name.partition("__")
+    accepted = {key: value for key, value in description.get("parameters", {}).items() if constructor.has(key)}
+    component = None if name in constructor.names else _part(accepted, part)
     if component is None:
         return "__" not in name and constructor.has(name)
-    return not rest or has_parameter(component, rest, allowed)
+    return not subname or has_parameter(component, subname, allowed)
 
 
 def _part(parameters: dict[str, Any], name: str) -> dict[str, Any] | None:

@@ -132,13 +132,13 @@ def _names(config: dict[str, Any]) -> dict[str, str]:
     counts: Counter[str] = Counter()
     names: dict[str, str] = {}
     for item in _objects(config):
-        own = item["config"].get("name") if isinstance(item.get("config"), dict) else None
-        if not isinstance(own, str) or own in names or item["class_name"] == "DTypePolicy":
+        layer_name = item["config"].get("name") if isinstance(item.get("config"), dict) else None
+        if not isinstance(layer_name, str) or layer_name in names or item["class_name"] == "DTypePolicy":
             continue
-        base = re.sub(r"_\d+$", "", own)
+        base = re.sub(r"_\d+$", "", layer_name)
         if base.replace("_", "") != item["class_name"].lower():
             continue  # a name that a person chose
-        names[own] = f"{base}_{counts[base]}" if counts[base] else base
+        names[layer_name] = f"{base}_{counts[base]}" if counts[base] else base
         counts[base] += 1
     return names
 

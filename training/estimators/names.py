@@ -73,15 +73,15 @@ def import_allowed(name: str, allowed: Iterable[str] = ()) -> Any:
       InvalidSettingError: the name is not valid, not allowed, or not in the module. Nothing was imported unless the
         module is allowed.
     """
-    module, own = _split(name)
+    module, attribute = _split(name)
     if is_open(name):
-        return _of_library(name, module, own)
+        return _of_library(name, module, attribute)
     if not is_allowed(module, allowed):
         raise InvalidSettingError(
             f"{name}: module {module} is not allowed; stored data names it, so allow it explicitly (allow_modules, "
             f"--allow-module {module})"
         )
-    return _of_module(name, module, own)
+    return _of_module(name, module, attribute)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -181,20 +181,22 @@ def name_of(value: Any) -> str:
     Raises:
       InvalidSettingError: it is a lambda, local, of ``__main__``, or not the value that its name leads to.
     """
-    own = str(getattr(value, "__qualname__", ""))
+    attribute = str(getattr(value, "__qualname__", ""))
     if type(value).__name__ == "ufunc":
         return _name_of_ufunc(value)
     kind = "class" if inspect.isclass(value) else "function"
-    if own.endswith("<lambda>"):
+    if attribute.endswith("<lambda>"):
         raise InvalidSettingError("a lambda cannot be described; define a function in a module")
-    if "<locals>" in own or "." in own:
-        raise InvalidSettingError(f"{kind} {own} is not at the top level of a module; move it there")
+    if "<locals>" in attribute or "." in attribute:
+        raise InvalidSettingError(f"{kind} {attribute} is not at the top level of a module; move it there")
     module = value.__module__
     if module == "__main__":
-        raise InvalidSettingError(f"{kind} {own} is defined in __main__; put it in a module that can be imported")
-    if getattr(sys.modules.get(module), own, None) is not value:
-        raise InvalidSettingError(f"{kind} {own} cannot be imported from {module}; define it at the module's top level")
-    return f"{_public_module(module, own, value)}:{own}"
+        raise InvalidSettingError(f"{kind} {attribute} is defined in __main__; put it in a module that can be imported")
+    if getattr(sys.modules.get(module), attribute, None) is not value:
+        raise InvalidSettingError(
+            f"{kind} {attribute} cannot be imported from {module}; define it at the module's top level"
+        )
+    return f"{_public_module(module, attribute, value)}:{attribute}"
 
 
 def _name_of_ufunc(function: Any) -> str:

@@ -403,9 +403,9 @@ def cnn(experiment: Experiment, windows: int, features: int, classes: int) -> An
         return mask * k.layers.Conv1D(filters, experiment.kernel_size, **settings)(hidden)
 
     hidden = _hidden(k, experiment, inputs["inputs"] * mask, convolution)
-    own = k.ops.sum(mask, axis=1)
-    mean = k.ops.sum(hidden, axis=1) / k.ops.maximum(own, 1.0)
-    highest = k.ops.max(hidden + (mask - 1.0) * 1e9, axis=1) * k.ops.minimum(own, 1.0)
+    lengths = k.ops.sum(mask, axis=1)
+    mean = k.ops.sum(hidden, axis=1) / k.ops.maximum(lengths, 1.0)
+    highest = k.ops.max(hidden + (mask - 1.0) * 1e9, axis=1) * k.ops.minimum(lengths, 1.0)
     return _model(k, experiment, inputs, k.ops.concatenate([mean, highest], axis=-1), classes)
 
 

@@ -164,11 +164,11 @@ def _construct(data: bytes, allowed: tuple[str, ...]) -> Any:
 
 def _check_own(name: str, allowed: tuple[str, ...]) -> None:
     """Raise `CimlError` unless a type is defined in an allowed module."""
-    module, _, own = name.rpartition(".")
+    module, _, attribute = name.rpartition(".")
     if module.partition(".")[0] in LIBRARIES:
         raise CimlError(f"holds a {name:.200}, which is not trusted; use another estimator")
     try:
-        import_allowed(f"{module}:{own}", allowed)
+        import_allowed(f"{module}:{attribute}", allowed)
     except InvalidSettingError as error:
         raise CimlError(f"holds a {name:.200}: {error}") from None
 

@@ -387,14 +387,14 @@ def _sum(values: Any, xp: Any) -> Any:
     """
     if xp is np:
         return np.sum(values, axis=-1)
-    lanes, rest = _positions(int(values.shape[-1]))
+    lanes, tails = _positions(int(values.shape[-1]))
     padded = xp.concatenate([values, xp.zeros_like(values[..., :1])], axis=-1)
     interleaved = xp.take(padded, lanes, axis=-1)
-    remaining = xp.take(padded, rest, axis=-1)
+    remaining = xp.take(padded, tails, axis=-1)
     sums = sum((interleaved[..., number, :] for number in range(lanes.shape[1])), xp.zeros_like(remaining[..., :1]))
     for _ in range(3):  # eight sums, four, two
         sums = sums[..., ::2] + sums[..., 1::2]
-    parts = sum((remaining[..., number] for number in range(rest.shape[1])), sums[..., 0])
+    parts = sum((remaining[..., number] for number in range(tails.shape[1])), sums[..., 0])
     return _halved(int(values.shape[-1]), iter([parts[..., number] for number in range(len(lanes))]))
 
 
@@ -414,8 +414,8 @@ def _halved(length: int, parts: Iterator[Any]) -> Any:
     if length <= _PART:
         return next(parts)
     half = _half(length)
-    left = _halved(half, parts)
-    return left + _halved(length - half, parts)
+    first_half = _halved(half, parts)
+    return first_half + _halved(length - half, parts)
 
 
 def _positions(length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -429,11 +429,11 @@ def _positions(length: int) -> tuple[np.ndarray, np.ndarray]:
     """
     lengths = _lengths(length)
     lanes = np.full((len(lengths), max(max(lengths) // 8, 1), 8), length)
-    rest = np.full((len(lengths), 7), length)
+    tails = np.full((len(lengths), 7), length)
     start = 0
     for part, count in enumerate(lengths):
         interleaved = np.arange(start, start + count // 8 * 8)
         lanes[part, : count // 8] = interleaved.reshape(-1, 8)
-        rest[part, : count % 8] = np.arange(start + interleaved.size, start + count)
+        tails[part, : count % 8] = np.arange(start + interleaved.size, start + count)
         start += count
-    return lanes, rest
+    return lanes, tails

@@ -150,10 +150,10 @@ def _encode_object(value: Any, path: str, component: Callable[[Any, str], Any] |
     if isinstance(value, np.dtype) and value.name in _TYPES:
         return {"dtype": value.name}
     if inspect.isclass(value):
-        own = str(value.__name__)
-        if _TYPES.get(own) is not value:
-            raise InvalidSettingError(f"the class {own} itself; give an object, {own}()")
-        return {"type": own}
+        class_name = str(value.__name__)
+        if _TYPES.get(class_name) is not value:
+            raise InvalidSettingError(f"the class {class_name} itself; give an object, {class_name}()")
+        return {"type": class_name}
     if isinstance(value, _SEEDED):
         raise InvalidSettingError(f"a {type(value).__name__} has a state; give a whole number as the seed")
     if hasattr(value, "dist") and hasattr(value, "kwds"):

@@ -115,8 +115,8 @@ _AGES = ("oldest third", "middle third", "latest third")
 def _slices(facts: Sequence[RunFacts]) -> dict[str, list[str]]:
     """Return the job, the provider and the age of test runs; "" where it is not known."""
     ends = [run.end_us or run.start_us for run in facts]
-    known = np.sort(np.array([end for end in ends if end is not None], np.int64))
-    age = {end: _AGES[int(np.searchsorted(known, end)) * len(_AGES) // len(known)] for end in known.tolist()}
+    ordered = np.sort(np.array([end for end in ends if end is not None], np.int64))
+    age = {end: _AGES[int(np.searchsorted(ordered, end)) * len(_AGES) // len(ordered)] for end in ordered.tolist()}
     return {
         "job": [run.build_name for run in facts],
         "provider": [run.provider for run in facts],
@@ -206,8 +206,8 @@ def _champion_figures(
     except IntegrityError as error:
         _LOG.warning("the champion cannot be evaluated: %s", error)
         return {"champion": None, "comparison": None}
-    right, champion_right = (_is_right(each, test.labels) for each in (answers, champion_answers))
-    errors, champion_errors = (squared_errors(each, test.labels) for each in (answers, champion_answers))
+    right, champion_right = (_is_right(shares, test.labels) for shares in (answers, champion_answers))
+    errors, champion_errors = (squared_errors(shares, test.labels) for shares in (answers, champion_answers))
     metrics = {
         "version": champion.version,
         "accuracy": accuracy(champion_right),

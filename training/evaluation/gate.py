@@ -345,8 +345,8 @@ def _check_slices(slices: Any, policy: GatePolicy) -> _Check:
     p, lost, won, runs = (_number(worst, key) for key in ("p", "only_champion", "only_candidate", "runs"))
     if p is None or lost is None or won is None or runs is None:
         return _Check(name, False, "the comparison with the champion by slice lacks figures")
-    of = f"{_field(worst, 'slice')} {_field(worst, 'value')!s:.80}"
-    text = f"on {of} it loses {lost} and gains {won} of {runs} runs against the champion (p = {p:.2g}, corrected)"
+    group = f"{_field(worst, 'slice')} {_field(worst, 'value')!s:.80}"
+    text = f"on {group} it loses {lost} and gains {won} of {runs} runs against the champion (p = {p:.2g}, corrected)"
     if p > policy.slice_level:
         return _Check(name, True, text)
     return _Check(name, False, f"{text}: worse beyond chance")

@@ -76,14 +76,14 @@ class Bet:
           is_right: whether the canary was right.
           block: the runs of the stable version; no bet is possible without one.
         """
-        share, other = canary.estimate, stable.estimate
-        if not block.runs or self.sign * (share - other - self.shift) >= 0:
+        share, stable_share = canary.estimate, stable.estimate
+        if not block.runs or self.sign * (share - stable_share - self.shift) >= 0:
             return  # the past speaks for the hypothesis: do not bet
-        null = _closest(share, other, block.runs, self.shift)
+        null = _closest(share, stable_share, block.runs, self.shift)
         if null is None:
             return
         self.log_wealth += _log_likelihood(share, is_right, 1) - _log_likelihood(null + self.shift, is_right, 1)
-        self.log_wealth += _log_likelihood(other, block.right, block.runs)
+        self.log_wealth += _log_likelihood(stable_share, block.right, block.runs)
         self.log_wealth -= _log_likelihood(null, block.right, block.runs)
 
 
@@ -295,8 +295,8 @@ class AccuracyDrop:
             )
         if self.least > 0:
             shares = (self._right + _PRIOR) / (self._runs + 2 * _PRIOR)
-            other, null = (shares, self.least) if is_right else (1 - shares, 1 - self.least)
-            self._log_wealth += np.where(shares < self.least, np.log(other) - math.log(null), 0.0)
+            likelihoods, null = (shares, self.least) if is_right else (1 - shares, 1 - self.least)
+            self._log_wealth += np.where(shares < self.least, np.log(likelihoods) - math.log(null), 0.0)
         self._right += is_right
         self._runs += 1
         self.served.add(is_right)
@@ -306,8 +306,8 @@ class AccuracyDrop:
     def evidence(self) -> float:
         """The wealth of the bets; a drop is shown where it reaches 2 / level."""
         starts = np.arange(1, len(self._log_wealth) + 1)
-        kept = 1 / (len(starts) + 1)  # the stakes of bets that have not begun
-        return float(kept + (np.exp(np.minimum(self._log_wealth, 700)) / (starts * (starts + 1))).sum())
+        reserve = 1 / (len(starts) + 1)  # the stakes of bets that have not begun
+        return float(reserve + (np.exp(np.minimum(self._log_wealth, 700)) / (starts * (starts + 1))).sum())
 
     @property
     def is_shown(self) -> bool:

@@ -65,10 +65,10 @@ def find_clusters(points: np.ndarray, k: int, seed: int = 0) -> Clusters:
         # Nearly equal points give fewer clusters than k, which are valid.
         warnings.filterwarnings("ignore", message="Number of distinct clusters")
         fitted = KMeans(k, n_init=10, random_state=seed).fit(points)
-        of = _numbered_by_size(fitted.labels_)
+        assigned = _numbered_by_size(fitted.labels_)
         distance = np.linalg.norm(points - fitted.cluster_centers_[fitted.labels_], axis=1).astype(np.float64)
-        silhouette = _silhouette(points, of, seed)
-    return Clusters(k, of, distance, float(fitted.inertia_), silhouette)
+        silhouette = _silhouette(points, assigned, seed)
+    return Clusters(k, assigned, distance, float(fitted.inertia_), silhouette)
 
 
 def _numbered_by_size(labels: np.ndarray) -> np.ndarray:
@@ -76,8 +76,8 @@ def _numbered_by_size(labels: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     rank = np.empty(len(counts), np.int64)
     rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
-    of: np.ndarray = rank[inverse]
-    return of
+    assigned: np.ndarray = rank[inverse]
+    return assigned
 
 
 def _silhouette(points: np.ndarray, of: np.ndarray, seed: int) -> float | None:

@@ -192,18 +192,18 @@ class History:
         if bookmark is None or bookmark.version > newest:
             return 0
         causes = self._no_causes()
-        near = self._no_neighbours()
+        neighbours = self._no_neighbours()
         try:
             causes_state, near_state = msgspec.msgpack.decode(bookmark.state, type=tuple[bytes, bytes])
             if causes is not None:
                 causes.restore(causes_state)
-            if near is not None:
-                near.restore(near_state)
+            if neighbours is not None:
+                neighbours.restore(near_state)
         except msgspec.DecodeError as error:
             _log.warning("the bookmark of the raw manifest cannot be read (%s); reading its first delta", error)
             return 0
         self._causes = causes
-        self._near = near
+        self._near = neighbours
         return bookmark.version
 
     def _no_causes(self) -> Causes | None:

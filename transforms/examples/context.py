@@ -88,9 +88,9 @@ def context_of(
         elif kind == "neighbours":
             features += _neighbour_features(neighbours)
         elif kind == "log":
-            known = known_outputs_of(resolved)
-            output = output_of(facts.run_id) if output_of is not None and known.is_current else None
-            features += output_features(output, known.of(facts.build_name))
+            known_outputs = known_outputs_of(resolved)
+            output = output_of(facts.run_id) if output_of is not None and known_outputs.is_current else None
+            features += output_features(output, known_outputs.of(facts.build_name))
         elif table is None:
             features += [0.0] * (1 + len(PROFILE_PARTS) * len(resolved.columns))
         else:
@@ -165,11 +165,11 @@ def known_outputs_of(resolved: ResolvedDefinition) -> KnownOutputs:
     """
 
     def decode(value: Any) -> KnownOutputs:
-        known = KnownOutputs.from_json(value)
-        if not known.is_current:
+        outputs = KnownOutputs.from_json(value)
+        if not outputs.is_current:
             name = resolved.definition.name
             _log.warning("%s; verdicts of its models do not use outputs", other_vocabulary(name))
-        return known
+        return outputs
 
     return _decoded(resolved, "outputs", decode, _known_outputs)
 
@@ -184,13 +184,13 @@ def other_vocabulary(name: str) -> str:
 
 def _decoded(resolved: ResolvedDefinition, part: str, decode: Callable[[Any], T], decoded: dict[str, T]) -> T:
     """Return a part of a resolved definition from those that are decoded already; decode and add it if it is new."""
-    known = decoded.get(resolved.digest)
-    if known is None:
+    content = decoded.get(resolved.digest)
+    if content is None:
         value = getattr(resolved, part)
         if value is None:
             raise IntegrityError(f"data set {resolved.definition.name!r}: its resolved definition has no {part}")
-        known = decode(value)
+        content = decode(value)
         if len(decoded) >= _MAX_DECODED:
             decoded.clear()
-        decoded[resolved.digest] = known
-    return known
+        decoded[resolved.digest] = content
+    return content

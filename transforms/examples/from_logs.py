@@ -93,8 +93,8 @@ class LogReader:
         Raises:
           EngineError: if a log cannot be read for a transient reason.
         """
-        kept = {index: self._kept[log.run_id] for index, log in enumerate(logs) if log.run_id in self._kept}
-        return self._windows(logs, resolved, kept).n_windows
+        tables = {index: self._kept[log.run_id] for index, log in enumerate(logs) if log.run_id in self._kept}
+        return self._windows(logs, resolved, tables).n_windows
 
     def windows(self, logs: Sequence[LogOf], resolved: ResolvedDefinition) -> Windows:
         """Compute the windows of the runs, and forget their telemetry. An unusable log is rejected with its reason.
@@ -102,8 +102,8 @@ class LogReader:
         Raises:
           EngineError: if a log cannot be read for a transient reason.
         """
-        kept = {index: self._kept.pop(log.run_id) for index, log in enumerate(logs) if log.run_id in self._kept}
-        return self._windows(logs, resolved, kept)
+        tables = {index: self._kept.pop(log.run_id) for index, log in enumerate(logs) if log.run_id in self._kept}
+        return self._windows(logs, resolved, tables)
 
     def _windows(self, logs: Sequence[LogOf], resolved: ResolvedDefinition, kept: dict[int, pa.Table]) -> Windows:
         parts = [_windows_of(kept, logs, resolved)] if kept or not logs else []

@@ -144,9 +144,9 @@ def open_below(roots: tuple[tuple[str, str], ...], path: str) -> int:
 
 def _resolve_root(roots: tuple[tuple[str, str], ...], path: str) -> str:
     """Replace a root at the start of a path by its resolved path, without access to the file system."""
-    for given, real in roots:
-        if path.startswith(given):
-            return real + path[len(given) :]
+    for root, real in roots:
+        if path.startswith(root):
+            return real + path[len(root) :]
     return path
 
 

@@ -127,7 +127,7 @@ class RecentTests:
     def others(self, project: str, name: str, change: str, time_us: int) -> OtherChanges:
         """Return the other changes on which a test failed, at most `RECENT_US` before a time."""
         changes = self._changes.get(_key(project, name), {})
-        times = [last_us for other, last_us in changes.items() if other != change and last_us >= time_us - RECENT_US]
+        times = [last_us for key, last_us in changes.items() if key != change and last_us >= time_us - RECENT_US]
         return OtherChanges(len(times), min(times, default=0))
 
     def encode(self) -> bytes:

@@ -88,7 +88,9 @@ def keys_of(printed: Mapping[str, Printed], job: str, profile: OutputProfile) ->
     )
     if keys or not printed:
         return tuple(keys)[:MAX_KEYS]
-    return tuple(Key(one.template, job, is_end=True) for one in differences_of(printed, profile).missing[:1])
+    return tuple(
+        Key(difference.template, job, is_end=True) for difference in differences_of(printed, profile).missing[:1]
+    )
 
 
 def is_specific(template: str, kinds: frozenset[str]) -> bool:
@@ -115,7 +117,7 @@ def _is_of_surroundings(template: str, kinds: frozenset[str]) -> bool:
 
 def _strongest(printed: Mapping[str, Printed], profile: OutputProfile) -> Iterator[tuple[str, frozenset[str]]]:
     """Yield new templates with the kinds of their signals, the strongest first, of equal ones the earliest."""
-    new = {name: one.lines for name, one in printed.items() if profile.is_new(name)}
+    new = {name: counts.lines for name, counts in printed.items() if profile.is_new(name)}
     if not new:
         return
     signals = signals_of(strings(new))
@@ -134,9 +136,9 @@ def _worth(lines: Mapping[str, int], strength: npt.NDArray[np.float64]) -> npt.N
     number: Counter[int] = Counter()
     for shape, count in zip(shapes, lines.values(), strict=True):
         number[shape] += count
-    seen: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     earlier = np.zeros(len(shapes))
     for index, shape in enumerate(shapes):
-        earlier[index] = seen[shape]
-        seen[shape] += 1
+        earlier[index] = counts[shape]
+        counts[shape] += 1
     return strength / repetition(earlier, np.array([float(number[shape]) for shape in shapes]))

@@ -110,10 +110,10 @@ class _Blocks:
         if end >= 0:
             self._preparation.add(bytes(self._bytes[:end]))
             del self._bytes[: end + 1]
-        kept = MAX_OUTPUT_STORED_LINE_BYTES + 1  # so that it counts as a long line
-        if len(self._bytes) > kept:
-            self._preparation.cut_bytes += len(self._bytes) - kept
-            del self._bytes[kept:]
+        limit = MAX_OUTPUT_STORED_LINE_BYTES + 1  # so that it counts as a long line
+        if len(self._bytes) > limit:
+            self._preparation.cut_bytes += len(self._bytes) - limit
+            del self._bytes[limit:]
             self._is_cut = True
 
     def end(self) -> PreparedOutput:
@@ -246,18 +246,18 @@ class _Templates:
         """Add the templates of the next lines."""
         before = len(self._numbers)
         codes = codes_of(templates, self._numbers, self._most)
-        known = len(self._numbers)
-        counts = np.bincount(codes, minlength=known)
+        count = len(self._numbers)
+        counts = np.bincount(codes, minlength=count)
         counts[: len(self._counts)] += self._counts
         self._counts = counts
         values, firsts = np.unique(codes, return_index=True)
-        self._first_lines = np.concatenate([self._first_lines, np.zeros(known - len(self._first_lines), np.int64)])
+        self._first_lines = np.concatenate([self._first_lines, np.zeros(count - len(self._first_lines), np.int64)])
         is_new = values >= before
         self._first_lines[values[is_new]] = self._lines + firsts[is_new] + 1
         self._lines += len(templates)
         self._size += sum(len(name) for name in list(self._numbers)[before:])
         if self._size > MAX_STORED_TEMPLATES_BYTES:
-            self._most = known
+            self._most = count
 
     def encode(self) -> bytes:
         return OutputTemplates(

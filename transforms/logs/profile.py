@@ -85,7 +85,10 @@ class OutputProfile:
         """Add the templates of a passing run."""
         self._add(
             1,
-            {name: Usual(1, one.lines, one.lines, round(one.place * _MILLION)) for name, one in printed.items()},
+            {
+                name: Usual(1, printed_lines.lines, printed_lines.lines, round(printed_lines.place * _MILLION))
+                for name, printed_lines in printed.items()
+            },
             None,
         )
 
@@ -96,8 +99,8 @@ class OutputProfile:
     def _add(self, runs: int, templates: Mapping[str, Usual], below: bytes | None) -> None:
         self.runs += runs
         for name, usual in templates.items():
-            mine = self.templates.get(name)
-            self.templates[name] = usual if mine is None else mine + usual
+            present = self.templates.get(name)
+            self.templates[name] = usual if present is None else present + usual
         if below is not None and (self.below is None or below < self.below):
             self.below = below
         self._bound()
@@ -129,7 +132,7 @@ class OutputProfile:
     def usual(self, share: float) -> dict[str, Usual]:
         """Return the templates that at least a share of the runs print, in the order of their places."""
         least = share * self.runs
-        usual = ((name, one) for name, one in self.templates.items() if one.runs >= least)
+        usual = ((name, usual_lines) for name, usual_lines in self.templates.items() if usual_lines.runs >= least)
         return dict(sorted(usual, key=lambda item: (item[1].place, item[0])))
 
     def to_json(self) -> dict[str, Any]:
@@ -221,9 +224,9 @@ def differences_of(printed: Mapping[str, Printed], profile: OutputProfile) -> Di
         return Differences((), ())
     missing = [Missing(name, usual) for name, usual in profile.usual(_USUAL).items() if name not in printed]
     unusual = [
-        Unusual(name, one.lines, usual)
-        for name, one in printed.items()
-        if (usual := profile.templates.get(name)) is not None and _is_unusual(one.lines, usual)
+        Unusual(name, printed_lines.lines, usual)
+        for name, printed_lines in printed.items()
+        if (usual := profile.templates.get(name)) is not None and _is_unusual(printed_lines.lines, usual)
     ]
     return Differences(tuple(missing), tuple(sorted(unusual, key=lambda one: (-_factor(one), one.template))))
 

@@ -172,11 +172,11 @@ def rank(output: ScannedOutput, known: Container[str] | None = None) -> Floats:
 def _rank(output: ScannedOutput, is_known: Flags | None) -> Floats:
     """Do as `rank`, given which templates are known."""
     worth = _own_worth(output, is_known)
-    near = worth * (1 + _nearness(output))
-    around = _of_neighbours(np.where(worth >= STRONG, near, 0))
+    weighted = worth * (1 + _nearness(output))
+    around = _of_neighbours(np.where(worth >= STRONG, weighted, 0))
     if is_known is not None:
         around[is_known[output.codes]] *= _KNOWN_AROUND
-    ranked = np.maximum(near, around)
+    ranked = np.maximum(weighted, around)
     ranked[output.lengths == 0] = 0
     return ranked
 
@@ -242,24 +242,24 @@ def _between(output: ScannedOutput, begin: str, end: str) -> Flags:
 
 def _nearness(output: ScannedOutput) -> Floats:
     """Return for each line of a step that failed how close it is to the end of the step, 0 to 1."""
-    near = np.zeros(len(output.codes))
+    nearness = np.zeros(len(output.codes))
     begins = output.marked("echo")
     for end in output.marked("failed")[:_FAILED_STEPS]:
         before = np.searchsorted(begins, end)
         begin = max(end - _LONGEST_STEP, begins[before - 1] if before else 0, 0)
         distance = end - np.arange(begin, end)
-        near[begin:end] = np.maximum(near[begin:end], np.exp(-distance / _NEAR_LINES))
-    return near
+        nearness[begin:end] = np.maximum(nearness[begin:end], np.exp(-distance / _NEAR_LINES))
+    return nearness
 
 
 def _of_neighbours(strong: Floats) -> Floats:
     """Return the part of a line's worth that the strongest of its neighbours gives it."""
-    given = np.zeros(len(strong))
+    shares = np.zeros(len(strong))
     for distance, part in _NEIGHBOURS.items():
         source = strong[: max(len(strong) - distance, 0)] if distance > 0 else strong[-distance:]
-        target = given[distance:] if distance > 0 else given[: max(len(given) + distance, 0)]
+        target = shares[distance:] if distance > 0 else shares[: max(len(shares) + distance, 0)]
         np.maximum(target, part * source, out=target)
-    return given
+    return shares
 
 
 def excerpt(output: ScannedOutput, characters: int = 4000, known: Container[str] | None = None) -> list[Line]:
@@ -296,10 +296,10 @@ def _chosen(output: ScannedOutput, scores: Floats, characters: int) -> npt.NDArr
     candidates = np.flatnonzero(scores > 0)
     best = candidates[np.lexsort((candidates, -scores[candidates]))[:_CONSIDERED]]
     chosen = []
-    left = characters
+    remaining = characters
     for index in best:
         size = min(int(sizes[index]), _LINE_CHARACTERS + 1)
-        if size <= left:
+        if size <= remaining:
             chosen.append(index)
-            left -= size
+            remaining -= size
     return np.sort(np.array(chosen, np.int64))

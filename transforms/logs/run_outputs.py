@@ -103,9 +103,9 @@ def read_scanned(raw: Store, file: OutputFile | None) -> ReadOutput | str:
     output = _last_read.get(url)
     if output is not None:
         return output
-    kept = read_output(raw, file)
-    if isinstance(kept, str):
-        return kept
-    output = ReadOutput(kept, scan(kept.data))
+    kept_output = read_output(raw, file)
+    if isinstance(kept_output, str):
+        return kept_output
+    output = ReadOutput(kept_output, scan(kept_output.data))
     _last_read.add(url, output)
     return output

@@ -229,7 +229,7 @@ _ANY = tuple(
 def signals_of(templates: pa.StringArray) -> Signals:
     """Find the signals of templates of `ciml.transforms.logs.templates.templates_of`."""
     rows = _rows_of(templates)
-    return Signals(rows["kinds"], rows["strength"], {name: rows["marks"][:, at] for at, name in enumerate(MARKS)})
+    return Signals(rows["kinds"], rows["strength"], {name: rows["marks"][:, index] for index, name in enumerate(MARKS)})
 
 
 #: The signals of a template.

@@ -146,8 +146,8 @@ class Signature(msgspec.Struct):
 
     def near(self, time_us: int) -> int:
         """Return the number of changes within `WITHIN_US` of a time; 0 if there is no trusted run among them."""
-        near = [one for one in self.by_change.values() if abs(one.last_us - time_us) < WITHIN_US]
-        return len(near) if any(one.trusted for one in near) else 0
+        recent = [failure for failure in self.by_change.values() if abs(failure.last_us - time_us) < WITHIN_US]
+        return len(recent) if any(failure.trusted for failure in recent) else 0
 
 
 def _count(counts: dict[str, int], name: str) -> None:
@@ -190,8 +190,8 @@ class Signatures:
     def _forget(self, added: Signature) -> None:
         """Keep `MAX_SIGNATURES`: those with trusted runs, then the latest."""
         if len(self._by_id) > MAX_SIGNATURES:
-            others = (one for one in self._by_id.values() if one is not added)
-            oldest = min(others, key=lambda one: (one.trusted > 0, one.last_us, one.key))
+            candidates = (signature for signature in self._by_id.values() if signature is not added)
+            oldest = min(candidates, key=lambda one: (one.trusted > 0, one.last_us, one.key))
             del self._by_id[oldest.id]
 
     def of_run(self, run_id: str) -> Signature | None:

@@ -33,8 +33,8 @@ def stored_printed(raw: Store, output: OutputFile | None) -> dict[str, Printed] 
         return None
     if stored.masks == MASKS:
         return printed_of(stored)
-    kept = read_output(raw, output)
-    return None if isinstance(kept, str) else printed_templates(scan(kept.data))
+    kept_output = read_output(raw, output)
+    return None if isinstance(kept_output, str) else printed_templates(scan(kept_output.data))
 
 
 def printed_of(stored: OutputTemplates) -> dict[str, Printed]:
@@ -61,6 +61,6 @@ def stored_profile(raw: Store, log: ManifestLog, state: RawState, job: str, most
     """
     profile = OutputProfile()
     printed = (stored_printed(raw, run.output) for run in passing_runs(log, state, job))
-    for templates in islice((one for one in printed if one is not None), most):
+    for templates in islice((templates_of_run for templates_of_run in printed if templates_of_run is not None), most):
         profile.add(templates)
     return profile

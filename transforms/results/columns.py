@@ -71,8 +71,8 @@ class Columns:
     @property
     def not_found(self) -> tuple[str, ...]:
         """The fields without a column, in the order of `SYNONYMS`."""
-        found = {guess.ours for guess in self.guesses}
-        return tuple(field for field in SYNONYMS if field not in found)
+        guessed = {guess.ours for guess in self.guesses}
+        return tuple(field for field in SYNONYMS if field not in guessed)
 
     def theirs(self, ours: str) -> str:
         """Return the table's column for a field, or ""."""
@@ -98,17 +98,17 @@ def find_columns(
     Raises:
       CimlError: if the mapping has an unknown column or field, or a field that every run needs has no column.
     """
-    given = _check_mapping(columns, mapping, table)
-    skipped = [column for column in columns if _INDEX.fullmatch(column) and column not in given]
-    skipped += [column for column, field in given.items() if field == LEAVE_OUT]
-    found = {field: Guess(field, column, "given") for column, field in given.items() if field != LEAVE_OUT}
-    unused = [column for column in columns if column not in skipped and column not in given]
-    found |= _find_by_name(unused, found.keys())
-    unused = _without(unused, found)
-    found |= _find_by_content(unused, sample, found.keys())
-    _check_needed(columns, found.keys(), table)
-    guesses = tuple(found[field] for field in SYNONYMS if field in found)
-    return Columns(guesses, tuple(_without(unused, found)), tuple(skipped))
+    mapped = _check_mapping(columns, mapping, table)
+    skipped = [column for column in columns if _INDEX.fullmatch(column) and column not in mapped]
+    skipped += [column for column, field in mapped.items() if field == LEAVE_OUT]
+    by_field = {field: Guess(field, column, "given") for column, field in mapped.items() if field != LEAVE_OUT}
+    unused = [column for column in columns if column not in skipped and column not in mapped]
+    by_field |= _find_by_name(unused, by_field.keys())
+    unused = _without(unused, by_field)
+    by_field |= _find_by_content(unused, sample, by_field.keys())
+    _check_needed(columns, by_field.keys(), table)
+    guesses = tuple(by_field[field] for field in SYNONYMS if field in by_field)
+    return Columns(guesses, tuple(_without(unused, by_field)), tuple(skipped))
 
 
 def _without(columns: Sequence[str], found: Mapping[str, Guess]) -> list[str]:
@@ -143,30 +143,30 @@ def _find_by_name(columns: Sequence[str], known: Collection[str]) -> dict[str, G
     for column in columns:
         by_name.setdefault(normal_name(column), column)
         by_name.setdefault(_UNIT.sub("", normal_name(column)), column)
-    found: dict[str, Guess] = {}
+    by_field: dict[str, Guess] = {}
     for field in SYNONYMS:
-        free = _without([by_name[name] for name in SYNONYMS[field] if name in by_name], found)
-        if free and field not in known:
-            found[field] = Guess(field, free[0], "name")
-    return found
+        columns_of_field = _without([by_name[name] for name in SYNONYMS[field] if name in by_name], by_field)
+        if columns_of_field and field not in known:
+            by_field[field] = Guess(field, columns_of_field[0], "name")
+    return by_field
 
 
 def _find_by_content(
     columns: Sequence[str], sample: Sequence[Mapping[str, Any]], known: Collection[str]
 ) -> dict[str, Guess]:
     """Return the columns of needed fields that are not ``known``, if the values of exactly one column fit."""
-    found: dict[str, Guess] = {}
+    by_field: dict[str, Guess] = {}
     if "start_time" not in known and "end_time" not in known:
         times = _fitting(columns, sample, are_times)
         if len(times) == 2 and are_ordered(sample, times[1], times[0]):
             times.reverse()
         if len(times) == 1 or (len(times) == 2 and are_ordered(sample, times[0], times[1])):
-            found = {field: Guess(field, column, "content") for field, column in zip(_TIMES, times, strict=False)}
+            by_field = {field: Guess(field, column, "content") for field, column in zip(_TIMES, times, strict=False)}
     for field, fits in _FITS.items():
-        fitting = _fitting(_without(columns, found), sample, fits)
+        fitting = _fitting(_without(columns, by_field), sample, fits)
         if len(fitting) == 1 and field not in known:
-            found[field] = Guess(field, fitting[0], "content")
-    return found
+            by_field[field] = Guess(field, fitting[0], "content")
+    return by_field
 
 
 def _fitting(
@@ -216,9 +216,9 @@ def _check_needed(columns: Sequence[str], found: Collection[str], table: str) ->
         missing["start_time"] = "the start or end time"
     if not missing:
         return
-    *others, last = missing.values()
-    meanings = f"{', '.join(others)} or {last}" if others else last
-    pronoun = "them" if others else "it"
+    *leading, last = missing.values()
+    meanings = f"{', '.join(leading)} or {last}" if leading else last
+    pronoun = "them" if leading else "it"
     options = " ".join(f"--map COLUMN={field}" for field in missing)
     raise CimlError(
         f"{table}: no column is {meanings}; name {pronoun} by {options}, or add {pronoun}{_header_hint(columns)}; "

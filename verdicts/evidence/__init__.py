@@ -127,13 +127,13 @@ def evidence_of_subject(subject: Subject, output: OutputEvidence | None = None) 
     if dropped:
         _log.warning("evidence that does not follow from its run was dropped: %s", "; ".join(dropped))
     chosen = confirmed[:MAX_OBSERVATIONS]
-    said = () if output is None else output.sentences
+    output_sentences = () if output is None else output.sentences
     if output is not None and (output.line is not None or output.tests):
         chosen = _beside_output(chosen, subject, output)[:_BESIDE_OUTPUT]
     picture = draw(subject, [observation.column for observation in chosen if observation.column])
     profile = subject.profile
     evidence = Evidence(
-        (*said, *(observation.text for observation in chosen)),
+        (*output_sentences, *(observation.text for observation in chosen)),
         job=profile.job,
         runs=profile.runs,
         dropped=dropped,

@@ -188,15 +188,15 @@ def evidence_of_output(
       IntegrityError: its output is damaged.
     """
     read = read_scanned(data.raw, stored)
-    kept, output = ReadOutput(KeptOutput(b"", 0), scan(b"")) if isinstance(read, str) else read
-    failed = _quotable_tests(kept, output)
+    kept_output, output = ReadOutput(KeptOutput(b"", 0), scan(b"")) if isinstance(read, str) else read
+    failed = _quotable_tests(kept_output, output)
     with shared_signatures(data).read(budget_s) as reader:
-        known = reader.profile(facts.build_name) if profile is None else profile
-        failure, near = _failure(data, reader, facts)
+        comparison = reader.profile(facts.build_name) if profile is None else profile
+        failure, neighbours = _failure(data, reader, facts)
         tests = _with_others(failed, reader, facts)
-    line = quote(kept, output, known, stored.name)
-    sentences = _sentences(line, tests, failure, near)
-    return OutputEvidence(tuple(sentences), line, tuple(tests), failure, near, output_url(facts, line))
+    line = quote(kept_output, output, comparison, stored.name)
+    sentences = _sentences(line, tests, failure, neighbours)
+    return OutputEvidence(tuple(sentences), line, tuple(tests), failure, neighbours, output_url(facts, line))
 
 
 def _failure(data: DataRoot, reader: SignatureReader, facts: RunFacts) -> tuple[FailedRuns | None, int]:
@@ -226,7 +226,7 @@ def count_others(data: DataRoot, facts: RunFacts, tests: Iterable[FailedTest]) -
 def _with_others(tests: Iterable[FailedTest], reader: SignatureReader, facts: RunFacts) -> list[RunTest]:
     change = change_of(facts)
     counted = [(test, reader.tests.others(facts.project, test.name, change, time_of(facts))) for test in tests]
-    return [RunTest(*test, others) for test, others in sorted(counted, key=lambda pair: -pair[1].changes)]
+    return [RunTest(*test, changes) for test, changes in sorted(counted, key=lambda pair: -pair[1].changes)]
 
 
 def output_url(facts: RunFacts, line: QuotedLine | None) -> str:
@@ -265,8 +265,8 @@ def note_sentence(note: Note) -> str:
     named = f" “{shortened(note.name, MAX_NAME_CHARACTERS)}”" if note.name else ""
     text = f"“{shortened(note.text)}”" if note.text else ""
     if note.cause:
-        said = f"named the cause of this failure{named}: {_BY_CAUSE[note.cause]}"
-        return f"{author} {said}{f'; {text}' if text else ''}."
+        statement = f"named the cause of this failure{named}: {_BY_CAUSE[note.cause]}"
+        return f"{author} {statement}{f'; {text}' if text else ''}."
     return (
         f"{author} {f'named this failure{named}' if named else 'noted on this failure'}{f': {text}' if text else ''}."
     )

@@ -71,8 +71,8 @@ def derive_corrections(
     """
     if entry.causes not in _OTHER_CAUSE:
         return []
-    other = _OTHER_CAUSE[entry.causes]
-    meanings = {"up": _OTHER_CAUSE[other], "down": other}  # up: the verdict itself
+    opposite = _OTHER_CAUSE[entry.causes]
+    meanings = {"up": _OTHER_CAUSE[opposite], "down": opposite}  # up: the verdict itself
     trusted = set(reviewers)
     undecided = set(by_kind.get("up", ())) & set(by_kind.get("down", ()))
     corrections = []

@@ -378,9 +378,9 @@ def _answers_by_duration(settled: Sequence[RecordedVerdict]) -> dict[str, str]:
     answers: dict[str, str] = {}
     for fold in range(_FOLDS):
         held_out = np.flatnonzero(fold_of_run == fold)
-        others = np.flatnonzero(fold_of_run != fold)
-        if held_out.size and others.size:
-            shares = predict_by("duration", seconds[others], labels[others], seconds[held_out], len(CAUSES))
+        learned = np.flatnonzero(fold_of_run != fold)
+        if held_out.size and learned.size:
+            shares = predict_by("duration", seconds[learned], labels[learned], seconds[held_out], len(CAUSES))
             causes = shares.argmax(axis=1)
             answers |= {runs[index].id: CAUSES[cause] for index, cause in zip(held_out, causes, strict=True)}
     return answers

@@ -89,10 +89,10 @@ class NoteState:
 
     def current(self, signature: str) -> str:
         """Return the id of the signature that stands for a signature: itself, unless another one supersedes it."""
-        seen = {signature}
-        while (notes := self.by_signature.get(signature)) and notes[-1].same_as and notes[-1].same_as not in seen:
+        visited = {signature}
+        while (notes := self.by_signature.get(signature)) and notes[-1].same_as and notes[-1].same_as not in visited:
             signature = notes[-1].same_as
-            seen.add(signature)
+            visited.add(signature)
         return signature
 
 

@@ -242,10 +242,10 @@ class SignatureReader:
         lines = record.output.lines if record.output else 0
         if key.is_end:
             return Line(run_id, lines, "")
-        place = next(one.place for name, one in printed.items() if without_margin(name) == key.template)
+        place = next(template.place for name, template in printed.items() if without_margin(name) == key.template)
         number = round(place * max(lines - 1, 1)) + 1
-        kept = read_output(self._raw, record.output)
-        line = None if isinstance(kept, str) else kept.line(number)
+        kept_output = read_output(self._raw, record.output)
+        line = None if isinstance(kept_output, str) else kept_output.line(number)
         if line is not None:
             clean = lines_of_block(line)
             if without_margin(templates_of(clean)[0].as_py()) == key.template:

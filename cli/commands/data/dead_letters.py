@@ -190,8 +190,8 @@ def count(options: CountOptions) -> None:
 
 def _parse_origin(ctx: click.Context, param: click.Parameter, value: str) -> Origin:
     """Return the origin of an argument, as `_origin_text` prints it; a callback of click."""
-    rest, _, offset = value.rpartition(":")
-    topic, _, partition = rest.rpartition(":")
+    topic_partition, _, offset = value.rpartition(":")
+    topic, _, partition = topic_partition.rpartition(":")
     if not topic or not partition.isdecimal() or not offset.isdecimal():
         raise click.UsageError(f"invalid origin {value!r}; give TOPIC:PARTITION:OFFSET as in ciml dead-letters list")
     return Origin(topic, int(partition), int(offset))

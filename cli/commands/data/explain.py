@@ -105,30 +105,33 @@ def _explain(options: ExplainOptions) -> _Explanation:
     profile = profile_of(printed_templates(scan(_read(path).data)) for path in options.passed)
     stored = None
     if os.path.exists(options.output):
-        kept = _read(options.output)
+        kept_output = _read(options.output)
     elif options.data_path is None:
         raise CimlError(f"{options.output} does not exist; name a file, or a stored run and its --data-path")
     else:
-        kept, stored = _read_stored(options.output, options.data_path, profile)
-    known = profile if profile.runs else None
-    output = scan(kept.data)
+        kept_output, stored = _read_stored(options.output, options.data_path, profile)
+    comparison = profile if profile.runs else None
+    output = scan(kept_output.data)
     lines = [
-        line._replace(number=kept.number(line.number), text=redact_text(line.text))
-        for line in excerpt(output, options.characters, known)
+        line._replace(number=kept_output.number(line.number), text=redact_text(line.text))
+        for line in excerpt(output, options.characters, comparison)
     ]
-    failed = [test._replace(line=kept.number(test.line)) for test in failed_tests(output)]
+    failed = [test._replace(line=kept_output.number(test.line)) for test in failed_tests(output)]
     counted = [RunTest(*test) for test in failed] if stored is None else count_others(*stored, failed)
     tests = [test._replace(name=redact_text(test.name)) for test in counted]
-    new = None if known is None else int(np.count_nonzero(~is_known_template(output, known)[output.codes]))
+    new = None if comparison is None else int(np.count_nonzero(~is_known_template(output, comparison)[output.codes]))
     differences = differences_of(printed_templates(output), profile)
     return _Explanation(
         lines,
-        len(output.codes) + kept.dropped_lines,
+        len(output.codes) + kept_output.dropped_lines,
         new,
         tests,
-        [redact_text(one.template) for one in differences.missing],
-        [(redact_text(one.template), one.lines, one.usual.low, one.usual.high) for one in differences.unusual],
-        kept.dropped_bytes,
+        [redact_text(difference.template) for difference in differences.missing],
+        [
+            (redact_text(difference.template), difference.lines, difference.usual.low, difference.usual.high)
+            for difference in differences.unusual
+        ],
+        kept_output.dropped_bytes,
     )
 
 
@@ -155,11 +158,13 @@ def _read_stored(run_id: str, data_path: str, profile: OutputProfile) -> tuple[K
     row = find_rows(log, [run_id]).get(run_id)
     if row is None:
         raise UnknownRunError(f"no file and no run {run_id!r:.200} in {data_path}; list runs: ciml runs list")
-    kept = read_output(raw, row.output)
-    if isinstance(kept, str):
-        raise CimlError(f"no output of {run_id}: {_WHY_NOT.get(kept, f'it could not be fetched ({kept})')}")
+    kept_output = read_output(raw, row.output)
+    if isinstance(kept_output, str):
+        raise CimlError(
+            f"no output of {run_id}: {_WHY_NOT.get(kept_output, f'it could not be fetched ({kept_output})')}"
+        )
     profile.merge(stored_profile(raw, log, state, row.facts.build_name))
-    return kept, (data, row.facts)
+    return kept_output, (data, row.facts)
 
 
 def _read(path: str) -> KeptOutput:

@@ -53,8 +53,12 @@ def list_failures(options: ListOptions) -> None:
     from ciml.verdicts.signatures.failures import FailedRuns, failures
 
     since_us = None if options.since is None else time.time_ns() // 1000 - round(options.since * 1e6)
-    found = [one for one in failures(options.root, since_us=since_us, jobs=options.job) if one.runs >= options.runs]
-    options.show_all(found[: options.last], _print_table, FailedRuns.to_json)
+    signatures = [
+        signature
+        for signature in failures(options.root, since_us=since_us, jobs=options.job)
+        if signature.runs >= options.runs
+    ]
+    options.show_all(signatures[: options.last], _print_table, FailedRuns.to_json)
 
 
 def _print_table(found: list[FailedRuns]) -> None:
@@ -62,7 +66,7 @@ def _print_table(found: list[FailedRuns]) -> None:
         click.echo("no failure signatures")
         return
     headings = ("id", "line", "runs", "changes", "jobs", "last seen", "indicates")
-    print_table(headings, [_row(one) for one in found])
+    print_table(headings, [_row(signature) for signature in found])
 
 
 def _row(one: FailedRuns) -> tuple[str | int, ...]:
@@ -79,8 +83,8 @@ def _notes(one: FailedRuns) -> Iterator[str]:
     if one.same_as:
         yield f"same as {one.same_as}"
     if one.note is not None:
-        said = ": ".join(filter(None, (one.note.name, one.note.cause, one.note.text)))
-        yield f"{said} ({one.note.author}, {minute_of(one.note.time_us)})"
+        note = ": ".join(filter(None, (one.note.name, one.note.cause, one.note.text)))
+        yield f"{note} ({one.note.author}, {minute_of(one.note.time_us)})"
 
 
 class ShowOptions(Data, Json):

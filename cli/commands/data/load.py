@@ -62,10 +62,10 @@ def command(options: LoadOptions) -> int:
     from ciml.pipelines.backfill.load_report import LoadReport, RejectedTableError
 
     trust = options.trust_of(options.root)
-    others = {"data": options.root, "table": options.results, "trust": trust, "stop": stop_on_signals()}
+    arguments = {"data": options.root, "table": options.results, "trust": trust, "stop": stop_on_signals()}
     try:
         with bars() as progress:
-            report = call_with_options(load, options, **others, progress=progress)
+            report = call_with_options(load, options, **arguments, progress=progress)
     except RejectedTableError as rejected:
         options.show(rejected.report, _print, LoadReport.to_json)
         raise CimlError(rejected.summary) from None

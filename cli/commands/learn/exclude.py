@@ -47,8 +47,8 @@ class RunChoice(Options):
         """Return the exclusion of these runs. Raises `CimlError` if the options name none."""
         from ciml.training.exclusions import Exclusion
 
-        given = {field.name: getattr(self, field.name) for field in fields(RunChoice)}
-        return Exclusion(reason, **given).check()
+        criteria = {field.name: getattr(self, field.name) for field in fields(RunChoice)}
+        return Exclusion(reason, **criteria).check()
 
 
 class AddOptions(RunChoice, Data, Signed):

@@ -180,7 +180,7 @@ class _Logs(NamedTuple):
             if skipped:
                 example = f"for example {skipped[0].run}: {skipped[0].remark}"
                 lines.append(f"{folder}: skipped {len(skipped):,} of its files ({reasons}), {example}")
-        return [prediction for prediction, other in zip(predictions, is_other, strict=True) if not other], lines
+        return [prediction for prediction, foreign in zip(predictions, is_other, strict=True) if not foreign], lines
 
 
 def _print_predictions(predictions: Sequence[Prediction], title: str) -> None:

@@ -95,8 +95,8 @@ def who_learned(options: WhoLearnedOptions) -> None:
     from ciml.training.exclusions import Exclusions
     from ciml.training.learned import versions_that_learned
 
-    found = versions_that_learned(options.root, Exclusions((options.exclusion("who learned"),)))
-    options.show_all(found, _print_versions, asdict)
+    versions = versions_that_learned(options.root, Exclusions((options.exclusion("who learned"),)))
+    options.show_all(versions, _print_versions, asdict)
 
 
 def _print_versions(found: list[ModelWithExcludedRuns]) -> None:

@@ -284,8 +284,8 @@ def diff_versions(options: DiffOptions) -> None:
     from ciml.serving.ledger import facts_of_version
 
     registry = _registry(options.root, options.model)
-    one, two = (dict(_flat(facts_of_version(registry, number))) for number in (options.version, options.other))
-    rows = [(name, one.get(name), two.get(name)) for name in dict.fromkeys((*one, *two))]
+    first, second = (dict(_flat(facts_of_version(registry, number))) for number in (options.version, options.other))
+    rows = [(name, first.get(name), second.get(name)) for name in dict.fromkeys((*first, *second))]
     differing = [row for row in rows if options.all or row[1] != row[2]]
 
     def text(rows: list[tuple[str, Any, Any]]) -> None:

@@ -172,11 +172,11 @@ def summary_lines(listing: Listing, tally: Tally, seconds: float, data_path: str
     rate = f", {new / seconds:,.0f} lines/s" if seconds > 0 else ""
     settled = f"{new:,} lines settled in {seconds:.1f} s{rate}: {counts_text(totals, 'run')}."
     if remaining:
-        rest = f"{remaining:,} of {tally.lines:,} lines are left."
+        progress = f"{remaining:,} of {tally.lines:,} lines are left."
     else:
-        rest = f"All {tally.lines:,} lines are settled."
+        progress = f"All {tally.lines:,} lines are settled."
     interrupted = "" if tally.complete else " Interrupted: run the same command to continue."
-    yield f"{name}: {settled} {rest}{interrupted}"
+    yield f"{name}: {settled} {progress}{interrupted}"
     if totals["dead_letter"]:
         counts = {reason: count for (kind, reason), count in tally.counts.items() if kind == "dead_letter"}
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in by_frequency(counts))

@@ -133,9 +133,9 @@ def send(connection: Connection, message: Load | Loaded | Call | Answer) -> None
     frame = bytearray(_LENGTH.size)
     _ENCODER.encode_into(message, frame, _LENGTH.size)
     _LENGTH.pack_into(frame, 0, len(frame) - _LENGTH.size)
-    rest = memoryview(frame)
-    while rest:
-        rest = rest[os.write(connection.fileno(), rest) :]
+    unsent = memoryview(frame)
+    while unsent:
+        unsent = unsent[os.write(connection.fileno(), unsent) :]
 
 
 def receive(connection: Connection, kind: type[_Message]) -> _Message:
@@ -155,12 +155,12 @@ def receive(connection: Connection, kind: type[_Message]) -> _Message:
 def _received(connection: Connection, size: int) -> memoryview:
     """Receive a number of bytes, directly to where they stay. Raises `EOFError` and `OSError` as `receive` does."""
     received = np.empty(size, np.uint8).data
-    rest = received
-    while rest:
-        count = os.readv(connection.fileno(), [rest])
+    missing = received
+    while missing:
+        count = os.readv(connection.fileno(), [missing])
         if not count:
             raise EOFError
-        rest = rest[count:]
+        missing = missing[count:]
     return received.toreadonly()
 
 

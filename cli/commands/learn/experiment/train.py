@@ -114,8 +114,8 @@ def train(options: TrainOptions) -> None:
     find_own_modules()
     data = options.root
     policy = options.trust_of(data).current()
-    given = {"parameters": options.parameters, "view": options.view}
-    keys = {key: value for key, value in given.items() if value}
+    options_of_estimator = {"parameters": options.parameters, "view": options.view}
+    keys = {key: value for key, value in options_of_estimator.items() if value}
     experiments = [experiment_of(estimator, keys) for estimator in options.estimators]
     allowed = (*options.allow_modules, *(module for experiment in experiments for module in modules_named(experiment)))
     if options.experiment:
@@ -124,7 +124,7 @@ def train(options: TrainOptions) -> None:
     for dataset in datasets:
         dataset.state()  # raises for a missing one, before exclusions are stored
     add(data.exclusions, read_lines(options.exclude))
-    examples, *others = [read_dataset(dataset, policy) for dataset in datasets]
+    examples, *further = [read_dataset(dataset, policy) for dataset in datasets]
     for experiment in experiments:
         if options.estimators:
             create_experiment(data.experiments, experiment, allowed)
@@ -134,7 +134,7 @@ def train(options: TrainOptions) -> None:
                 results = [(*trial.cross_validate(folds, options.hold_out, progress), fold_lines)]
             else:
                 results = [(*trial.run(), result_lines)]
-                results += [(*trial.run_on(other), other_lines) for other in others]
+                results += [(*trial.run_on(further_examples), other_lines) for further_examples in further]
         for result, is_new, lines_of in results:
             if options.json:
                 click.echo(json.dumps(result, sort_keys=True))
