@@ -1,4 +1,4 @@
-"""The trust policy of a data root: stored in it, with author, reason and time, and reread by whoever judges runs.
+"""The trust policy of a data root: stored in it, with author, reason and time, and reread by all processes.
 
 A data root stores its policies in a manifest log; the last one is in force. Nothing is edited in place, so the policy
 of any time can be read, and a decision's digest names it. `policy_of` chooses between this policy and a file that is
@@ -109,7 +109,7 @@ def apply_policy(
       now_us: the time, epoch microseconds; the present by default.
 
     Returns:
-      The stored policy; None if the same document is in force already, whoever applied it.
+      The stored policy; None if the same document is in force already, also if another person applied it.
 
     Raises:
       CimlError: the document is no policy; author or reason is empty, or not a printable line.
@@ -191,7 +191,7 @@ class _Trial:
     def current(self) -> TrustPolicy:
         for folder in self.folders:
             if _follower(folder).in_force() is not None:
-                _warn_once(f"{self.path} judges in place of the trust policy in {folder}, in this process alone")
+                _warn_once(f"{self.path} replaces the trust policy in {folder}, in this process alone")
         return self.policy
 
 

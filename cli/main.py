@@ -130,7 +130,7 @@ class LazyGroup(click.Group):
         name = args[0] if args else ""
         names = self.list_commands(ctx)
         if name in self.renamed:
-            raise Failure(f"no command {name!r} any more; use {self.renamed[name]}", _WRONG_USE)
+            raise Failure(f"command {name!r} was removed; use {self.renamed[name]}", _WRONG_USE)
         if args and not name.startswith("-") and name not in names:
             import difflib
 

@@ -50,7 +50,7 @@ class WebhookSource(Source, frozen=True, kw_only=True):
       auth: a scheme of `ciml.integrations.webhooks.signatures`, ``mtls`` or ``none``; by default that of the adapter.
       client_header, clients: for ``mtls``: the header in which the proxy names the subject of a verified certificate,
         and the subjects that are this source.
-      rate, burst: verified deliveries a second, and at once.
+      rate, burst: verified deliveries a second, and in a burst.
       max_bytes: of a body.
     """
 

@@ -335,7 +335,7 @@ def _secret(folder: Path, secret: SecretFile) -> Written:
 
 
 def _replace(path: Path, content: bytes, mode: int, *, exclusively: bool = False) -> bool:
-    """Write a file at once; ``exclusively`` only where there is none. Return whether it was written."""
+    """Write a file atomically; ``exclusively`` only where there is none. Return whether it was written."""
     try:
         path.parent.mkdir(mode=0o755 if mode & 0o077 else 0o700, parents=True, exist_ok=True)
         return replace_file(path, content, mode, exclusively=exclusively)

@@ -310,7 +310,7 @@ class Rest:
 
     def _unknown(self, problem: str, changes: bool) -> CimlError:
         text = f"{self.origin} {problem}"
-        return Unsettled(f"{text}; it may have done what was asked") if changes else EngineError(text)
+        return Unsettled(f"{text}; the request may have taken effect") if changes else EngineError(text)
 
     def _message(self, answer: Answer, auth: Mapping[str, str]) -> str:
         """Return the message of an answer, short and printable; "" if there is none or it quotes a secret."""

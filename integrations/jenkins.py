@@ -1,7 +1,7 @@
 """Jenkins: the events of its CloudEvents plugin, in binary mode. They have no signature.
 
 A run's id is ``jenkins-``, the job's full name and the build's number, as `ciml record` has it. For a job outside of
-folders this is the variable ``BUILD_TAG``, which has dashes for slashes and so does not tell ``a-b/c`` from ``a/b-c``.
+folders this is the variable ``BUILD_TAG``. It has dashes for slashes, so ``a-b/c`` and ``a/b-c`` are the same in it.
 
 A matrix project runs each configuration as a build of its own, of the job ``NAME/AXIS=VALUE,AXIS=VALUE`` and with the
 number of the project's build, which is an event and a run of its own.

@@ -147,7 +147,7 @@ class _Stream:
             _copy_and_exit(self._reading, self._real, self._numbers, self._piece, self._kept)
 
     def handle_end(self, status: int) -> None:
-        """Replace the copier if it was killed. Otherwise nobody writes or nobody reads any more."""
+        """Replace the copier if it was killed. Otherwise it has no writer or no reader left."""
         self.pid = 0
         if status:
             self.start()
@@ -218,7 +218,7 @@ def _position(total: int, limit: int) -> int:
 
 
 def _copy_and_exit(reading: int, real: int, numbers: memoryview, piece: memoryview, kept: _Kept) -> NoReturn:
-    """Be the copier of a stream until nobody writes to it, or nobody reads from it."""
+    """Be the copier of a stream until it has no writer or no reader."""
     code = 1
     try:
         os.setsid()  # a signal to the command's group does not reach it, and it may write to any terminal

@@ -66,7 +66,7 @@ def record(
     *,
     with_output: bool = False,
 ) -> NoReturn:
-    """Run a command with a recorder beside it, and exit as the command did.
+    """Run a command with a recorder next to it, and exit as the command did.
 
     Args:
       argv: the command and its arguments.

@@ -153,7 +153,7 @@ def latest_dead_letters(log: ManifestLog, until: int) -> Iterator[DeadLetter]:
 
 
 def closed_keys(delta: Delta) -> list[DeadLetterKey]:
-    """Return the dead letters that a delta closes; none for older deltas, which do not tell them from deferred runs."""
+    """Return the dead letters that a delta closes; none for older deltas, which mix them with deferred runs."""
     return [(Origin.from_json(origin), run_id) for origin, run_id in delta.get("closed_letters", ())]
 
 

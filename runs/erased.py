@@ -2,7 +2,7 @@
 
 The accounting of the raw store counts each (event, run), and data sets name runs by their position. So an erased run
 keeps its records, under another name and without its facts. Its telemetry becomes a table without samples. The new name
-is derived from the run id. It tells an event of the run that comes again, which is then ignored.
+is derived from the run id. It recognises an event of the run that comes again, which is then ignored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A canary or shadow of a model: compared with the stable version as labels arrive, then promoted or rolled back.
 
 The version with the label ``canary`` predicts a share of the runs, always all runs of a change, and the stable version
-the others (`ciml.serving.predict.predictor.PredictPolicy`). The one with the label ``shadow`` predicts all runs beside
+the others (`ciml.serving.predict.predictor.PredictPolicy`). The one with the label ``shadow`` predicts all runs next to
 the stable version, in a stream of its own, so they are compared on the same runs. `compare_canary` reads the
 predictions and what the runs were; `settle_canary` acts on it, which the registry records with the figures.
 """
@@ -81,7 +81,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class CanaryReport:
-    """A canary or shadow beside the stable version.
+    """A canary or shadow next to the stable version.
 
     Attributes:
       canary, stable: their figures.

@@ -87,7 +87,7 @@ class Status(TypedDict, total=False):
       updated_us: the time of the supervisor's last report.
       read_us: the times at which figures were read; see `ciml.services.status`.
       remedy: the command that continues the service; None if it continues by itself. The keys from here on are always
-        present after `gather`, and nobody stores them.
+        present after `gather`, and they are not stored.
       uptime_s, last_commit_age_s: ages of the job and of the last commit; None if unknown.
       dead_letters: number of open dead letters; None if unknown.
       ages_s, stale: the ages of figures, and the names of those that are too old.

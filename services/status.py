@@ -73,7 +73,7 @@ def gather(files: ServiceFiles) -> Status:
 
 
 def _check_heartbeat(status: Status, supervisor: psutil.Process) -> Status:
-    """Return health and reason of a service whose supervisor runs and has written nothing for long; {} otherwise."""
+    """Return health and reason of a service whose supervisor runs and has not written for a long time; {} otherwise."""
     silent_s = (now_us() - status.get("updated_us", 0)) / 1e6
     if silent_s <= _HEARTBEAT_S:
         return {}
@@ -140,7 +140,7 @@ def remedy(files: ServiceFiles, status: Status, *, is_silent: bool = False) -> s
     Args:
       files: of the service.
       status: with ``health`` and ``supervisor``.
-      is_silent: whether its supervisor runs and has written nothing for long.
+      is_silent: whether its supervisor runs and has not written for a long time.
     """
     home = "" if files.home == default_home() else f" --home {shlex.quote(str(files.home))}"
     service = f"{files.name}{home}"

@@ -403,7 +403,7 @@ def served_accuracy(
 
 
 def _count_drift(config: TrainConfig) -> int | None:
-    """Return the number of drifts of the new spans from what the champion learned; None if that cannot be told."""
+    """Return the number of drifts of the new spans from what the champion learned; None if that is unknown."""
     from ciml.pipelines.datasets.validate import validate_dataset
 
     try:

@@ -101,7 +101,7 @@ def unlabel(registry: Registry, label: str, signed: Signature) -> int:
 
 
 def withdraw(registry: Registry, versions: list[int], signed: Signature) -> dict[str, int | None]:
-    """Take versions out of service for good: no rollback without their numbers, and no refresh, restores them.
+    """Take versions out of service permanently: no rollback without their numbers, and no refresh, restores them.
 
     A label that names one of them moves to the highest lower version that is not withdrawn. Without one, the label is
     removed, and the model has no such version any more. A hold ends, if it held one of them.

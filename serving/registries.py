@@ -57,7 +57,7 @@ class RegistryVerifier:
     def current(self, entry: ModelEntry) -> ModelEntry | None:
         """Return a model's part of the configuration, or the registry's if it still names a withdrawn version.
 
-        Whoever withdraws a version writes the configuration afterwards, and may die in between.
+        A process that withdraws a version writes the configuration afterwards, and may die in between.
 
         Returns:
           The entry; None if no version has a label any more.

@@ -175,7 +175,7 @@ class RegistryState:
       versions: all model versions, by number.
       labels: the version number of each label.
       last_candidate: the id of the last recorded candidate; "" before the first.
-      hold: who holds the version that ``stable`` names, so that no push replaces it; None if nobody does.
+      hold: who holds the version that ``stable`` names, so that no push replaces it; None without a hold.
       lease: of the trainer that writes; None if none does.
     """
 

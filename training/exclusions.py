@@ -66,7 +66,7 @@ class Exclusion(Record, frozen=True, omit_defaults=True, gc=False):
                     "characters"
                 )
         if not self.reason.strip():
-            raise CimlError("exclusion: reason: is empty; say why, for those who read the list")
+            raise CimlError("exclusion: reason: is empty; state the reason, for readers of the list")
         by_rule = any(getattr(self, name) for name in (*_GLOBS, *_NAMES)) or self.since_us is not None
         if self.run_id and by_rule:
             raise CimlError("exclusion: run: cannot be combined with others; store two exclusions")

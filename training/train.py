@@ -174,7 +174,7 @@ def train(
 
 
 def _streamed(read: Any, count: int, experiment: Experiment) -> Streamed | None:
-    """Return rows that do not fit into memory, in batches; None if they can only be read at once."""
+    """Return rows that do not fit into memory, in batches; None if they can only be read as a whole."""
     if read is None:
         return None
     counts = np.bincount(np.fromiter((int(label) for _, label in read.as_numpy_iterator()), np.int64))

@@ -47,7 +47,7 @@ class Event(NamedTuple):
 
     Attributes:
       key: ``source id``; the same event has the same key in every message that carries it. Of a delivery whose sender
-        was proved ``source+proof id``, so that nobody without that proof can claim its id first.
+        was proved ``source+proof id``, so that a sender without that proof cannot claim its id first.
       source: the CloudEvent's source, without userinfo or tokens.
       id: the CloudEvent's id, unique within the source.
       type: the CloudEvent's type, or the CI system's word for it.

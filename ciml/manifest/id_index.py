@@ -102,7 +102,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
 
 @dataclass(frozen=True)
 class TableKind:
-    """The columns of a table beside its ids.
+    """The columns of a table next to its ids.
 
     Attributes:
       columns: name and Arrow type, as an alias of `pyarrow.type_for_alias`.

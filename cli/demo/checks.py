@@ -75,9 +75,7 @@ def check_waited(produced: Iterable[Expected], accounts: Accounts) -> Check:
     late = {line.key: "deferred" for line in produced if line.deferred}
     waited = dict.fromkeys(accounts.waited, "deferred")
     findings = [f"{outcome.run_id} still waits: {outcome.reason}" for outcome in accounts.outcomes("deferred")]
-    return compare(
-        "late logs were waited for, and nothing waits any more", late, waited, f"{len(late)} waited", findings
-    )
+    return compare("late logs were waited for, and none is waiting", late, waited, f"{len(late)} waited", findings)
 
 
 def check_trust(produced: Sequence[Expected], accounts: Accounts) -> Check:

@@ -329,7 +329,7 @@ def run_ending_now(sample: Sample, change: Mapping[str, str], now: datetime) -> 
     """Return the facts of a run of a change that has just ended. It has its own id and the recorded duration.
 
     Args:
-      sample: the recorded run. Its recorded cause is left out, as nobody has judged the new one.
+      sample: the recorded run. Its recorded cause is left out, as no person has judged the new one.
       change: its number and commit.
       now: the end.
     """

@@ -4,7 +4,7 @@ Each component starts ciml with a list of arguments, without a shell, so that no
 Pipelines stores the source of a component's function and of `run`, and nothing else of this file: each imports what it
 needs.
 
-Run as a program, it compiles the pipeline to ``learn.yaml`` beside it:
+Run as a program, it compiles the pipeline to ``learn.yaml`` next to it:
 
     python deploy/kubeflow/pipeline.py
 """

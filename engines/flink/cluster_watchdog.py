@@ -189,7 +189,7 @@ def _log(text: str) -> None:
 
 
 def main(arguments: Iterable[str]) -> None:
-    """Run the watchdog until it is killed; exit at once if another one is running."""
+    """Run the watchdog until it is killed; exit immediately if another one is running."""
     from filelock import FileLock, Timeout
 
     home, folder = (Path(argument) for argument in arguments)

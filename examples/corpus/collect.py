@@ -1,4 +1,4 @@
-"""Makes the corpus beside this file from folders of recordings, always the same from the same ones.
+"""Makes the corpus next to this file from folders of recordings, always the same from the same ones.
 
     python examples/corpus/collect.py RECORDING... [--into FOLDER]
 
@@ -215,7 +215,7 @@ def collect(recordings: Sequence[Path], into: Path) -> list[str]:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file at once."""
+    """Write a file atomically."""
     staged = path.with_name(f".{path.name}.new")
     staged.write_bytes(data)
     os.replace(staged, path)

@@ -179,7 +179,7 @@ class GerritSession(Session):
                 errors += 1
                 pause_s = min(pause_s, _AGAIN_S)
                 if self._comparison_problem != str(error):
-                    _log.warning("source %s: %s; the stream goes on", self.name, error)
+                    _log.warning("source %s: %s; the stream continues", self.name, error)
                 self.problem = self._comparison_problem = str(error)
             finally:
                 api.close()

@@ -1,8 +1,8 @@
 """The application of the receiver of webhooks: an endpoint for each configured source, and its answers.
 
 The cheapest checks come first: path, method and headers before the body, and the signature before anything reads the
-body. Only verified deliveries count towards the rate of a source, so nobody without a secret can use it up. A delivery
-is accepted once within a window.
+body. Only verified deliveries count towards the rate of a source, so a sender without a secret cannot use it up. A
+delivery is accepted once within a window.
 """
 
 from __future__ import annotations

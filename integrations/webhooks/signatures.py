@@ -1,6 +1,6 @@
 """How the sender of a webhook is proved, by scheme. Pure: headers, raw body, keys and the present time in.
 
-A scheme reads a *claim* from the headers, before the body is read: the signatures, and what is signed beside the body.
+A scheme reads a *claim* from the headers, before the body is read: the signatures, and what is signed next to the body.
 A claim whose form or time is wrong is none. Signatures and tokens are compared in constant time, with every key.
 """
 

@@ -113,7 +113,7 @@ def errors_plot(bars: Sequence[Bar]) -> Plot:
 def bars_plot(
     name: str, title: str, caption: str, unit: str, groups: Sequence[tuple[str, Sequence[Bar]]], columns: int = 2
 ) -> Plot:
-    """Plot shares with their intervals beside their baselines, one row for each name.
+    """Plot shares with their intervals next to their baselines, one row for each name.
 
     Args:
       name: file name without suffix.

@@ -1,4 +1,4 @@
-"""Compute the numbers of an experiment's report: curves, errors, and shares beside their baselines. No drawing."""
+"""Compute the numbers of an experiment's report: curves, errors, and shares next to their baselines. No drawing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Passes = Mapping[str, Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Bar:
-    """A share with its interval, beside its baselines.
+    """A share with its interval, next to its baselines.
 
     Attributes:
       name: label; may come from outside.
@@ -171,7 +171,7 @@ def errors_by_class(scores: Figures, baselines: Figures) -> list[Bar]:
 
 
 def accuracy_bar(name: str, scores: Figures, baselines: Figures) -> Bar:
-    """Return an accuracy beside the base rate and the one-number baselines."""
+    """Return an accuracy next to the base rate and the one-number baselines."""
     beside = _beside(scores["base_rate"], baselines, "accuracy")
     return Bar(name, Estimate.of(scores["accuracy"]), scores["runs"], beside)
 
@@ -196,7 +196,7 @@ def standing(results: Mapping[str, tuple[Figures, Figures]]) -> list[tuple[str, 
 
 
 def slice_bars(slices: Figures) -> list[Bar]:
-    """Return the accuracy by job or provider, beside the share of its most frequent class. The largest comes first.
+    """Return the accuracy by job or provider, next to the share of its most frequent class. The largest comes first.
 
     There is no such baseline if each slice has only one class, for example if providers are the classes.
     """
@@ -209,7 +209,7 @@ def slice_bars(slices: Figures) -> list[Bar]:
 
 
 def fold_bars(folds: Figures) -> list[Bar]:
-    """Return the accuracy of each fold beside its base rate, then the mean with its interval."""
+    """Return the accuracy of each fold next to its base rate, then the mean with its interval."""
     bars = []
     for number, fold in enumerate(folds["folds"], 1):
         names = f": {', '.join(fold['held_out'])}" if fold["held_out"] else ""
@@ -220,7 +220,7 @@ def fold_bars(folds: Figures) -> list[Bar]:
 
 
 def mean_bar(name: str, folds: Figures) -> Bar:
-    """Return the mean accuracy of a cross-validation beside the base rate, with its interval."""
+    """Return the mean accuracy of a cross-validation next to the base rate, with its interval."""
     pooled = folds["pooled"]
     return Bar(name, Estimate.of(folds["mean"]["accuracy"]), pooled["runs"], _beside(pooled["base_rate"], {}))
 

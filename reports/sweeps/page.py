@@ -100,7 +100,7 @@ def sweep_page(swept: Swept) -> Page:
 
 
 def trials_table(swept: Swept, question: int) -> Table:
-    """Return all trials of a question, best first, beside base rate and one-number baselines."""
+    """Return all trials of a question, best first, next to base rate and one-number baselines."""
     axes = plain_axes(swept.sweep)
     values_beside = references(swept, question)
     rows = []
@@ -177,7 +177,7 @@ def axis_plot(swept: Swept, axis: Axis, number: int) -> Plot:
 
 
 def questions_plot(swept: Swept) -> Plot:
-    """Plot the best trial of each question beside its baselines."""
+    """Plot the best trial of each question next to its baselines."""
     best = {question: trials[0] for question in questions(swept.sweep) if (trials := complete(swept, question))}
     names = [question_name(swept.sweep, question) for question in best]
     metric = METRICS[swept.sweep.metric]

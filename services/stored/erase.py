@@ -213,7 +213,7 @@ def _complete(
 
 
 def _is_foreign(path: str) -> bool:
-    """Return whether an object is not ciml's: somebody else put it below the data root, or the demo's own CI system."""
+    """Return whether an object is not ciml's: of another program below the data root, or of the demo's CI system."""
     return kind_of(path) == Kind.OTHER or path.startswith("demo/")
 
 

@@ -79,7 +79,7 @@ def test_a_file_judges_for_a_trial_and_says_so(root: DataRoot, tmp_path: Path, c
     (tmp_path / "all.toml").write_text(ALL)
     with caplog.at_level(logging.WARNING, "ciml.stored_trust"):
         assert rules(root, tmp_path / "all.toml") == ["all"]
-    assert "all.toml judges in place of the trust policy in" in caplog.text
+    assert "all.toml replaces the trust policy in" in caplog.text
     assert rules(root) == ["gate only"]
 
 

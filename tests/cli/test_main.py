@@ -51,7 +51,7 @@ def test_help_shows_the_groups_in_order():
 def test_a_former_name_is_one_line_that_has_the_new_one(name: str):
     result = CliRunner().invoke(cli, [name, "list", "--data-path", "data"])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"ciml: no command {name!r} any more; use {RENAMED[name]}\n"
+    assert result.stderr == f"ciml: command {name!r} was removed; use {RENAMED[name]}\n"
     for new in RENAMED[name].split(" or "):
         assert CliRunner().invoke(cli, [*new.split()[1:], "--help"]).exit_code == 0
 

@@ -1,4 +1,4 @@
-"""The traversal of many decision trees at once, in a number of steps that the deepest tree sets.
+"""The traversal of many decision trees together, in a number of steps that the deepest tree sets.
 
 All nodes of all trees stand in arrays, breadth first, so that the two children of a node are neighbours. A row visits
 one node of each tree in a step. A leaf's threshold is infinite: no value is greater, so the row stays there. A value

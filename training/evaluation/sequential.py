@@ -180,7 +180,7 @@ class _Comparison:
 
 
 class PairedComparison(_Comparison):
-    """A shadow beside a stable version: both predict each run.
+    """A shadow next to a stable version: both predict each run.
 
     Args:
       margin: by how much less often right the shadow may be to be promoted.
@@ -212,7 +212,7 @@ class PairedComparison(_Comparison):
 
 
 class SequentialComparison(_Comparison):
-    """A canary beside a stable version, run by run in the order of their predictions.
+    """A canary next to a stable version, run by run in the order of their predictions.
 
     Args:
       margin: by how much less often right the canary may be to be promoted.

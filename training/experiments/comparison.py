@@ -87,7 +87,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results beside each other; the first one is the one that others are compared with.
+    """Results side by side; the first one is the one that others are compared with.
 
     Attributes:
       rows: in the order of `compare`.

@@ -229,11 +229,11 @@ class FetchPolicy(Settings, frozen=True):
       max_output_bytes: limit of the text of an output that is stored, bytes: of a longer one, the head and the tail.
       logs: the table ``[logs]``.
       credentials: of log hosts; `ciml.transforms.fetch.policy.Credential` documents the keys.
-      ca_file: certificates (PEM) of a private authority, trusted beside the usual ones.
+      ca_file: certificates (PEM) of a private authority, trusted next to the usual ones.
       threads: number of concurrent fetches. Threads mostly wait, so there are more than cores.
       max_wire_bytes: limit of transferred bytes of a log. Two hours of dstat are 0.2 MB in gzip.
       max_bytes: limit of unpacked bytes of a log. A day of dstat, one sample a second of 60 columns, is 25 MB.
-      max_batch_bytes: limit of unpacked logs that a batch holds at once, bytes; the others wait until these are
+      max_batch_bytes: limit of unpacked logs that a batch holds in memory, bytes; the others wait until these are
         parsed and stored. It determines memory: see docs/limits.md.
       connect_s: time limit of a connection, and of resolving a name, s.
       read_s: time limit of waiting for the next bytes, s.

@@ -89,11 +89,11 @@ def replace_where(texts: pa.StringArray, mark: str, pattern: str, replacement: s
 class RowOfText:
     """Computes a row for each of many texts, and remembers the rows of those it has seen. Thread-safe.
 
-    It knows texts by Python's hash, of 64 bits and with a seed of the process, which nobody can make collide.
+    It knows texts by Python's hash, of 64 bits and with a seed of the process, which a sender cannot make collide.
 
     Args:
       compute: returns an array [n, ...] of rows for n different texts. A row depends on its text alone.
-      most: rows to remember. Before there are more, all are forgotten; more texts at once are not remembered.
+      most: rows to remember. Before there are more, all are forgotten; more texts in one call are not remembered.
 
     Example:
       >>> lengths = RowOfText(lambda texts: sizes_of(texts).astype(np.int64))

@@ -65,7 +65,7 @@ def draw(subject: Subject, columns: Iterable[str] = ()) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
         'font-family="sans-serif" font-size="11" role="img">',
-        "<title>Telemetry of the run beside that of passing runs</title>",
+        "<title>Telemetry of the run next to that of passing runs</title>",
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
         *_legend(subject, comparable),
     ]

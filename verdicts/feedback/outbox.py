@@ -146,7 +146,7 @@ class Outbox:
         except CimlError:
             raise
         except Exception:  # noqa: BLE001  # a client or a text that fails costs only its own message
-            _log.exception("%s: the message on %s failed; the others go on", self.name, entry.change)
+            _log.exception("%s: the message on %s failed; other messages continue", self.name, entry.change)
             self._entry_pauses.setdefault(entry.key, Pause()).failed(self.clock())
         else:
             self._entry_pauses.pop(entry.key, None)

@@ -90,7 +90,7 @@ def command(options: EraseOptions) -> int:
     if not options.apply:
         with bars() as progress:
             number = count_runs(data, criteria, progress)
-        options.show({"runs": number}, lambda _: click.echo(f"runs: {number:,}; --apply erases them for good"), dict)
+        options.show({"runs": number}, lambda _: click.echo(f"runs: {number:,}; --apply erases them permanently"), dict)
         return 0
     signed = Signature(options.signed_by(), options.reason)
     receipts = []

@@ -201,7 +201,7 @@ def verify(options: VerifyOptions) -> int:
     """Verify all counts and digests of the raw store.
 
     It replays the manifest from the first delta, compares it with segments, checkpoints and index, and recounts the
-    accounting. It reads each run, alone or in a pack, and reports unreferenced objects. It can run beside ingest and
+    accounting. It reads each run, alone or in a pack, and reports unreferenced objects. It can run during ingest and
     compaction. The exit code is 4 with findings.
 
     \b

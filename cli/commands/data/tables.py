@@ -36,7 +36,7 @@ def publish(options: PublishOptions) -> None:
     """Publish the present state as a table version.
 
     Up-to-date tables get no version. From the first time on, compaction and updates of data sets publish too. It can be
-    interrupted and repeated, and run beside everything else.
+    interrupted and repeated, and run next to all other commands.
 
     \b
     Example:

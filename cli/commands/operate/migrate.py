@@ -36,7 +36,7 @@ def command(options: MigrateOptions) -> int:
     It lists all objects below DATA by kind and format, reads each as other commands do, and compares it with its
     digests, counts and manifest. Without --apply nothing is changed. The checkpoints of version 0.1 are made again,
     because they have no trust of runs, and deltas that an older version wrote after a newer one get a digest. It can
-    run beside services; stop them for --apply. The exit code is 4 if an object is damaged or cannot be read.
+    run while services run; stop them for --apply. The exit code is 4 if an object is damaged or cannot be read.
 
     \b
     Example:

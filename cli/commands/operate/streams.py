@@ -91,7 +91,7 @@ def accept_loss(options: LossOptions) -> None:
 class _Group(DefaultGroup):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] in _RENAMED:
-            raise CimlError(f"no command 'ingest {args[0]}' any more; use {_RENAMED[args[0]]}")
+            raise CimlError(f"command 'ingest {args[0]}' was removed; use {_RENAMED[args[0]]}")
         return super().parse_args(ctx, args)
 
 

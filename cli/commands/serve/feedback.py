@@ -148,7 +148,7 @@ def unmute(options: MuteOptions) -> None:
       ciml feedback unmute openstack/nova --data-path data
     """
     is_new = _commit(options, muted=False)
-    click.echo(f"not muted any more: {options.project!r}" if is_new else f"{options.project!r} is not muted")
+    click.echo(f"no longer muted: {options.project!r}" if is_new else f"{options.project!r} is not muted")
 
 
 def _commit(options: MuteOptions, *, muted: bool) -> bool:
@@ -180,7 +180,7 @@ def report(options: ConfigOptions) -> None:
 
     Reruns of the same code and reviewers settle verdicts, also the unpublished ones of a model in shadow mode. For each
     model, project and cause: whether ciml says such verdicts, how many are settled and open, and how many of the
-    settled ones were right, beside the base rate and the duration of the run alone, with 95 % intervals.
+    settled ones were right, next to the base rate and the duration of the run alone, with 95 % intervals.
 
     \b
     Example:

@@ -15,7 +15,7 @@ class ServeOptions(Endpoint):
 
     Attributes:
       config: ModelServerConfig in text format, polled. [default: DATA/models/models.config]
-      registry: Folder of the model registries. [default: beside the models' folder]
+      registry: Folder of the model registries. [default: next to the models' folder]
       unverified: Serve models without registry and digests, for foreign models.
       host: Address to listen on, without authentication.
       grpc_port: Port of the gRPC API; 0 for any free port.

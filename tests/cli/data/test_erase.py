@@ -38,7 +38,7 @@ def run_ids(data: Path) -> list[str]:
 
 def test_runs_are_counted_first_and_erased_with_apply(data: Path) -> None:
     target = run_ids(data)[0]
-    assert erase(data, "--run", target) == "runs: 1; --apply erases them for good\n"
+    assert erase(data, "--run", target) == "runs: 1; --apply erases them permanently\n"
     assert target in run_ids(data)
     output = erase(data, "--run", target, "--apply", "--author", "ann", "--reason", "request 17")
     assert "receipt 1: 1 runs erased (by run): request 17" in output

@@ -182,6 +182,6 @@ def test_a_project_is_muted_at_once_and_unmuted(config: str, tmp_path: Path) -> 
     with feedback_replica(DataRoot.open(data)).state() as state:
         assert dict(state.verdicts) == {"muted_project": 1}
     assert ciml("list", "--data-path", data).output == "muted projects: 'org/*'\nno messages\n"
-    assert ciml("unmute", "org/*", "--data-path", data).output == "not muted any more: 'org/*'\n"
+    assert ciml("unmute", "org/*", "--data-path", data).output == "no longer muted: 'org/*'\n"
     assert ciml("unmute", "org/*", "--data-path", data).output == "'org/*' is not muted\n"
     assert ciml("list", "--data-path", data).output == "no messages\n"

@@ -217,7 +217,7 @@ def test_a_failed_read_has_changed_nothing_and_an_unknown_outcome_is_settled_by_
             commenting.head(ref())
         assert type(caught.value) is EngineError
         github_server.plan = in_turn(fault)
-        with pytest.raises(Unsettled, match="it may have done what was asked"):
+        with pytest.raises(Unsettled, match="the request may have taken effect"):
             commenting.post(ref(), message())
     if fault.after:
         wait(lambda: github_server.effects, "it has not done what was asked")

@@ -111,8 +111,8 @@ class BuildOptions(TargetData, S3Environment):
 def run_build(options: BuildOptions, keys: DefinitionKeys, running: BatchRunning) -> None:
     """Build a data set from runs or a listing.
 
-    The definition is stored beside the data set as _definition.toml, for --definition. A repeated build changes nothing
-    or adds new runs; a stopped build continues. With --slicer the runs and their outcomes are fixed.
+    The definition is stored next to the data set as _definition.toml, for --definition. A repeated build changes
+    nothing or adds new runs; a stopped build continues. With --slicer the runs and their outcomes are fixed.
 
     \b
     Example:

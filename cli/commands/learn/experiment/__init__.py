@@ -320,11 +320,11 @@ class ReportOptions(OutputOptions, Data):
 def report(options: ReportOptions) -> None:
     """Write HTML reports of experiments.
 
-    A report has the figures of each EXPERIMENT (default all) with intervals beside the baselines, confusion, errors by
+    A report has the figures of each EXPERIMENT (default all) with intervals next to the baselines, confusion, errors by
     class, curves, calibration, learning, jobs and providers, folds, and other data sets. A single result is index.html
     in --output (default EXPERIMENT-report, DATASET-report or experiments-report). Of several results, index.html
     compares them, and DATASET/EXPERIMENT/index.html is the page of each. Pages are self-contained, with plots as PNG
-    and SVG beside them.
+    and SVG next to them.
 
     \b
     Example:
