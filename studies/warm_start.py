@@ -29,7 +29,7 @@ from ciml.training.normalise import Normalisation
 from ciml.transforms.examples.prepare import prepare_many
 from studies.figures import share_with_interval
 from studies.verdicts import read as read_recordings
-from studies.year import read
+from studies.year_runs import read
 
 REFRESHES = 6
 NETWORK = Network(networks.dnn, frozenset())
