@@ -295,7 +295,8 @@ def _pairs(predictions: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, An
     """Yield the shadow's and the stable version's prediction of each run, in the order in which pairs were complete."""
     first: dict[tuple[str, bool], dict[str, Any]] = {}
     for prediction in predictions:
-        run_id, is_shadow = prediction["run_id"], is_of_shadow(prediction)
+        run_id = prediction["run_id"]
+        is_shadow = is_of_shadow(prediction)
         if (run_id, is_shadow) in first:
             continue  # a row that was replaced is predicted again: its first prediction counts
         first[run_id, is_shadow] = prediction

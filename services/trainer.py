@@ -95,7 +95,8 @@ class ServedAccuracy:
 
     def text(self) -> str:
         """Return the figures as one line; before the first label, those that the probabilities expect."""
-        shares, gate = self.shares, self.gate
+        shares = self.shares
+        gate = self.gate
         if shares.labelled:
             share = f"{shares.right / shares.labelled:.2f} of {shares.labelled} labelled runs"
         elif shares.estimate is None:

@@ -26,9 +26,14 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case(0.9, 0.85, 0.1), Case(0.9, 0.85, 0.5), Case(0.8, 0.75, 0.1), Case(0.9, 0.88, 0.1), Case(0.9, 0.9, 0.1),
-    Case(0.9, 0.9, 0.5), Case(0.9, 0.92, 0.1),
-)  # fmt: skip
+    Case(0.9, 0.85, 0.1),
+    Case(0.9, 0.85, 0.5),
+    Case(0.8, 0.75, 0.1),
+    Case(0.9, 0.88, 0.1),
+    Case(0.9, 0.9, 0.1),
+    Case(0.9, 0.9, 0.5),
+    Case(0.9, 0.92, 0.1),
+)
 
 
 class PairedCase(NamedTuple):
@@ -40,9 +45,14 @@ class PairedCase(NamedTuple):
 
 
 PAIRED = (
-    PairedCase(0.9, 0.85, 0.03), PairedCase(0.9, 0.85, 0.0), PairedCase(0.8, 0.75, 0.03), PairedCase(0.9, 0.88, 0.03),
-    PairedCase(0.9, 0.9, 0.03), PairedCase(0.9, 0.9, 0.01), PairedCase(0.9, 0.92, 0.04),
-)  # fmt: skip
+    PairedCase(0.9, 0.85, 0.03),
+    PairedCase(0.9, 0.85, 0.0),
+    PairedCase(0.8, 0.75, 0.03),
+    PairedCase(0.9, 0.88, 0.03),
+    PairedCase(0.9, 0.9, 0.03),
+    PairedCase(0.9, 0.9, 0.01),
+    PairedCase(0.9, 0.92, 0.04),
+)
 
 
 def decide(case: Case, seed: int, most: int = MOST_RUNS) -> tuple[str, int]:

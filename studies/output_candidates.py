@@ -53,7 +53,8 @@ def spreads(runs: Recorded, outputs: Mapping[str, ScannedOutput]) -> dict[str, f
     failed: dict[str, list[tuple[int, str]]] = defaultdict(list)
     spread = {}
     for facts, change in zip(runs.facts, runs.groups, strict=True):
-        output, end_us = outputs.get(facts.build_uuid), facts.end_us or 0
+        output = outputs.get(facts.build_uuid)
+        end_us = facts.end_us or 0
         if output is None:
             continue
         printed = printed_templates(output)
@@ -148,7 +149,8 @@ def main() -> None:
     parser.add_argument("--hold", choices=("changes", "jobs"), default="changes", help="what is held out whole")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    outputs, runs = read_outputs(options.folders), read(options.folders)
+    outputs = read_outputs(options.folders)
+    runs = read(options.folders)
     runs = runs.of([index for index, facts in enumerate(runs.facts) if facts.build_uuid in outputs])
     if options.hold == "jobs":
         runs = replace(runs, groups=np.array([facts.build_name for facts in runs.facts]))

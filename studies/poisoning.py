@@ -36,7 +36,8 @@ from tests.runs.scenes import RawStore
 
 AUTHORS = 20
 POISONER = "mallory"
-TRUSTED, UNTRUSTED = "zuul", "elsewhere"
+TRUSTED = "zuul"
+UNTRUSTED = "elsewhere"
 RULES = f'[[rule]]\nname = "{TRUSTED}"\ntrusted = true\nsource = "{TRUSTED}"\n'
 #: The policies by name.
 POLICIES = {
@@ -198,7 +199,8 @@ def main() -> None:
         if any(trial.seed == seed for trial in finished):
             continue
         with tempfile.TemporaryDirectory() as folder, options.results.open("a") as file:
-            shares, policies = options.shares or [0.01, 0.05, 0.2], options.policies or list(POLICIES)
+            shares = options.shares or [0.01, 0.05, 0.2]
+            policies = options.policies or list(POLICIES)
             for trial in trials(runs, shares, policies, seed, Path(folder)):
                 file.write(json.dumps(asdict(trial)) + "\n")
                 file.flush()

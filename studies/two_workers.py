@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ROWS = (10_000, 100_000, 1_000_000)
-LEARNING_RATE, L2 = 1e-3, 0.002
+LEARNING_RATE = 1e-3
+L2 = 0.002
 
 
 class Case(NamedTuple):
@@ -66,7 +67,8 @@ def work(file: Path, case: Case, rows: int, threads: int) -> dict[str, Any]:
     replicas = strategy.num_replicas_in_sync
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"] if is_worker else 0
     stored = np.load(file)
-    inputs, labels = tf.constant(stored["inputs"]), tf.constant(stored["labels"])
+    inputs = tf.constant(stored["inputs"])
+    labels = tf.constant(stored["labels"])
     random = np.random.default_rng(0)
     sizes = [inputs.shape[1], *case.layers, int(stored["labels"].max()) + 1]
     with strategy.scope():
@@ -93,7 +95,8 @@ def work(file: Path, case: Case, rows: int, threads: int) -> dict[str, Any]:
             gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         count.assign_add(1.0)
         for place, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
-            first, second = moments[2 * place], moments[2 * place + 1]
+            first = moments[2 * place]
+            second = moments[2 * place + 1]
             first.assign(0.9 * first + 0.1 * gradient)
             second.assign(0.999 * second + 0.001 * gradient**2)
             scaled = (first / (1 - 0.9**count)) / (tf.sqrt(second / (1 - 0.999**count)) + 1e-7)

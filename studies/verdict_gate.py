@@ -48,7 +48,8 @@ def main() -> None:
     figures: dict[str, list[float]] = {}
     reasons: Counter[str] = Counter()
     for number, candidate in enumerate(refreshes(DataRoot.open(options.data), experiment, options.splits)):
-        evaluation, verdicts = candidate.metrics["evaluation"], candidate.metrics["verdicts"]
+        evaluation = candidate.metrics["evaluation"]
+        verdicts = candidate.metrics["verdicts"]
         for name, figure in (
             ("accuracy", evaluation["accuracy"]),
             ("base rate", evaluation["base_rate"]),

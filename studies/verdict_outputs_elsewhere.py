@@ -90,7 +90,8 @@ class Bench:
     @classmethod
     def of(cls, folders: Sequence[Path], since: datetime | None, folds: int, repeats: int) -> Bench:
         """Read recordings."""
-        runs, outputs = read(folders), read_outputs(folders)
+        runs = read(folders)
+        outputs = read_outputs(folders)
         facts = [runs.facts[index] for index in runs.failed]
         labels = np.array([CAUSES.index(runs.truth(run.run_id)) for run in facts])
         definition = telemetry_definition()
@@ -142,7 +143,8 @@ def missing(
     bench: Bench, experiment: Experiment, only: str
 ) -> Iterator[tuple[str, dict[str, tuple[float, float, float]]]]:
     """Yield the figures of runs with an output, without one, and with one that is withheld."""
-    with_output, without = np.flatnonzero(bench.has_output), np.flatnonzero(~bench.has_output)
+    with_output = np.flatnonzero(bench.has_output)
+    without = np.flatnonzero(~bench.has_output)
     every = np.arange(len(bench.labels))
     telemetry = by_experiment(experiment, (*TELEMETRY, "outcome:"))
     for name, answer, folds, rows in (

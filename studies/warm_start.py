@@ -34,7 +34,9 @@ from studies.year_runs import read
 REFRESHES = 6
 NETWORK = Network(networks.dnn, frozenset())
 FEW = 30
-COLD, COLD_FEW, WARM = "cold, 150 epochs", f"cold, {FEW} epochs", f"warm, {FEW} epochs"
+COLD = "cold, 150 epochs"
+COLD_FEW = f"cold, {FEW} epochs"
+WARM = f"warm, {FEW} epochs"
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def refreshes(rows: Rows, classes: int, seed: int) -> list[Fit]:
     previous: tuple[list[np.ndarray], Normalisation] | None = None
     fits = []
     for start, end in pairwise(cuts):
-        train, test = rows.take(slice(0, start)), rows.take(slice(start, end))
+        train = rows.take(slice(0, start))
+        test = rows.take(slice(start, end))
         normalisation = Normalisation.of(train.inputs)
         train, test = (replace(part, inputs=normalisation.apply(part.inputs)) for part in (train, test))
         weights = None if previous is None else converted(*previous, normalisation)

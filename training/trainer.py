@@ -233,7 +233,9 @@ def _push(
         recorded = registry.record_candidate(folder, facts)
         registry.record_decision(recorded.id, Decision(False, reasons, decision.metrics))
     if version is not None and (excluded := _withdraw_excluded(registry, version)):
-        version, outcome, reasons = None, "rejected", (excluded,)
+        version = None
+        outcome = "rejected"
+        reasons = (excluded,)
     return TrainResult(
         outcome=outcome,
         reasons=tuple(reasons),

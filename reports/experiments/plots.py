@@ -49,7 +49,9 @@ MOST_CURVES = len(COLORS) - 1
 #: Cells of larger matrices show counts only.
 _MOST_SHARES = 10
 #: Heights in inches of a row of bars, of the title and ticks of a panel, and of the legend of a figure.
-_BAR_INCHES, _PANEL_INCHES, _LEGEND_INCHES = 0.29, 0.8, 0.75
+_BAR_INCHES = 0.29
+_PANEL_INCHES = 0.8
+_LEGEND_INCHES = 0.75
 #: Markers of the first and the second one-number baseline; other baselines are black strokes.
 _NUMBERS: Sequence[Mapping[str, Any]] = (
     {"marker": "D", "markersize": 5, "markerfacecolor": "none", "color": "#D55E00"},

@@ -80,7 +80,8 @@ def prepare_runs(
             context, windows = prepare_without_telemetry([runs[row]], definition, nearby, output_of)
             if context[0, 0, no_output] > 0:
                 continue
-            inputs[row], n_windows[row] = context[0], windows[0]
+            inputs[row] = context[0]
+            n_windows[row] = windows[0]
             without_telemetry.add(row)
             del rejected[row]
     for row in np.flatnonzero(n_windows == 0).tolist():

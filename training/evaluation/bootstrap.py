@@ -82,7 +82,8 @@ def _estimate(values: np.ndarray) -> Figure:
         return {"value": None, "low": None, "high": None}
     resampled = values[1:]
     resampled = resampled[np.isfinite(resampled)]  # some resamples lack a class
-    low, high = None, None
+    low = None
+    high = None
     if len(resampled):
         low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
     return {"value": float(values[0]), "low": low, "high": high}

@@ -245,7 +245,8 @@ def _check_baseline(number: str, baseline: Any, policy: GatePolicy) -> _Check:
 
 def _check_calibration(evaluation: Any, policy: GatePolicy) -> _Check:
     calibration = _field(evaluation, "calibration")
-    error, chance = _number(calibration, "ece"), _number(calibration, "chance")
+    error = _number(calibration, "ece")
+    chance = _number(calibration, "chance")
     brier = _number(evaluation, "brier")
     if error is None or chance is None or brier is None:
         return _Check("calibration", False, "the calibration error or the Brier score is missing")
@@ -325,7 +326,8 @@ def _check_champion(comparison: Any, policy: GatePolicy) -> Iterator[_Check]:
 
 def _check_brier(brier: Any, policy: GatePolicy) -> _Check:
     name = "champion's Brier score"
-    difference, high = _number(brier, "difference"), _number(brier, "high")
+    difference = _number(brier, "difference")
+    high = _number(brier, "high")
     if difference is None or high is None:
         return _Check(name, False, "the comparison with the champion's Brier score is missing")
     text = f"Brier score {difference:+.3f} against the champion (at most {high:+.3f}; less is better)"

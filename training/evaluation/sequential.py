@@ -76,7 +76,8 @@ class Bet:
           is_right: whether the canary was right.
           block: the runs of the stable version; no bet is possible without one.
         """
-        share, stable_share = canary.estimate, stable.estimate
+        share = canary.estimate
+        stable_share = stable.estimate
         if not block.runs or self.sign * (share - stable_share - self.shift) >= 0:
             return  # the past speaks for the hypothesis: do not bet
         null = _closest(share, stable_share, block.runs, self.shift)
@@ -97,7 +98,8 @@ def _closest(share: float, other: float, runs: int, shift: float) -> float | Non
     """
     if not shift:
         return (share + runs * other) / (1 + runs)
-    low, high = max(0.0, -shift) + _NEAR_0, min(1.0, 1 - shift) - _NEAR_0
+    low = max(0.0, -shift) + _NEAR_0
+    high = min(1.0, 1 - shift) - _NEAR_0
     if low >= high:
         return None
 
@@ -138,7 +140,8 @@ class PairedBet:
         shares = {d: (counts.get(d, 0) + _PRIOR) / total for d in gains}
         if sum(shares[d] * gains[d] for d in gains) <= 0:
             return  # the past speaks for the hypothesis: do not bet
-        low, high = 0.0, (1 - _NEAR_0) / -min(gains.values())
+        low = 0.0
+        high = (1 - _NEAR_0) / -min(gains.values())
         for _ in range(_STEPS):
             middle = (low + high) / 2
             slope = sum(shares[d] * gains[d] / (1 + middle * gains[d]) for d in gains)
