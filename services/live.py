@@ -83,7 +83,7 @@ class LiveService(Service):
         """Read the runs from their first samples; publish complete ones as ended, others as running."""
         from functools import partial
 
-        from ciml.pipelines.flink.submit import run_here
+        from ciml.transforms.beam import run_here
 
         run_here(partial(self.build, work=work))
         self._messages_read = sum((read.end or 0) - read.start for read in work)

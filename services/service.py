@@ -178,7 +178,7 @@ class TopicService(Service, Generic[S]):
         return build_processor(pipeline, cast("BatchProcessor[Any, Any, Any]", self.processor), work)
 
     def run(self, work: Any) -> None:
-        from ciml.pipelines.flink.submit import run_here
+        from ciml.transforms.beam import run_here
 
         run_here(partial(self.build, work=work))
 

@@ -27,11 +27,11 @@ from ciml.events.listing import open_listing
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.backfill.backfill import plan_backfill
 from ciml.pipelines.datasets.build import plan_build
-from ciml.pipelines.flink.submit import run_here
 from ciml.pipelines.ingest.committer import IngestConfig, committer
 from ciml.services.driver import drive
 from ciml.services.ingest import IngestService
 from ciml.storage import open_store
+from ciml.transforms.beam import run_here
 from ciml.transforms.fetch.policy import FetchPolicy
 from tests.corpus import CORPUS
 from tests.pipelines.backfill.backfilling import config as backfill_config

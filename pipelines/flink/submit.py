@@ -15,20 +15,13 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 from apache_beam.portability.api import beam_job_api_pb2_grpc as job_api
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle, PortableRunner
 
 from ciml.errors import CimlError, EngineError
 from ciml.pipelines.flink.jobs import OVER, cancel_job, cancel_orphans
+from ciml.transforms.beam import keep_workers_quiet, run_here
 from ciml.transforms.guard import kept_error
 
-#: Loggers of Beam that report the failure of a worker.
-_NOISY = (
-    "apache_beam.runners.common",
-    "apache_beam.runners.portability.fn_api_runner.worker_handlers",
-    "apache_beam.runners.worker.data_plane",
-    "apache_beam.runners.worker.sdk_worker",
-)
 _POLL_S = 0.3
 
 #: A checkpoint every 3 s, and bundle limits: without them no data flows, and without the last one a source sometimes
@@ -104,22 +97,6 @@ def _run_here_polling(build: Build, poll: Callable[[], object]) -> None:
         running.result()
 
 
-def run_here(build: Build) -> None:
-    """Run a bounded pipeline in this process to its end.
-
-    Raises:
-      CimlError: the error of a stage.
-    """
-    kept_error(clear=True)
-    _keep_workers_quiet()
-    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))  # the default may be another runner
-    build(pipeline)
-    try:
-        pipeline.run().wait_until_finish()
-    except Exception as error:  # noqa: BLE001  # Beam turns a stage's error into a RuntimeError
-        raise kept_error() or error from None
-
-
 def flink_options(
     endpoint: str,
     name: str,
@@ -165,7 +142,7 @@ class FlinkJob:
 
     def __init__(self, build: Build, options: PipelineOptions) -> None:
         kept_error(clear=True)
-        _keep_workers_quiet()
+        keep_workers_quiet()
         # Beam warns of each option that only the job server knows.
         logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
         self._endpoint = str(options.view_as(PortableOptions).job_endpoint)
@@ -218,25 +195,6 @@ class SetOptionsRunner(PortableRunner):
         handle = super().create_job_service_handle(job_service, options)
         handle.options = SimpleNamespace(get_all_options=partial(options.get_all_options, drop_default=True))
         return handle
-
-
-def _keep_workers_quiet() -> None:
-    """Suppress Beam's logs and prints of a worker's failure that is raised here as well."""
-    from apache_beam.runners.worker import sdk_worker
-
-    def print_other(*words: object, **options: Any) -> None:
-        if kept_error() is None and "Channel closed prematurely" not in str(words[:1]):
-            print(*words, **options)
-
-    sdk_worker.print = print_other
-    for name in _NOISY:
-        logger = logging.getLogger(name)
-        if _no_kept_error not in logger.filters:
-            logger.addFilter(_no_kept_error)
-
-
-def _no_kept_error(record: logging.LogRecord) -> bool:
-    return kept_error() is None
 
 
 def _expect_closed_streams() -> None:

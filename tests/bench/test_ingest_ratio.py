@@ -154,7 +154,7 @@ def test_source_in_micro_batches(source: tuple[str, str]) -> None:
     """The start of the pipeline is included: a micro-batch has one each."""
 
     def ours() -> float:
-        from ciml.pipelines.flink.submit import run_here
+        from ciml.transforms.beam import run_here
 
         began = time.perf_counter()
         with reading(*source, bounded=True) as build:

@@ -26,24 +26,22 @@ class Analysis(msgspec.Struct, frozen=True):
 
     Attributes:
       entries: encoded accumulators by tf.Transform's key of the analyzer. It merges those of an analyzer.
-      size: bytes of the analysed data.
       spans: the `analysis_key` of each span.
     """
 
     entries: dict[bytes, tuple[bytes, ...]]
-    size: int
     spans: tuple[str, ...] = ()
 
     def joined(self, other: Analysis) -> Analysis:
         """Return the analysis of the spans of both, which must be different ones."""
         keys = dict.fromkeys((*self.entries, *other.entries))
         entries = {key: (*self.entries.get(key, ()), *other.entries.get(key, ())) for key in keys}
-        return Analysis(entries, self.size + other.size, (*self.spans, *other.spans))
+        return Analysis(entries, (*self.spans, *other.spans))
 
 
 def cache_key(features: Sequence[str], windows: int, transform: str) -> str:
     """Return the name of the analysis of all spans with a shape."""
-    return sha256_json({"format": 2, "shape": [windows, list(features)], "transform": transform})
+    return sha256_json({"format": 3, "shape": [windows, list(features)], "transform": transform})
 
 
 def analysis_key(span: SnapshotSpan, features: Sequence[str], windows: int, transform: str) -> str:

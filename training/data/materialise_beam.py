@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,6 @@ import apache_beam as beam  # noqa: E402  (TensorFlow has to be set up before Be
 import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import tensorflow_transform.beam as tft_beam  # noqa: E402
-from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # noqa: E402
 from tensorflow_metadata.proto.v0 import schema_pb2  # noqa: E402
 from tensorflow_transform.beam import analyzer_cache  # noqa: E402
 from tfx_bsl.tfxio import tensor_adapter  # noqa: E402
@@ -42,7 +37,8 @@ from ciml.training.data.examples import (  # noqa: E402
 )
 from ciml.training.data.snapshot import RECORDS_FOLDER, ROLES, TRANSFORM_FOLDER, Role, Snapshot, shard_name  # noqa: E402
 from ciml.training.normalise import normalise, transform_digest  # noqa: E402
-from ciml.transforms.guard import keep_error, kept_error  # noqa: E402
+from ciml.transforms.beam import run_here  # noqa: E402
+from ciml.transforms.guard import keep_error  # noqa: E402
 
 _BATCH_ROWS = 4096
 _BATCH_VALUES = 8 << 20  # 32 MB of float32
@@ -56,42 +52,17 @@ _MOST_PARTS = 100
 _tasks: dict[str, list[FileTask]] = {}
 
 
-@contextmanager
-def _hide_ipython() -> Iterator[None]:
-    """Hide a notebook from Beam, which imports its interactive environment there; with pandas 3 the import fails.
-
-    Beam needs the import only to write numbers of cells into labels.
-    """
-    module = beam.pipeline
-    alter_label = module.alter_label_if_ipython
-    is_in_ipython = module.is_in_ipython
-    module.alter_label_if_ipython = lambda transform, value: None
-    module.is_in_ipython = lambda: False
-    try:
-        yield
-    finally:
-        module.alter_label_if_ipython = alter_label
-        module.is_in_ipython = is_in_ipython
-
-
-@_hide_ipython()
 def run_pipeline(root: Store, snapshot: Snapshot, folder: Path, cache: AnalysisCache | None) -> tuple[int, int]:
     """Build the pipeline, and run it in this process.
 
     Returns:
       (number of analysed spans, number of spans with a cached analysis).
     """
-    kept_error(clear=True)
-    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
     with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temp, tft_beam.Context(temp_dir=temp):
-        analysed, cached = build_materialise(pipeline, root, snapshot, folder, cache)
         try:
-            pipeline.run().wait_until_finish()
-        except Exception as error:  # noqa: BLE001  # Beam raises a RuntimeError for any error of a stage
-            raise kept_error() or error from None
+            return run_here(lambda pipeline: build_materialise(pipeline, root, snapshot, folder, cache))
         finally:
             _tasks.pop(str(folder), None)
-    return analysed, cached
 
 
 def build_materialise(
@@ -139,7 +110,10 @@ def build_materialise(
     _ = normalised | "write records" >> beam.ParDo(WriteRecords(str(folder / RECORDS_FOLDER), roles))
     if cache is not None and (found := caches.get(_NEW)) is not None:
         spans = tuple(keys[span] for span in sorted(new_spans))
-        _write_cache(found, AnalysisWriter(cache, name, spans, known))
+        accumulators = dict(sorted(found.items()))
+        writer = AnalysisWriter(cache, name, spans, tuple(accumulators), known)
+        sides = map(beam.pvalue.AsIter, accumulators.values())
+        _ = pipeline | "once" >> beam.Impulse() | "keep analysis" >> beam.ParDo(writer, *sides)
     return len(new_spans), len(keys) - len(new_spans)
 
 
@@ -268,51 +242,33 @@ def _read_analysis(
 
 
 def _cached(pipeline: beam.Pipeline, analysis: Analysis) -> analyzer_cache.DatasetCache:
-    values = {
-        key: pipeline | f"cached {number}" >> beam.Create(list(entries), reshuffle=False)
-        for number, (key, entries) in enumerate(sorted(analysis.entries.items()))
-    }
-    metadata = analyzer_cache.DatasetCacheMetadata(analysis.size)
-    sized = pipeline | "size of the cached spans" >> beam.Create([metadata], reshuffle=False)
-    return analyzer_cache.DatasetCache(values, sized)
-
-
-def _write_cache(analysis: analyzer_cache.DatasetCache, writer: AnalysisWriter) -> None:
-    """Write the accumulators of the new spans, and their size, to the cache."""
-    accumulators = [
-        values | f"label {number}" >> beam.Map(_with_key, entry)
-        for number, (entry, values) in enumerate(sorted(analysis.items()))
-    ]
-    size = analysis.metadata | "size" >> beam.Map(lambda metadata: (b"", metadata.dataset_size))
-    _ = (
-        [*accumulators, size]
-        | "together" >> beam.Flatten()
-        | "collect" >> beam.combiners.ToList()
-        | "keep" >> beam.ParDo(writer)
+    """Return the known accumulators. Each step of a pipeline takes time, so one source provides all of them."""
+    entries = sorted(analysis.entries)
+    tagged = [(str(entries.index(entry)), value) for entry, values in analysis.entries.items() for value in values]
+    by_entry = (
+        pipeline
+        | "cached spans" >> beam.Create(tagged, reshuffle=False)
+        | "by analyzer" >> beam.MapTuple(beam.pvalue.TaggedOutput).with_outputs(*map(str, range(len(entries))))
     )
-
-
-def _with_key(value: bytes, key: bytes) -> tuple[bytes, bytes]:
-    return key, value
+    return analyzer_cache.DatasetCache({entry: by_entry[str(tag)] for tag, entry in enumerate(entries)}, None)
 
 
 class AnalysisWriter(beam.DoFn):
-    """Write the analysis of new spans, joined with the one that was known.
+    """Write the analysis of new spans, joined with the known one."""
 
-    Its elements are the pairs of an entry and an accumulator, in a list; the size has the empty entry.
-    """
-
-    def __init__(self, cache: AnalysisCache, name: str, spans: tuple[str, ...], known: Analysis | None) -> None:
+    def __init__(
+        self, cache: AnalysisCache, name: str, spans: tuple[str, ...], entries: Sequence[bytes], known: Analysis | None
+    ) -> None:
         super().__init__()
         self._cache = cache
         self._name = name
         self._spans = spans
+        self._entries = entries
         self._known = known
 
-    def process(self, pairs: list[tuple[bytes, Any]]) -> None:
-        size = next((value for entry, value in pairs if not entry), 0)
-        accumulators = sorted((entry, value) for entry, value in pairs if entry)
-        entries = {entry: tuple(value for _, value in group) for entry, group in groupby(accumulators, itemgetter(0))}
-        analysis = Analysis(entries, size, self._spans)
+    def process(self, _: bytes, *accumulators: Iterable[bytes]) -> None:
+        """Take the accumulators of each entry, as side inputs."""
+        entries = {entry: tuple(sorted(values)) for entry, values in zip(self._entries, accumulators, strict=True)}
+        analysis = Analysis(entries, self._spans)
         with keep_error():
             self._cache.write(self._name, analysis if self._known is None else self._known.joined(analysis))

@@ -24,8 +24,8 @@ from ciml.pipelines.backfill.backfill import backfill, plan_backfill
 from ciml.pipelines.backfill.plan import Tally, Work
 from ciml.pipelines.backfill.survey import survey
 from ciml.pipelines.backfill.work_queue import WorkQueue
-from ciml.pipelines.flink.submit import run_here
 from ciml.runs.verify import verify_raw
+from ciml.transforms.beam import run_here
 from ciml.transforms.fetch.policy import FetchPolicy
 from tests.durable import Steps, each_step
 from tests.pipelines.backfill.backfilling import Listed, config, corpus_lines, listed, rows_of

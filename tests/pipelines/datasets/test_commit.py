@@ -25,8 +25,8 @@ from ciml.pipelines.datasets.beam import build_spans
 from ciml.pipelines.datasets.build import build_dataset, plan_build, plan_update
 from ciml.pipelines.datasets.commit import commit_steps
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
-from ciml.pipelines.flink.submit import run_here
 from ciml.storage import LocalStore, Store
+from ciml.transforms.beam import run_here
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.durable import Steps, each_step
 from tests.golden import make_logs

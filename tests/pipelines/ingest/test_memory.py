@@ -114,7 +114,7 @@ def micro_batches(folder: Path) -> Counter[str]:
     """Settle all logs as one batch of a micro-batch."""
     import apache_beam as beam
 
-    from ciml.pipelines.flink.submit import run_here
+    from ciml.transforms.beam import run_here
     from ciml.transforms.ingest.beam import TakeLogs
 
     config, listing = _configured(folder)

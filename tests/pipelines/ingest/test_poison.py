@@ -28,11 +28,11 @@ from ciml.events.listing import open_listing
 from ciml.events.records import Batch, Message, OffsetRange, Outcome, RunFacts
 from ciml.metrics import Board
 from ciml.pipelines.backfill.backfill import backfill
-from ciml.pipelines.flink.submit import run_here
 from ciml.pipelines.ingest.committer import seal, seal_guarded, unseal
 from ciml.pipelines.ingest.replay import replay
 from ciml.services.ingest import raw_families
 from ciml.storage import LocalStore, Store
+from ciml.transforms.beam import run_here
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.beam import Decode, Judge, TakeLogs
 from ciml.transforms.ingest.decode import decode

@@ -21,7 +21,6 @@ from ciml.events.records import Batch, OffsetRange
 from ciml.kafka import KafkaOptions, ReadOptions
 from ciml.limits import MAX_MESSAGE_HEADERS
 from ciml.manifest.coverage import OtherTopicError
-from ciml.pipelines.flink.submit import run_here
 from ciml.pipelines.ingest import committer as ingest
 from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
 from ciml.pipelines.kafka import broker, reader, source
@@ -31,6 +30,7 @@ from ciml.pipelines.kafka.reader import Reader, borrow, close_readers, message_o
 from ciml.pipelines.kafka.source import FindPartitions, KnownTopic, ReadFromKafka, ReadUnbounded
 from ciml.runs.state import RawState
 from ciml.storage import open_store
+from ciml.transforms.beam import run_here
 from tests.pipelines.ingest.ingesting import need_real, wait_for
 from tests.pipelines.kafka.kafka_topics import Slice
 

@@ -27,7 +27,7 @@ def test_the_cache_gives_the_same_and_holds_no_pickle(data: DataRoot, snapshot: 
         analysis_key(span, snapshot.resolved.features, snapshot.resolved.windows, transform_digest())
         for span in snapshot.spans
     ]
-    cache.write(name, Analysis({b"another": (b"[]",)}, 1, tuple(spans)))  # of other analyzers: it is not used
+    cache.write(name, Analysis({b"another": (b"[]",)}, tuple(spans)))  # of other analyzers: it is not used
     fewer = snapshot.replace(spans=snapshot.spans[:2])
     learned = next(run.run_id for run in snapshot.spans[1].runs if run.split == "train")
     changed = make_snapshot(dataset, TrustPolicy.load(), excluding({learned: "purged"}))
@@ -62,14 +62,14 @@ def test_an_analysis_in_too_many_parts_is_made_again(
 
 def test_a_damaged_cache_counts_as_none(tmp_path: Path):
     cache, path = AnalysisCache(LocalStore(tmp_path)), tmp_path / "a.json"
-    kept = Analysis({b"entry": (b"[1.0, 2.0]",)}, 7)
+    kept = Analysis({b"entry": (b"[1.0, 2.0]",)}, ("a span",))
     cache.write("a", kept)
     assert cache.read("a") == kept
     content = path.read_bytes()
     (tmp_path / "b.json").write_bytes(content)
     assert cache.read("b") is None
     pickled = b"cos\nsystem\n(S'touch %b'\ntR." % os.fsencode(tmp_path / "owned")
-    for damaged in (content[:-3], content.replace(b'"size":7', b'"size":8'), pickled, b"{}"):
+    for damaged in (content[:-3], content.replace(b"a span", b"b span"), pickled, b"{}"):
         path.write_bytes(damaged)
         assert cache.read("a") is None
     assert not (tmp_path / "owned").exists()
