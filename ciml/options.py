@@ -175,7 +175,7 @@ class TrustOptions(Options):
 
     Attributes:
       trust_policy: TOML file of a trust policy, for a trial. [default: the policy of the data root, see ciml trust;
-        without one $CIML_TRUST_POLICY, else proved work of Zuul, and backfills]
+        without one $CIML_TRUST_POLICY, otherwise proved work of Zuul, and backfills]
     """
 
     trust_policy: str | None = option(kind="file")

@@ -135,7 +135,7 @@ class MqttSource(Source, frozen=True, kw_only=True):
 
 
 class GerritSource(Source, frozen=True, kw_only=True):
-    """A Gerrit whose events say who owns, reviewed and merged the changes that a CI system tests.
+    """A Gerrit whose events report who owns, reviewed and merged the changes that a CI system tests.
 
     Attributes:
       name: of the CI system, whose runs the events update.

@@ -282,7 +282,7 @@ class GerritOptions(SystemOptions):
 
     Attributes:
       ssh: Gerrit over SSH: ssh://USER@HOST:29418.
-      rest: REST API, which fills holes of the stream, such as https://HOST.
+      rest: REST API, which fills gaps of the stream, such as https://HOST.
       key_file: Private key. [default: secrets/NAME-gerrit]
       known_hosts_file: Host keys of the server. [default: secrets/NAME-gerrit-hosts]
       password_file: HTTP password for --rest. [default: anonymous]

@@ -331,7 +331,7 @@ class TrainerOptions(ServiceOptions, LearnOptions):
       lineage: Send OpenLineage events, by its own configuration or to DATA/lineage.
       allow_modules: Module of an own estimator that may be imported; repeatable.
       every: Refresh if there are new data and the last candidate is so old. [default: at each new version of the data]
-      new_runs: Refresh when there are so many trusted runs that the last candidate did not have.
+      new_runs: Refresh after this number of trusted runs that the last candidate did not have.
       on_drift: Refresh when the new data drift from what the champion learned.
       on_accuracy: Refresh when the champion is shown to be worse than at its gate.
     """

@@ -50,9 +50,9 @@ class DemoOptions(Options):
 def run(options: DemoOptions) -> int:
     """Run the whole chain on sample runs.
 
-    It goes from CI events to a served model and predictions, with one event in sixteen broken on purpose. At the end it
-    recounts all numbers from the stored data and compares them with the producer's list. The exit code is 4 if one
-    differs. The report is demo/report.html below the folder.
+    The chain leads from CI events to a served model and predictions. One event in sixteen is broken on purpose. At the
+    end it recounts all numbers from the stored data and compares them with the producer's list. The exit code is 4 if
+    one differs. The report is demo/report.html below the folder.
 
     \b
     Example:
@@ -126,7 +126,7 @@ def report(options: ReportOptions) -> None:
 def command() -> None:
     """Run the whole chain on sample runs.
 
-    It goes from CI events to a served model and predictions, recounts all numbers from the stored data, and writes
+    It leads from CI events to a served model and predictions, recounts all numbers from the stored data, and writes
     demo/report.html below the folder. The exit code is 4 if a number differs.
 
     \b

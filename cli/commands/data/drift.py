@@ -33,7 +33,7 @@ class DriftOptions(Data, Json):
     Attributes:
       last: Number of newest spans to test. [default: 1; with --model all new ones]
       against: Data set to compare with. [default: the earlier spans]
-      model: Model whose champion's training runs to compare with.
+      model: Model whose champion's training runs are the reference.
       psi: PSI from which a distribution has drifted; from 2.5 times this the drift is large.
       min_runs: Minimum runs on each side to test a job or provider.
       allow: Kind of findings that does not set exit code 5; may be repeated.

@@ -62,7 +62,7 @@ class EraseOptions(Data, Signed, Json, BrokerOptions):
 
 @make_command("erase")
 def command(options: EraseOptions) -> int:
-    """Erase runs, and all that was derived from them.
+    """Erase runs and all derived data.
 
     It removes the telemetry, outputs, predictions, messages' contents, examples and stored events of all runs that
     match each option. What counts runs keeps a nameless entry for each. Then it searches every byte for the names, and

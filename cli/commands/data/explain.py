@@ -36,7 +36,7 @@ class ExplainOptions(Json):
     """Options of ``ciml explain``.
 
     Attributes:
-      passed: Output of a passing run of the same job, whose lines are no causes; may be repeated.
+      passed: Output of a passing run of the same job; its lines explain no failure; may be repeated.
       characters: Most characters to show.
       data_path: Data root of a stored run.
     """

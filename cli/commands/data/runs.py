@@ -240,7 +240,7 @@ class CompactOptions(Json, Data):
       pack_size: Approximate maximum size of a pack, in MiB.
       keep_outputs: Age after a day's end (UTC) up to which the text of outputs is kept; their templates stay. [default:
         keep of [logs] in --fetch-policy, else 30d]
-      fetch_policy: TOML file of the fetch policy, of which [logs] counts.
+      fetch_policy: TOML file of the fetch policy; only [logs] is read.
       everything: Collect garbage in all folders, and renew packs of older versions.
     """
 

@@ -37,7 +37,7 @@ class PurgeOptions(RunChoice, Data, Signed, TrustOptions):
 
 @make_command("purge")
 def purge_command(options: PurgeOptions) -> int:
-    """Take back what models learned from some runs.
+    """Withdraw and retrain models without some runs.
 
     It excludes the runs, withdraws every version that learned from them, and trains these models again. The last clean
     version serves meanwhile; without one, none does. The same command completes a purge that was interrupted. The exit

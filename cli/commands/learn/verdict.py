@@ -55,7 +55,7 @@ def command(options: VerdictOptions) -> int:
 
     RUN_ID is a run of ciml runs list. The last prediction of a served model with a verdict is shown, with its evidence,
     computed from the stored run, and the path of its picture. Without such a prediction, a model of causes is loaded
-    in this process and asked about the stored run. A verdict is code (the same code would fail again), machine (it
+    in this process and predicts the stored run. A verdict is code (the same code would fail again), machine (it
     would pass elsewhere, or at another time) or unknown. --page writes index.html: the verdict, its evidence, and the
     lines that explain the failure. The exit code is 4 if that run is damaged or missing.
 

@@ -204,7 +204,7 @@ class HistoryOptions(Data, JsonLines):
 
 @make_command("history")
 def show_history(options: HistoryOptions) -> None:
-    """List what happened to a model.
+    """List the history of a model.
 
     These are its candidates, the decisions of the gate, pushes, and the decisions of people, from the oldest.
 

@@ -111,7 +111,8 @@ def zuul(system: ZuulOptions, options: ConnectOptions) -> int:
 def gerrit(system: GerritOptions, options: ConnectOptions) -> int:
     """Connect the Gerrit of a CI system.
 
-    Its events say who owns, reviewed and merged the changes that the CI system tests, so NAME is that of the CI system.
+    Its events report who owns, reviewed and merged the changes that the CI system tests, so NAME is that of the CI
+    system.
 
     \b
     Example:

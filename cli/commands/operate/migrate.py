@@ -31,7 +31,7 @@ class MigrateOptions(Json):
 
 @make_command("migrate")
 def command(options: MigrateOptions) -> int:
-    """Verify a data root; rewrite what older versions wrote.
+    """Verify a data root; rewrite data of older versions.
 
     It lists all objects below DATA by kind and format, reads each as other commands do, and compares it with its
     digests, counts and manifest. Without --apply nothing is changed. The checkpoints of version 0.1 are made again,

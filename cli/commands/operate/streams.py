@@ -158,7 +158,7 @@ class AdoptOptions(BrokerOptions):
 
 @make_command("adopt")
 def adopt(options: AdoptOptions) -> None:
-    """Adopt a topic that was created again.
+    """Adopt a recreated topic.
 
     A service stops if its topic was deleted and created again, or restored from an older copy. With this command, each
     manifest in the data root continues with the present topic, from its first message. Committed work is kept. Unread
@@ -204,7 +204,7 @@ def _adopt(topic: str, data_path: str, kafka: KafkaOptions, dry_run: bool) -> No
 
 @click.group("topics", commands=[adopt])
 def topics() -> None:
-    """Continue with a topic that was created again.
+    """Continue with a recreated topic.
 
     \b
     Example:

@@ -178,7 +178,7 @@ def status(options: StatusOptions) -> int:
     """Show the status of local engines.
 
     It shows the kind (real or light), process, address, memory and health. The exit code is 3 if an engine does not
-    answer, else 0.
+    answer, otherwise 0.
 
     \b
     Example:

@@ -33,7 +33,7 @@ class ListOptions(JsonLines, Data):
 
     Attributes:
       last: Number of patch sets, the latest last; 0 for all.
-      waiting: Only messages that wait, or whose outcome is unknown.
+      waiting: Only pending messages, and those with an unknown outcome.
     """
 
     last: int = option(20, click.IntRange(0))
@@ -44,7 +44,7 @@ class ListOptions(JsonLines, Data):
 def list_command(options: ListOptions) -> None:
     """List messages of the last three days.
 
-    For each patch set: the jobs, their verdicts, what became of the message, and reactions to it.
+    For each patch set: the jobs, their verdicts, the outcome of the message, and reactions to it.
 
     \b
     Example:
@@ -245,7 +245,7 @@ class FeedbackRunning(Foreground):
 
 @make_command("stream")
 def stream(options: FeedbackOptions, running: FeedbackRunning) -> None:
-    """Answer failed runs as their verdicts arrive.
+    """Comment on changes as verdicts arrive.
 
     Offsets, verdicts, calls and outcomes are committed to DATA/feedback. A call of unknown outcome is settled by
     reading the message on the change, so an interrupted stream sends nothing twice. A dry run prints each message
@@ -357,7 +357,7 @@ def _read_predictions(path: Path) -> Iterator[dict[str, Any]]:
 
 @click.group("feedback", commands=[stream, try_command, report, list_command, mute, unmute])
 def command() -> None:
-    """Answer failed runs on their changes.
+    """Comment on changes whose runs fail.
 
     A verdict becomes one quiet message on the change in Gerrit, GitHub or GitLab. The configuration says which
     verdicts, and where; without dry_run = false nothing is sent.
