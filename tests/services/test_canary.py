@@ -275,3 +275,14 @@ def test_runs_that_only_one_of_them_predicted_do_not_count(shadowed: DataRoot) -
     report = compare_canary(shadowed, "m", ALL, label=SHADOW)
     assert report is not None
     assert (report.canary.labelled, report.stable.labelled, report.canary.predictions) == (4, 4, 4)
+
+
+def test_a_run_that_is_predicted_again_counts_once(shadowed: DataRoot) -> None:
+    predict(shadowed, [(1, "a", "a")] * 4, shadow=["b"] * 4)
+    log = ManifestLog(shadowed.predictions)
+    delta = log.read(log.end())  # its rows are replaced, and both versions predict them differently
+    again = [{**prediction, "id": f"a{prediction['id'][1:]}", "class": "a"} for prediction in delta["predictions"]]
+    assert log.try_append(log.end() + 1, {**delta, "predictions": again})
+    report = compare_canary(shadowed, "m", ALL, label=SHADOW)
+    assert report is not None
+    assert (report.canary.labelled, report.canary.right, report.stable.labelled) == (4, 0, 4)

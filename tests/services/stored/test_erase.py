@@ -11,7 +11,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.digest import sha256_json, telemetry_digest
 from ciml.errors import CimlError
-from ciml.events.records import Batch, OffsetRange, Origin, Outcome
+from ciml.events.records import Batch, FactUpdate, OffsetRange, Origin, Outcome
 from ciml.events.run_id import erased_id, is_erased
 from ciml.manifest.checkpoints import Checkpoints
 from ciml.manifest.log import ManifestLog, catch_up
@@ -31,6 +31,7 @@ from ciml.training.data.snapshot import read_snapshot
 from ciml.verdicts.feedback.state import FEEDBACK
 from ciml.verdicts.signatures.notes import Note, add_note
 from tests.durable import Steps
+from tests.runs.scenes import RawStore
 from tests.services.stored import every_kind
 from tests.services.stored.person import NATIVE, OTHER, OWNER, RUNS, WAITING, add_person, copy, left
 from tests.transforms.samples import corpus
@@ -125,6 +126,20 @@ def test_an_account_without_runs_is_erased_from_reviews_and_notes(data: DataRoot
     assert left(data.store, "only.reviews") == []
     assert broken(data) == {}
     assert list(erase(data, RunCriteria(owner="only.reviews"), SIGNED)) == []
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_runs_of_all_changes_that_an_update_gave_an_owner_are_found(data: DataRoot) -> None:
+    facts, tables, _ = corpus(3)
+    subjects = [f"change:{number}" for number in (80, 81, 82)]
+    changes = [one.replace(source="zuul", subjects=(subject,)) for one, subject in zip(facts, subjects, strict=True)]
+    RawStore(data).add(
+        [(one.replace(run_id=f"zuul~s{number}~1"), tables[number]) for number, one in enumerate(changes)]
+    )
+    updates = tuple(FactUpdate("zuul", subject, {"owner": "dave"}) for subject in subjects[:2])
+    later = Outcome("update", Origin("later", 0, 0), "zuul later", updates=updates)
+    Committer(data.raw).commit([Batch(OffsetRange("later", "X", 0, 0, 1), settled=[later])])
+    assert count_runs(data, RunCriteria(owner="dave")) == 2
 
 
 @pytest.mark.parametrize("anywhere", ["local"], indirect=True)

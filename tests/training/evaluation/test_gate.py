@@ -333,6 +333,8 @@ def test_worse_probabilities_than_the_champions_reject_a_candidate_that_is_as_ac
     reason = "Brier score +0.100 against the champion (at most +0.100; less is better): may be worse by more than 0.05"
     assert decided(given) == (False, (reason,))
     assert decided(given, brier_tolerance=0.11)[0]
+    unsure = figures(comparison=compared(90, 90) | {"brier": {"difference": 0.04, "high": 0.06}})
+    assert not decided(unsure)[0]  # it may be worse by more
 
 
 def test_a_bound_of_errors_is_that_of_a_bootstrap() -> None:

@@ -1,0 +1,73 @@
+"""The names of an erasure: replaced wherever JSON has them, and found in any object, however it is stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ciml.errors import IntegrityError
+from ciml.events.run_id import erased_id
+from ciml.services.stored.names import NATIVE, OWNER, RUN, Names, contents
+
+ID, SHORT, KEPT = f"zuul~{'a' * 16}~1", "zuul~b~2", "zuul~b~3"
+NAMES = Names([ID, SHORT], "alice.s")
+
+
+@pytest.mark.parametrize(
+    ("value", "without"),
+    [
+        (f"as {SHORT}, {ID} and {KEPT}", f"as {erased_id(SHORT)}, {erased_id(ID)} and {KEPT}"),
+        ("a" * 16, "erased"),
+        ("a" * 15, "a" * 15),  # may be a word
+        (f"{'a' * 16}/log {'a' * 16}", "erased/log erased"),
+        ({SHORT: 1, "b": [SHORT]}, {erased_id(SHORT): 1, "b": [erased_id(SHORT)]}),
+        ({"owner": "alice.s", "text": "alice.s"}, {"owner": "erased", "text": "alice.s"}),
+        ({"up": ["gerrit:alice.s", "gerrit:bob"]}, {"up": ["gerrit:erased", "gerrit:bob"]}),
+    ],
+)
+def test_names_are_replaced_in_json(value: Any, without: Any) -> None:
+    assert NAMES.without(value) == without
+    assert NAMES.without(without) == without
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (f"{KEPT} {SHORT}", {RUN}),
+        ("b/" + "a" * 16, {NATIVE}),
+        ("by alice.s, with alice.smith", {OWNER}),
+        ("alice.smith malice.s alice-s a", set()),
+        (f"{ID} alice.s", {RUN, NATIVE, OWNER}),
+    ],
+)
+def test_names_are_found_in_bytes(data: str, found: set[str]) -> None:
+    assert NAMES.found_in(data.encode()) == found
+
+
+def parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("path", "table"),
+    [
+        ("tables/alice.s/x.parquet", pa.table({"x": [1]})),
+        ("x.parquet", pa.table({"x": ["bob", None, "alice.s"]})),
+        ("x.parquet", pa.table({"x": pa.array(["bob", "alice.s"]).dictionary_encode()})),
+        ("x.parquet", pa.table({"x": [["bob", "alice.s"]], "y": [[1.0]]})),
+        ("x.parquet", pa.table({"x": [1]}).replace_schema_metadata({"by": "alice.s"})),
+    ],
+)
+def test_each_part_of_an_object_is_searched(path: str, table: pa.Table) -> None:
+    assert set().union(*map(NAMES.found_in, contents(path, parquet(table)))) == {OWNER}
+
+
+@pytest.mark.parametrize("path", ["x.parquet", "x.arrow", "x.zst"])
+def test_what_cannot_be_searched_is_an_error(path: str) -> None:
+    with pytest.raises(IntegrityError):
+        list(contents(path, b"damaged"))
