@@ -26,6 +26,7 @@ from ciml.trust import TrustPolicy
 from tests.training.records import excluding
 
 JOB, RUN = Exclusion("bad mirror", job="tempest-*"), Exclusion("disk was full", "zuul~a~1")
+OF_ANN = Exclusion("theirs", owner="ann")
 
 
 @pytest.fixture
@@ -68,11 +69,15 @@ def test_what_older_versions_stored_has_no_author(store: Store) -> None:
     assert (kept.exclusion, kept.author, kept.reverted_us, kept.reverted_by) == (RUN, "", 2, "")
 
 
-@pytest.mark.parametrize(("exclusion", "kind"), [(JOB, "exclude"), (Exclusion("theirs", owner="ann"), "exclude_by")])
-def test_older_versions_stop_at_fields_that_they_do_not_know(store: Store, exclusion: Exclusion, kind: str) -> None:
-    add(store, [exclusion])
+@pytest.mark.parametrize(
+    ("exclusions", "kind"), [([JOB], "exclude"), ([OF_ANN], "exclude_by"), ([JOB, OF_ANN], "exclude_by")]
+)
+def test_older_versions_stop_at_fields_that_they_do_not_know(
+    store: Store, exclusions: list[Exclusion], kind: str
+) -> None:
+    add(store, exclusions)
     assert ManifestLog(store).read(1)["kind"] == kind
-    assert [kept.exclusion for kept in read_state(store).active()] == [exclusion]
+    assert [kept.exclusion for kept in read_state(store).active()] == exclusions
 
 
 def test_an_invalid_change_stores_nothing(store: Store) -> None:

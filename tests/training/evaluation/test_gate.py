@@ -105,6 +105,7 @@ BARE = {"duration": {**accuracy(answers(5, 9)), "comparison": WITHOUT_INTERVAL}}
             ["the exported model differs from the trained one by 2e-05, at most 1e-05 is allowed"],
         ),
         (figures(latency_ms=80.0), ["one run takes 80 ms, at most 50 ms is allowed"]),
+        (figures(latency_ms=-1.0), ["one run takes -1 ms, at most 50 ms is allowed"]),
         (figures(baselines=BARE), ["the comparison with the duration alone lacks figures"]),
         (figures(comparison=WITHOUT_INTERVAL), ["the comparison with the champion lacks figures"]),
     ],

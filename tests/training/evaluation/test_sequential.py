@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from ciml.training.evaluation import sequential
 from ciml.training.evaluation.sequential import (
@@ -92,6 +93,16 @@ def test_the_level_is_the_evidence_that_is_needed(level: float, decision: str) -
         comparison.add(is_canary=False, is_right=True)
         comparison.add(is_canary=True, is_right=False)
     assert comparison.decision == decision
+
+
+def test_half_of_the_level_is_that_of_the_gate_and_half_that_of_the_bets() -> None:
+    drop = AccuracyDrop(Arm(9, 12), level=0.1)
+    assert drop.least == pytest.approx(binomtest(9, 12).proportion_ci(0.9, "exact").low)
+    evidence = [1.0]
+    while not drop.is_shown:
+        drop.add(is_right=False)
+        evidence.append(drop.evidence)
+    assert evidence[-2] < 2 / 0.1 <= evidence[-1]
 
 
 def served(accuracies: np.ndarray, seed: int, gate: Arm) -> int:

@@ -76,6 +76,19 @@ def test_a_state_continues_where_it_was_stored_and_is_bounded(failures: list[Fai
         assert len(signature.latest) <= 2
 
 
+def test_the_latest_changes_and_runs_and_the_first_places_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SIGNATURE_CHANGES", "SIGNATURE_PLACES", "SIGNATURE_RUNS", "SIGNED_RUNS"):
+        monkeypatch.setattr(module, f"MAX_{name}", 3)
+    signatures = Signatures()
+    for number, change in enumerate("abcad"):
+        signatures.add(Failure(str(number), f"job {number}", change, number, (KEYS[0],)))
+    (signature,) = signatures.all()
+    assert list(signature.by_change) == ["c", "a", "d"]  # a has failed again
+    assert list(signature.jobs) == ["job 0", "job 1", "job 2"]
+    assert signature.latest == ["2", "3", "4"]
+    assert [signatures.of_run(str(number)) is not None for number in range(5)] == [False, False, True, True, True]
+
+
 @given(st.lists(FAILURE, max_size=40))
 def test_a_signature_only_gains_runs(failures: list[Failure]) -> None:
     signatures = Signatures()
