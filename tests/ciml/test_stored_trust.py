@@ -53,6 +53,13 @@ def test_the_last_applied_policy_is_in_force(root: DataRoot):
     assert [stored.author for stored in read_policies(root.trust).policies] == ["ann", "bob", "bob"]
 
 
+def test_the_process_that_applies_a_policy_uses_it_at_once(root: DataRoot, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stored_trust, "REREAD_S", 3600.0)
+    assert rules(root) != ["all"]
+    apply_policy(root.trust, document(ALL), "ann", "a trial")
+    assert rules(root) == ["all"]
+
+
 def test_the_same_policy_is_not_applied_twice(root: DataRoot):
     assert apply_policy(root.trust, None, "ann", "nothing to return from") is None
     assert apply_policy(root.trust, document(ALL), "ann", "a trial") is not None

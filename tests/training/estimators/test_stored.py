@@ -171,6 +171,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, bytes]], None], str]] = {
     "call": (_reduced("os", "system"), "module os is not allowed|is no valid file of skops"),
     "imported by an allowed module": (_typed(OWN, "system"), f"{OWN} has no class or function system"),
     "class of a library": (_typed("sklearn.utils._testing", "TempMemmap"), "TempMemmap, which is not trusted"),
+    "name that begins as a trusted one": (_typed("sklearn.utils._bunch", "Bunches"), "Bunches, which is not trusted"),
     "function of a library": (_typed("sklearn.externals.joblib", "load"), "joblib.load, which is not trusted"),
     "huge array": (_array(_npy(np.zeros(2), shape=(10**15,))), "has not the values that its header names"),
     "pickled array": (_array(_npy(np.array([None]))), "has not the values that its header names"),

@@ -110,6 +110,24 @@ def test_a_number_of_lines_outside_of_that_of_all_runs_is_unusual() -> None:
     assert shown(printed("\n".join(retried))) == ([], [("uploading", 6), ("tests/<*> .", 40)])
 
 
+@pytest.mark.parametrize(
+    ("usual", "lines", "unusual"),
+    [
+        (2, 4, False),
+        (2, 5, True),
+        (20, 30, False),
+        (20, 31, True),
+        (4, 2, False),
+        (4, 1, True),
+        (20, 14, False),
+        (20, 13, True),
+    ],
+)
+def test_it_is_unusual_by_a_half_and_by_more_than_two_lines(usual: int, lines: int, unusual: bool) -> None:
+    profile = profile_of([{"line": Printed(usual, 0.5)}] * 5)
+    assert bool(differences_of({"line": Printed(lines, 0.5)}, profile).unusual) is unusual
+
+
 def test_few_runs_show_nothing() -> None:
     assert shown(printed("nothing usual"), runs=4) == ([], [])
     assert shown(printed("nothing usual"), runs=5)[0]
