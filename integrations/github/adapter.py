@@ -75,7 +75,7 @@ PUSH = "a push of a tag, or one that deletes a branch, says nothing of runs"
 SAME_PULL_REQUEST = "a pull request with the same head and base says nothing new of runs"
 OF_FORK = "a pull request of a fork says nothing of runs: no event names the base that they executed"
 COMMENT = "a review that only comments says nothing of runs"
-OUTSIDER = "a review by a person who is neither a member nor a collaborator does not count"
+OUTSIDER = "a review by somebody who is no member or collaborator does not count"
 BOT = "a review by a bot or by an unknown account does not count"
 OPEN_GROUP = "a merge group that was not merged says nothing of its runs"
 #: Why an event of these kinds is ignored; every other kind by `OTHER`.
