@@ -124,7 +124,7 @@ def _make_learning(data: DataRoot) -> None:
     snapshot = make_snapshot(dataset, TrustPolicy.load())
     trainer = data.trainer(DATASET)
     write_snapshot(trainer, snapshot)
-    AnalysisCache(trainer.child("analyses")).write("0" * 64, Analysis({b"key": (b"value",)}, 3))
+    AnalysisCache(trainer.child("analyses")).write("0" * 64, Analysis({b"key": (b"value",)}))
     write_metrics(trainer, "0" * 64, {"evaluation": {"accuracy": 0.75}, "baselines": {}})
     forest = Experiment(name="forest", estimator="random_forest", parameters={"n_estimators": 5})
     create_experiment(data.experiments, forest)

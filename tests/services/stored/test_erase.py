@@ -159,6 +159,11 @@ def test_runs_leave_examples_and_snapshots(data: DataRoot) -> None:
     digest = name.removeprefix("snapshots/").removesuffix(".json")
     before = [run.run_id for run in read_snapshot(data.trainer(every_kind.DATASET), digest).runs()]
     target = before[3]
+    known = {
+        "causes": [{"run_id": run_id, "cause": "code"} for run_id in (target, before[0])],
+        "corrections": [{"run_id": target, "outcome": "error", "result": "ERROR"}],
+    }
+    assert dataset.log.try_append(dataset.log.end() + 1, {"time_us": 9, **known})
     with Steps(data.url).recording() as steps:
         list(erase(data, RunCriteria(run_id=target), SIGNED))
     # A data set names the run by its position in the raw manifest, so that is changed later.
@@ -167,6 +172,7 @@ def test_runs_leave_examples_and_snapshots(data: DataRoot) -> None:
     after = [run.run_id for run in read_snapshot(data.trainer(every_kind.DATASET), digest).runs()]
     assert after == [run_id for run_id in before if run_id != target]
     state = dataset.state()
+    assert (state.causes, target in state.corrections) == ({before[0]: "code"}, False)
     assert target not in state.span_of
     assert erased_id(target) in state.span_of
     assert state.excluded()["erased"] == 2  # one is of the world
