@@ -19,9 +19,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -127,6 +129,8 @@ class Year:
 
     def __post_init__(self) -> None:
         self.clock = Clock()
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"))
+        self._daily: Future[dict[str, np.ndarray]] | None = None
         self.names = sorted({run.name for run in self.runs})
         self.truth = np.array([self.names.index(run.name) for run in self.runs])
         self.days = np.array([run.day for run in self.runs])
@@ -164,6 +168,9 @@ class Year:
                 self._store(day)
                 if (work := service.plan()) is not None:
                     service.run(work)
+        if self._daily is not None:
+            self.answers |= self._daily.result()
+        self._pool.shutdown()
         unexplained = unexplained_pushes(history(self.registry))
         assert not unexplained, unexplained
 
@@ -225,9 +232,11 @@ class Year:
         self._raw = RawStore(self.data)  # an erasure appends to the manifest
 
     def _predict(self, day: int) -> None:
-        """Answer the runs that end on a day, by each method, and record the champion's predictions."""
+        """Answer the runs that end on a day by the champion and the first version; record the champion's predictions.
+
+        The first time, begin with the methods that are trained daily, in another process.
+        """
         today = np.flatnonzero(self.days == day)
-        before = np.flatnonzero(self.days < day)
         version = self.registry.state.champion
         if not today.size or not self.registry.state.pushed():
             return
@@ -238,13 +247,9 @@ class Year:
             self._record(today, version, shares)
         shares = self._model(self.registry.state.pushed()[0]).predict(rows.inputs[today], rows.n_windows[today])
         self.answers["fixed"][today] = shares.argmax(axis=1)
-        oracle = fit(self.experiment.replace(window=None, half_life=None), rows.take(before), None, len(self.names))
-        shares = oracle.predict(rows.inputs[today], rows.n_windows[today])
-        self.answers["oracle"][today] = shares.argmax(axis=1)
-        self.answers["base"][today] = np.bincount(self.truth[before]).argmax()
-        seconds = self._seconds
-        tree = predict_by("duration", seconds[before], self.truth[before], seconds[today], len(self.names))
-        self.answers["duration"][today] = tree.argmax(axis=1)
+        if self._daily is None:
+            every = self.experiment.replace(window=None, half_life=None)
+            self._daily = self._pool.submit(daily, every, rows, self.days, self._seconds, day)
 
     def _inputs(self) -> Rows:
         if self._rows is None:
@@ -294,6 +299,36 @@ class Year:
             "events": [list(event) for event in self.events],
             "ledger": entries,
         }
+
+
+def daily(
+    experiment: Experiment, rows: Rows, days: np.ndarray, seconds: np.ndarray, first: int
+) -> dict[str, np.ndarray]:
+    """Answer runs by methods that are trained each day on all runs that ended before, with their true labels.
+
+    Args:
+      experiment: of the model.
+      rows: the runs with their true labels.
+      days: int [n], on which each run ended.
+      seconds: float [n], how long it took.
+      first: the first day.
+
+    Returns:
+      By method int [n], the class of each run; -1 for runs before the first day.
+    """
+    answers = {method: np.full(len(days), -1) for method in ("oracle", "duration", "base")}
+    truth = rows.labels
+    classes = int(truth.max()) + 1
+    for day in range(first, int(days.max()) + 1):
+        today, before = np.flatnonzero(days == day), np.flatnonzero(days < day)
+        if not today.size:
+            continue
+        shares = fit(experiment, rows.take(before), None, classes).predict(rows.inputs[today], rows.n_windows[today])
+        answers["oracle"][today] = shares.argmax(axis=1)
+        tree = predict_by("duration", seconds[before], truth[before], seconds[today], classes)
+        answers["duration"][today] = tree.argmax(axis=1)
+        answers["base"][today] = np.bincount(truth[before]).argmax()
+    return answers
 
 
 def unexplained_pushes(entries: Iterator[Entry]) -> list[str]:

@@ -83,7 +83,9 @@ def poison(seed: int, scene: Scene) -> Verdict:
     if result.outcome == "pushed":
         before, after = (_accuracy(data, clean, version) for version in (1, result.version or 0))
         verdict.measure("lost", before - after)
-        verdict.expect(before - after <= LOST_AT_MOST, f"I5: accuracy {before:.3f}, and {after:.3f} with the poison")
+        verdict.expect(
+            round(before - after, 9) <= LOST_AT_MOST, f"I5: accuracy {before:.3f}, and {after:.3f} with the poison"
+        )
     else:
         verdict.expect(Registry(data, "m").state.champion == champion, "I5: a rejected candidate serves")
     return verdict

@@ -32,7 +32,7 @@ from ciml.training.evaluation.baselines import PREDICTORS, gate_numbers, numbers
 from ciml.training.evaluation.bootstrap import squared_errors
 from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.evaluation.metrics import accuracy, calibration_quality, evaluate, predicted_classes
-from ciml.training.evaluation.paired import compare, compare_errors, compare_slices
+from ciml.training.evaluation.paired import compare, compare_errors, compare_slices, compare_sources
 from ciml.training.experiment import Experiment
 from ciml.training.export import Exported, Timed, load_exported
 from ciml.training.train import TrainingRows, predict_in_memory, trained_roles
@@ -104,7 +104,8 @@ def assess(
         before = evaluate(uncalibrated, test.labels, resolved.classes, train_labels)
         figures |= calibration_figures(calibrated, before, answers, test, slices["job"])
     if champion is not None:
-        figures |= _champion_figures(dataset, champion, snapshot, runs, test, answers, slices, gate)
+        sources = [facts[run.run_id].source for run in runs]
+        figures |= _champion_figures(dataset, champion, snapshot, runs, test, answers, slices, sources, gate)
     return figures
 
 
@@ -198,6 +199,7 @@ def _champion_figures(
     test: Examples,
     answers: np.ndarray,
     slices: Mapping[str, Sequence[str]],
+    sources: Sequence[str],
     gate: GatePolicy,
 ) -> dict[str, Any]:
     """Return ``champion`` with its figures on the same runs, and ``comparison``; None if it cannot be evaluated."""
@@ -217,6 +219,9 @@ def _champion_figures(
         **compare(right, champion_right, confidence=gate.confidence),
         "brier": compare_errors(errors, champion_errors, confidence=gate.confidence),
         "slices": compare_slices(right, champion_right, slices)[:_SHOWN_SLICES],
+        "sources": compare_sources(
+            right, champion_right, sources, min_runs=gate.min_test_runs, confidence=gate.confidence
+        ),
     }
     return {"champion": metrics, "comparison": comparison}
 

@@ -24,7 +24,8 @@ class GatePolicy:
       min_test_runs: least number of held-out runs.
       min_class_runs: least number of training runs of each class: an unseen class is never predicted.
       above_base_rate: least margin of the accuracy's lower bound above the base rate.
-      tolerance: accepted loss of accuracy against the champion on the same held-out runs.
+      tolerance: accepted loss of accuracy against the champion on the same held-out runs, and on those of each source
+        that has ``min_test_runs`` of them.
       baseline_tolerance: the same against each one-number baseline.
       confidence: of the one-sided bound on these losses. A candidate is rejected if it *may* be worse by more than the
         tolerance.
@@ -319,9 +320,28 @@ def _check_champion(comparison: Any, policy: GatePolicy) -> Iterator[_Check]:
         yield _Check("champion", False, f"{text}: may be worse by more than {policy.tolerance:g}")
     else:
         yield _Check("champion", True, text, in_favour=True)
+    yield _check_sources(_field(comparison, "sources"), policy)
     yield _check_brier(_field(comparison, "brier"), policy)
     if policy.slice_level > 0:
         yield _check_slices(_field(comparison, "slices"), policy)
+
+
+def _check_sources(sources: Any, policy: GatePolicy) -> _Check:
+    """Check the source on which the candidate may lose most: a source that lies can hide what another one loses."""
+    name = "sources"
+    if not isinstance(sources, (list, tuple)):
+        return _Check(name, False, "the comparison with the champion by source is missing")
+    compared = [(_Comparison.of(figures), _field(figures, "source")) for figures in sources]
+    decoded = [(figures, source) for figures, source in compared if figures is not None]
+    if len(decoded) < len(compared):
+        return _Check(name, False, "the comparison with the champion by source lacks figures")
+    if not decoded:
+        return _Check(name, True, "the runs to compare have one source, or none has enough of them")
+    worst, source = min(decoded, key=lambda entry: entry[0].one_sided_low)
+    text = f"on source {source!s:.80}: {worst.text('the champion')}"
+    if worst.one_sided_low >= -policy.tolerance:
+        return _Check(name, True, text)
+    return _Check(name, False, f"{text}: may be worse by more than {policy.tolerance:g}")
 
 
 def _check_brier(brier: Any, policy: GatePolicy) -> _Check:

@@ -97,6 +97,36 @@ def compare_slices(
     return compared
 
 
+def compare_sources(
+    candidate_right: np.ndarray,
+    champion_right: np.ndarray,
+    sources: Sequence[str],
+    *,
+    min_runs: int,
+    confidence: float = 0.8,
+) -> list[dict[str, Any]]:
+    """Compare two models on the same runs of each source, if these have several sources.
+
+    Args:
+      candidate_right: bool [n].
+      champion_right: bool [n].
+      sources: of the runs.
+      min_runs: sources with fewer runs are left out.
+      confidence: of the one-sided lower bounds.
+
+    Returns:
+      For each source ``source``, and the figures of `compare`.
+    """
+    array = np.array(sources)
+    names, counts = np.unique(array, return_counts=True)
+    compared = []
+    for source in names[counts >= min_runs] if len(names) > 1 else ():
+        inside = array == source
+        figures = compare(candidate_right[inside], champion_right[inside], confidence=confidence)
+        compared.append({"source": str(source), **figures})
+    return compared
+
+
 def _worse_p(better: int, worse: int) -> float:
     """Return the probability of at least ``worse`` losses among the runs that only one of two equal models got."""
     total = better + worse

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from ciml.errors import CimlError
 from ciml.training.evaluation.gate import GatePolicy, decide
 from ciml.training.evaluation.metrics import accuracy, evaluate
-from ciml.training.evaluation.paired import compare, compare_errors, compare_slices
+from ciml.training.evaluation.paired import compare, compare_errors, compare_slices, compare_sources
 
 CLASSES = ("a", "b")
 
@@ -46,7 +46,12 @@ def compared(right: int, champion: int, total: int = 100) -> dict[str, Any]:
     pair = answers(right, total), answers(champion, total)
     jobs = {"job": ["even", "odd"] * (total // 2) + ["even"] * (total % 2)}
     errors = np.full(total, 0.1)
-    return {**compare(*pair), "brier": compare_errors(errors, errors), "slices": compare_slices(*pair, jobs)}
+    return {
+        **compare(*pair),
+        "sources": compare_sources(*pair, ["zuul"] * total, min_runs=20),
+        "brier": compare_errors(errors, errors),
+        "slices": compare_slices(*pair, jobs),
+    }
 
 
 def against(right: int, champion: int, total: int = 100) -> dict[str, Any]:
@@ -129,7 +134,7 @@ NEEDED = [
     "verdicts.abstained", "verdicts.abstained.value", "verdicts.abstained.runs", "verdicts.coverage",
     "verdicts.coverage.stated", "verdicts.coverage.right", "verdicts.coverage.runs", "comparison",
     *(f"comparison.{name}" for name in PAIRED), "comparison.brier", "comparison.brier.difference",
-    "comparison.brier.high", "comparison.slices", "evaluation.brier", "evaluation.calibration",
+    "comparison.brier.high", "comparison.slices", "comparison.sources", "evaluation.brier", "evaluation.calibration",
     "evaluation.calibration.ece", "evaluation.calibration.chance", "stability", "stability.value", "stability.right",
     "stability.runs",
 ]  # fmt: skip
@@ -286,6 +291,7 @@ def test_each_check_is_recorded_with_its_figures() -> None:
         "latency": (True, "one run takes 0.3 ms, at most 50 ms is allowed"),
         "stability": (True, "a model of another seed agrees on 100 of 100 held-out runs (1.000)"),
         "champion": (True, "+0.050 against the champion on the same 100 runs (at least +0.030)"),
+        "sources": (True, "the runs to compare have one source, or none has enough of them"),
         "champion's Brier score": (True, "Brier score +0.000 against the champion (at most +0.000; less is better)"),
         "slices": (
             True,
@@ -310,6 +316,35 @@ def test_a_candidate_that_is_worse_on_one_job_alone_is_rejected() -> None:
     assert decided(given) == (False, (f"{expected}: worse beyond chance",))
     assert decided(given, slice_level=0.0)[0]
     assert decided(given, slice_level=0.0009)[0]
+
+
+def test_a_source_that_lies_cannot_hide_what_another_one_loses() -> None:
+    """The candidate has learned the wrong labels of 40 runs of another source, and loses 4 of 60."""
+    sources = ["zuul"] * 60 + ["other"] * 40
+    champion = np.array([True] * 60 + [False] * 40)
+    candidate = np.array([False] * 4 + [True] * 56 + [True] * 40)
+    by_source = compare_sources(candidate, champion, sources, min_runs=20)
+    assert [(entry["source"], entry["runs"], entry["only_champion"]) for entry in by_source] == [
+        ("other", 40, 0), ("zuul", 60, 4),
+    ]  # fmt: skip
+    comparison = compared(90, 90) | compare(candidate, champion) | {"sources": by_source}
+    blessed, reasons = decided(figures(comparison=comparison))
+    assert not blessed
+    assert reasons == (
+        "on source zuul: -0.067 against the champion on the same 60 runs (at least -0.100): may be worse by more than 0.05",
+    )
+    assert decided(figures(comparison=comparison), tolerance=0.11)[0]
+    assert decided(figures(comparison=comparison | {"sources": by_source[:1]}))[0]
+    for broken in (by_source[:1] + [{"source": "zuul"}], ["zuul"], "zuul", None):
+        assert not decided(figures(comparison=comparison | {"sources": broken}))[0]
+
+
+def test_sources_are_compared_where_there_are_several_with_enough_runs() -> None:
+    right = np.ones(50, bool)
+    assert compare_sources(right, right, ["a"] * 50, min_runs=1) == []
+    counted = compare_sources(right, right, ["a"] * 30 + ["b"] * 20, min_runs=21)
+    assert [(entry["source"], entry["runs"]) for entry in counted] == [("a", 30)]
+    assert compare_sources(right[:0], right[:0], [], min_runs=20) == []
 
 
 def test_slices_are_compared_as_holm_says() -> None:
