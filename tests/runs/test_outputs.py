@@ -111,6 +111,9 @@ def test_an_output_that_is_lost_before_its_time_is_no_expired_one(raw: RawStore)
     expire_before(raw.store, date(1970, 1, 4))
     with pytest.raises(IntegrityError, match="in the manifest but does not exist"):
         read_output(raw.store, row.output)
+    for day in (5, 2):  # then texts are kept for longer again
+        expire_before(raw.store, date(1970, 1, day))
+    assert read_output(raw.store, row.output) == EXPIRED
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -9,10 +9,12 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.events.records import RunFacts
-from ciml.runs.outputs import TEXTS
+from ciml.runs.outputs import TEXTS, KeptOutput
 from ciml.transforms.logs import run_outputs
 from ciml.transforms.logs.failed_tests import OtherChanges
+from ciml.transforms.logs.ranking import scan
 from ciml.verdicts.evidence import evidence_of
+from ciml.verdicts.evidence import output as output_module
 from ciml.verdicts.evidence.check import follows
 from ciml.verdicts.evidence.line import QuotedLine
 from ciml.verdicts.evidence.observe import AS_USUAL
@@ -98,6 +100,12 @@ def test_a_test_that_failed_on_other_changes_recently_is_said_to(data: DataRoot,
         "3 tests failed, such as “tests/test_io.py::test_read” (also on 2 other changes since 2026-11-17) and "
         "“tests/test_io.py::test_write”."
     )
+
+
+def test_a_test_that_its_line_does_not_name_is_left_out() -> None:
+    output = scan(FAILING.encode())
+    assert len(output_module._quotable_tests(KeptOutput(FAILING.encode(), 9), output)) == 1
+    assert output_module._quotable_tests(KeptOutput(b"another text\n" * 9, 9), output) == []
 
 
 def test_one_two_and_many_tests_are_named_in_one_sentence() -> None:
