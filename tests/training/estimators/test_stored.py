@@ -28,6 +28,7 @@ from sklearn.svm import SVC
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.json_files import read_json, write_json
 from ciml.training.estimators import stored
+from tests.durable import Disk
 from tests.training.estimators import own_estimators
 from tests.training.estimators.own_estimators import MeanThreshold, Plain, halved
 
@@ -103,6 +104,22 @@ def test_what_cannot_be_stored_is_rejected_and_leaves_no_file(rows: tuple[Any, A
         with pytest.raises(CimlError, match=message):
             stored.save(estimator, tmp_path / "model")
         assert not (tmp_path / "model").exists()
+
+
+def test_the_description_is_written_after_the_estimator(rows: tuple[Any, Any], tmp_path: Path) -> None:
+    """A folder without it has no estimator."""
+    with Disk(tmp_path).recording() as disk:
+        stored.save(KNeighborsClassifier().fit(*rows), tmp_path)
+    named = [step.rpartition("/")[2].split()[-1] for step in disk.steps if step.startswith("rename")]
+    assert named == [stored.FILE, stored.DESCRIPTION]
+
+
+def test_a_file_that_is_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "MAX_STORED_BYTES", 100)
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) if path.name != stored.FILE else pytest.fail())
+    with pytest.raises(IntegrityError, match="MAX_STORED_BYTES"):
+        stored.load(folder)
 
 
 def _replace(folder: Path, data: bytes) -> None:
