@@ -14,7 +14,8 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.errors import EngineError
-from ciml.runs.pack_index import pack_log, pack_state, run_of
+from ciml.runs import collect_garbage
+from ciml.runs.pack_index import PackState, pack_log, pack_state, run_of
 from ciml.runs.reader import load_packs, read_runs
 from ciml.storage import LocalStore, Store
 from tests.durable import Steps, each_step
@@ -138,6 +139,26 @@ def test_an_object_that_is_named_late_is_restored_before_its_copy_is_removed(dat
             squeeze(raw.store, min_runs=2)
         all_there(raw.store)
         assert index is not None or [step for step in steps.steps if "~8~" in step] == restored
+
+
+def test_a_pack_that_is_committed_after_the_manifest_was_read_stays(
+    data: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a compactor that was suspended between the two for longer than the grace."""
+    raw = RawStore(data)
+    raw.add([run(1)])
+    squeeze(raw.store)
+    late = f"packs/{FIRST}/late.parquet"
+
+    def read(store: Store, folder: str) -> PackState:
+        state = pack_state(store, folder)
+        store.create(late, b"")
+        return state
+
+    monkeypatch.setattr(collect_garbage, "pack_state", read)
+    raw.add([run(2)])
+    squeeze(raw.store)
+    assert raw.store.exists(late)
 
 
 def test_packs_that_hold_a_run_twice_are_merged_into_one_that_holds_it_once(data: DataRoot) -> None:
