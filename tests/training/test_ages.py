@@ -9,11 +9,21 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
+from ciml.events.records import RunFacts
 from ciml.settings import seconds_of
 from ciml.tensorflow import load_tensorflow
 from ciml.training.data.examples import read_facts, read_snapshot_dataset, read_snapshot_examples
 from ciml.training.data.materialise import Materialised
-from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot, write_snapshot
+from ciml.training.data.snapshot import (
+    JudgedRun,
+    Role,
+    Snapshot,
+    SnapshotRun,
+    make_snapshot,
+    read_snapshot,
+    write_snapshot,
+)
+from ciml.training.data.snapshot import _newest_training_us as newest_training_us
 from ciml.training.estimators import Rows, check_experiment, check_use, fit
 from ciml.training.estimators.boosted import BoostedViews
 from ciml.training.estimators.networks import Streamed, Trained, fit_network
@@ -80,6 +90,16 @@ def test_a_run_of_a_half_life_weighs_half_and_held_out_ones_are_not_weighted(
     assert decayed.summary()["half_life"] == "10h"
     write_snapshot(data.trainer("m"), decayed)
     assert read_snapshot(data.trainer("m"), decayed.digest) == decayed
+
+
+def test_age_counts_from_the_newest_run_that_is_trained_on() -> None:
+    def judged(end_s: int, role: Role, omitted: tuple[str, str] | None = None) -> JudgedRun:
+        run = SnapshotRun("zuul~a~1", role, role, 0, "rule", "unit", "")
+        return JudgedRun(0, run, RunFacts("zuul~a~1", "a", end_us=end_s * 1_000_000), omitted)
+
+    runs = [judged(9, "train"), judged(5, "train"), judged(20, "test"), judged(30, "train", ("untrusted", "rule"))]
+    assert newest_training_us(runs) == 9_000_000
+    assert newest_training_us(runs[2:]) == 0
 
 
 def test_a_snapshot_of_all_runs_is_stored_as_before(snapshot: Snapshot) -> None:

@@ -21,6 +21,7 @@ from ciml.runs.erased import RunCriteria
 from ciml.runs.latest_runs import StoredRun, latest_runs
 from ciml.runs.reader import read_run
 from ciml.runs.state import RAW, open_raw
+from ciml.services.stored import erase as erase_module
 from ciml.services.stored.erase import count_runs, erase
 from ciml.services.stored.examine import examine
 from ciml.services.stored.receipts import read_plan, read_receipts
@@ -177,6 +178,23 @@ def test_runs_leave_examples_and_snapshots(data: DataRoot) -> None:
     assert erased_id(target) in state.span_of
     assert state.excluded()["erased"] == 2  # one is of the world
     assert broken(data) == {}
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_what_a_slow_worker_stores_meanwhile_is_removed(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice, so all steps are done three times."""
+    search = erase_module._search
+    late = [f"runs/job=unit/date=2026-11-24/{RUNS[0]}.{number:016x}.parquet" for number in range(2)]
+
+    def search_later(*arguments: Any) -> Any:
+        if late:
+            table = data.raw.read(next(path for path in data.raw.list("runs") if path.endswith(".parquet")))
+            data.raw.create(late.pop(), table)
+        return search(*arguments)
+
+    monkeypatch.setattr(erase_module, "_search", search_later)
+    (erased,) = erase(data, BY_OWNER, SIGNED)
+    assert (late, erased.remaining, left(data.store, *NAMES)) == ([], (), [])
 
 
 @pytest.mark.parametrize("anywhere", ["local"], indirect=True)

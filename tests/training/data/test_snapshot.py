@@ -78,6 +78,8 @@ def test_trust_is_evaluated_again_not_taken_from_ingestion(data: DataRoot):
 
 def test_the_same_is_the_same_digest_and_all_that_counts_changes_it(data: DataRoot, snapshot: Snapshot):
     assert make_snapshot(data.dataset("providers"), TrustPolicy.load()).digest == snapshot.digest
+    more = {name: {"reason": 9} for name in ("untrusted", "excluded", "withheld")}
+    assert snapshot.replace(**more).digest == snapshot.digest  # omitted runs alone make no new snapshot
     one = next(snapshot.runs("train")).run_id
     without = make_snapshot(data.dataset("providers"), TrustPolicy.load(), excluding({one: "purged"}))
     others = {without.digest, make_snapshot(data.dataset("providers"), OPEN).digest, snapshot.digest}

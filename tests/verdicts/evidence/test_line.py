@@ -36,6 +36,10 @@ def test_the_best_new_line_is_quoted() -> None:
     assert line.template == "ModuleNotFoundError: No module named 'attrs'"
 
 
+def test_a_line_that_the_stored_text_does_not_have_is_not_quoted() -> None:
+    assert quote(kept("another text\n" * 9), scan(FAILING.encode()), known(PASSING)) is None
+
+
 def test_the_file_is_named_where_it_is_known() -> None:
     sentence = said(kept(FAILING), PASSING, file="job-output.txt")
     assert sentence == SAID.replace("(line 3 of its output)", "(job-output.txt, line 3)")

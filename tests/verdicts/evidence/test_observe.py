@@ -140,6 +140,8 @@ def test_a_gap_between_samples_and_telemetry_that_ends_early() -> None:
     another_clock, on_time = (subject_of(end_us=START_US + seconds * 1_000_000) for seconds in (3600, 62))
     for other in (replace(one, profile=stored_slowly), replace(one, profile=unknown), another_clock, on_time):
         assert said(other) == [AS_USUAL]
+    usual = replace(one, profile=msgspec.structs.replace(one.profile, tail_s=(20.0, 30.0, 50.0)))
+    assert not follows("Its telemetry ends 41 s before the run did; that of passing runs 20 to 50 s.", usual)
     for shown, wrong in (("41 s", "40 s"), ("1.8 s", "3 s"), ("runs", "runs of all jobs")):
         assert not follows(EARLY.replace(shown, wrong), one)
 
