@@ -24,8 +24,8 @@ class GatePolicy:
       min_test_runs: least number of held-out runs.
       min_class_runs: least number of training runs of each class: an unseen class is never predicted.
       above_base_rate: least margin of the accuracy's lower bound above the base rate.
-      tolerance: accepted loss of accuracy against the champion on the same held-out runs, and on those of each source
-        that has ``min_test_runs`` of them.
+      tolerance: accepted loss of accuracy against the champion on the same held-out runs. On those of each source that
+        has ``min_test_runs`` of them, the candidate is rejected only if it *is* worse by more.
       baseline_tolerance: the same against each one-number baseline.
       confidence: of the one-sided bound on these losses. A candidate is rejected if it *may* be worse by more than the
         tolerance.
@@ -327,7 +327,10 @@ def _check_champion(comparison: Any, policy: GatePolicy) -> Iterator[_Check]:
 
 
 def _check_sources(sources: Any, policy: GatePolicy) -> _Check:
-    """Check the source on which the candidate may lose most: a source that lies can hide what another one loses."""
+    """Check the source on which the candidate loses most: a source that lies can hide what another one loses.
+
+    The loss itself counts, not its bound: by its bound, one run of a small source would reject a candidate.
+    """
     name = "sources"
     if not isinstance(sources, (list, tuple)):
         return _Check(name, False, "the comparison with the champion by source is missing")
@@ -337,11 +340,11 @@ def _check_sources(sources: Any, policy: GatePolicy) -> _Check:
         return _Check(name, False, "the comparison with the champion by source lacks figures")
     if not decoded:
         return _Check(name, True, "the runs to compare have one source, or none has enough of them")
-    worst, source = min(decoded, key=lambda entry: entry[0].one_sided_low)
+    worst, source = min(decoded, key=lambda entry: entry[0].difference)
     text = f"on source {source!s:.80}: {worst.text('the champion')}"
-    if worst.one_sided_low >= -policy.tolerance:
+    if worst.difference >= -policy.tolerance:
         return _Check(name, True, text)
-    return _Check(name, False, f"{text}: may be worse by more than {policy.tolerance:g}")
+    return _Check(name, False, f"{text}: worse by more than {policy.tolerance:g}")
 
 
 def _check_brier(brier: Any, policy: GatePolicy) -> _Check:
