@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from ciml.data_root import DataRoot
 from ciml.manifest import rewrite
 from ciml.runs.latest_runs import latest_runs
 from ciml.runs.state import open_raw
+from ciml.services.stored.erase import Erased
+from ciml.services.stored.receipts import Receipt
 
 PRESENT = Path(__file__).parents[2] / "golden" / "present"
 
@@ -54,6 +57,15 @@ def test_a_name_in_an_object_that_ciml_did_not_write_is_listed(data: Path) -> No
     (data / "notes.txt").write_text(f"look at {target}")
     output = erase(data, "--run", target, "--apply", "--author", "ann", "--reason", "request 17", code=4)
     assert "notes.txt: " in output
+
+
+def test_a_name_that_the_first_of_several_erasures_left_counts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remaining = {"raw": 2, "models": 1}
+    receipt = Receipt(1, "ann", "request 17", ("before",), ("erased~1~1",), {}, remaining, 9, 1, 2)
+    parts = [Erased(receipt, ("notes.txt: owner",)), Erased(replace(receipt, version=2, remaining={}), ())]
+    monkeypatch.setattr("ciml.services.stored.erase.erase", lambda *_: iter(parts))
+    output = erase(data, "--before", "2030-01-01", "--apply", "--author", "ann", "--reason", "request 17", code=4)
+    assert "objects with a name left: 3" in output
 
 
 @pytest.mark.parametrize(

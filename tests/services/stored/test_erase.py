@@ -28,7 +28,8 @@ from ciml.services.stored.receipts import read_plan, read_receipts
 from ciml.serving.predict.log import prediction_checkpoints, read_predictions
 from ciml.serving.registry import Signature
 from ciml.storage import LocalStore
-from ciml.training.data.snapshot import read_snapshot
+from ciml.training.data.snapshot import make_snapshot, read_snapshot, write_snapshot
+from ciml.trust import TrustPolicy
 from ciml.verdicts.feedback.state import FEEDBACK
 from ciml.verdicts.signatures.notes import Note, add_note
 from tests.durable import Steps
@@ -40,6 +41,7 @@ from tests.transforms.samples import corpus
 GOLDEN = Path(__file__).parents[2] / "golden"
 SIGNED = Signature("ann", "request 17")
 BY_OWNER = RunCriteria(owner=OWNER)
+TRUSTED = TrustPolicy.parse('[[rule]]\nname = "all"\ntrusted = true\nsource = ["*"]\n')
 NAMES = (OWNER, NATIVE, *RUNS, WAITING, base64.b64encode(f"{NATIVE} of".encode()).decode()[:-4])
 
 
@@ -144,6 +146,14 @@ def test_runs_of_all_changes_that_an_update_gave_an_owner_are_found(data: DataRo
 
 
 @pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_many_runs_are_erased_in_parts(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erase_module, "MOST_RUNS", 2)
+    parts = list(erase(data, BY_OWNER, SIGNED))
+    assert [len(erased.receipt.runs) for erased in parts] == [2, 2, 1]
+    assert left(data.store, *NAMES) == []
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_all_runs_before_a_time(data: DataRoot) -> None:
     list(erase(data, RunCriteria(before_us=1 << 62), SIGNED))
     assert all(is_erased(run.facts.run_id) for run in stored(data))
@@ -151,6 +161,17 @@ def test_all_runs_before_a_time(data: DataRoot) -> None:
     assert broken(data) == {}
     compact(data.raw, older_than_s=0, grace_s=0)
     assert broken(data) == {}
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_each_time_of_a_retention_is_kept(data: DataRoot) -> None:
+    """By it, later events of these runs are ignored."""
+    facts, tables, _ = corpus(1)
+    for end_us in (2_000_000_000_000_000, 3_000_000_000_000_000):
+        later = facts[0].replace(run_id=f"zuul~t{end_us}~1", end_us=end_us)
+        RawStore(data).add([(later, tables[0])])
+        assert len(list(erase(data, RunCriteria(before_us=end_us + 1), SIGNED))) == 1
+        assert open_raw(data.raw)[1].erased_before_us == end_us + 1
 
 
 @pytest.mark.parametrize("anywhere", ["local"], indirect=True)
@@ -164,6 +185,8 @@ def test_runs_leave_examples_and_snapshots(data: DataRoot) -> None:
         "causes": [{"run_id": run_id, "cause": "code"} for run_id in (target, before[0])],
         "corrections": [{"run_id": target, "outcome": "error", "result": "ERROR"}],
     }
+    decayed = make_snapshot(dataset, TRUSTED, half_life="10h")
+    write_snapshot(data.trainer(every_kind.DATASET), decayed)
     assert dataset.log.try_append(dataset.log.end() + 1, {"time_us": 9, **known})
     with Steps(data.url).recording() as steps:
         list(erase(data, RunCriteria(run_id=target), SIGNED))
@@ -172,6 +195,9 @@ def test_runs_leave_examples_and_snapshots(data: DataRoot) -> None:
     assert list(dict.fromkeys(logs))[:2] == [f"replace datasets/{every_kind.DATASET}", "replace raw"]
     after = [run.run_id for run in read_snapshot(data.trainer(every_kind.DATASET), digest).runs()]
     assert after == [run_id for run_id in before if run_id != target]
+    weighted = read_snapshot(data.trainer(every_kind.DATASET), decayed.digest)
+    assert weighted.weights is not None
+    assert len(weighted.weights) == len([*weighted.runs()]) == len([*decayed.runs()]) - 1
     state = dataset.state()
     assert (state.causes, target in state.corrections) == ({before[0]: "code"}, False)
     assert target not in state.span_of
@@ -201,8 +227,9 @@ def test_what_a_slow_worker_stores_meanwhile_is_removed(data: DataRoot, monkeypa
 def test_what_cannot_be_erased_is_refused(data: DataRoot) -> None:
     with pytest.raises(CimlError, match="name the runs"):
         list(erase(data, RunCriteria(), SIGNED))
-    with pytest.raises(CimlError, match="must not name the owner"):
-        list(erase(data, BY_OWNER, Signature("ann", f"{OWNER} asked")))
+    for signed in (Signature("ann", f"{OWNER} asked"), Signature(OWNER, "request 17")):
+        with pytest.raises(CimlError, match="must not name the owner"):
+            list(erase(data, BY_OWNER, signed))
     assert len(read_receipts(data)) == 1
     assert left(data.store, OTHER)
 

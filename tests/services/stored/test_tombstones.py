@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
+from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
+from ciml.errors import EngineError
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.kafka.broker import make_topic
+from ciml.services.stored import tombstones
 from ciml.services.stored.tombstones import is_compacted, write_tombstones
 
 COMPACTED = {
@@ -21,8 +24,6 @@ COMPACTED = {
     "min.compaction.lag.ms": "0",
 }
 ERASED, OTHER = "zuul~alice~1", "zuul~bob~1"
-
-pytestmark = pytest.mark.engines
 
 
 def produce(kafka: str, topic: str, *keys: str) -> None:
@@ -53,6 +54,7 @@ def read(kafka: str, topic: str) -> list[tuple[str, bytes | None]]:
         consumer.close()
 
 
+@pytest.mark.engines
 def test_records_of_erased_runs_leave_a_compacted_topic(kafka: str) -> None:
     topic = f"runs-{uuid.uuid4().hex[:8]}"
     options = KafkaOptions(kafka)
@@ -75,3 +77,26 @@ def test_records_of_erased_runs_leave_a_compacted_topic(kafka: str) -> None:
         produce(kafka, topic, f"later-{uuid.uuid4().hex}")  # the broker never compacts the segment that it writes to
         time.sleep(2)
     assert OTHER in left
+
+
+def test_a_tombstone_that_is_not_delivered_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def __init__(self, _: Any) -> None:
+            pass
+
+        def produce(self, *_: Any, key: bytes = b"", on_delivery: Any, **__: Any) -> None:
+            calls.append(on_delivery)
+
+        def poll(self, _: float) -> int:
+            return 0
+
+        def flush(self, _: float) -> int:
+            for number, delivered in enumerate(calls):
+                delivered(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE) if number else None, None)
+            return 0
+
+    calls: list[Any] = []
+    monkeypatch.setattr(tombstones, "Producer", Refusing)
+    with pytest.raises(EngineError):
+        write_tombstones(KafkaOptions("localhost:1"), "runs", [OTHER, ERASED])
+    assert len(calls) == 2

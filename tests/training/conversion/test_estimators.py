@@ -35,7 +35,7 @@ from sklearn import (
 from ciml.serving.server.model.graph import check_ops
 from ciml.tensorflow import load_tensorflow
 from ciml.training.conversion.functions import CONVERTERS, convert
-from ciml.training.conversion.step import ConversionError, Variables
+from ciml.training.conversion.step import ConversionError, Variables, normalised
 from tests.tier import part
 from tests.training.conversion.comparison import (
     BOUND,
@@ -427,3 +427,8 @@ def test_every_class_of_the_table_is_public_and_documented():
     for name, (module, _) in CONVERTERS.items():
         assert hasattr(importlib.import_module(module), name)
         assert f"`{name}`" in document, name
+
+
+def test_a_row_of_zeros_has_equal_probabilities() -> None:
+    values = load_tensorflow().constant([[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 2.0, 0.0]], "float64")
+    assert normalised(values).numpy().tolist() == [[0.25] * 4, [0.25, 0.25, 0.5, 0.0]]
