@@ -171,13 +171,16 @@ def main() -> None:
     names = ("one process", "two Beam workers", *FLINKS.values())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, action="append", help=f"Number of examples (default: {SIZES}).")
-    parser.add_argument("--engine", choices=names, action="append", help="Engine to measure (default: the first three).")
+    parser.add_argument(
+        "--engine", choices=names, action="append", help="Engine to measure (default: the first three)."
+    )
     parser.add_argument("--repeats", type=int, default=3, help="Runs of each engine (default: 3).")
     parser.add_argument("--results", type=Path, help="JSON file for the results.")
     options = parser.parse_args()
     results: list[dict[str, Any]] = []
     print(f"{os.cpu_count()} cores; medians of {options.repeats}, in seconds, and the ratio to one process")
-    print("| examples | " + " | ".join(chosen := options.engine or list(names[:3])) + " |\n|" + "---|" * (len(chosen) + 1))
+    chosen = options.engine or list(names[:3])
+    print(f"| examples | {' | '.join(chosen)} |\n|" + "---|" * (len(chosen) + 1))
     with tempfile.TemporaryDirectory() as place, running_engines(chosen, Path(place, "home")) as runs:
         for number in options.examples or SIZES:
             rows = measure(Path(place), number, options.repeats, runs)
