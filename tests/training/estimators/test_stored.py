@@ -117,7 +117,9 @@ def test_the_description_is_written_after_the_estimator(rows: tuple[Any, Any], t
 def test_a_file_that_is_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "MAX_STORED_BYTES", (folder / stored.FILE).stat().st_size - 1)
     read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) if path.name != stored.FILE else pytest.fail())
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: read(path) if path.name != stored.FILE else pytest.fail("it is read")
+    )
     with pytest.raises(IntegrityError, match="MAX_STORED_BYTES"):
         stored.load(folder)
 

@@ -335,7 +335,7 @@ def test_a_source_that_lies_cannot_hide_what_another_one_loses() -> None:
     )
     assert decided(figures(comparison=comparison), tolerance=4 / 60)[0]
     assert decided(figures(comparison=comparison | {"sources": by_source[:1]}))[0]
-    for broken in (by_source[:1] + [{"source": "zuul"}], ["zuul"], "zuul", None):
+    for broken in ([*by_source[:1], {"source": "zuul"}], ["zuul"], "zuul", None):
         assert not decided(figures(comparison=comparison | {"sources": broken}))[0]
 
 
