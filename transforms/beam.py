@@ -26,6 +26,7 @@ _NOISY = (
 #: The parameters of methods. Beam inspects all methods of a DoFn a dozen times, which takes a third of the time of a
 #: small pipeline.
 _parameters: WeakKeyDictionary[FunctionType, tuple[list[str], list[Any]]] = WeakKeyDictionary()
+_inspect: Callable[[Any], tuple[list[str], list[Any]]] = core.get_function_args_defaults
 
 T = TypeVar("T")
 
@@ -44,7 +45,7 @@ def run_here(build: Callable[[beam.Pipeline], T]) -> T:
     """
     kept_error(clear=True)
     keep_workers_quiet()
-    with _hide_ipython():
+    with _replaced():
         pipeline = beam.Pipeline(runner=FnApiRunner(), options=_Options([]))  # the default may be another runner
         result = build(pipeline)
         try:
@@ -76,26 +77,26 @@ def _inspect_once(function: Any) -> tuple[list[str], list[Any]]:
     return list(names), list(defaults)
 
 
-_inspect: Callable[[Any], tuple[list[str], list[Any]]] = core.get_function_args_defaults
-core.get_function_args_defaults = _inspect_once
-
-
 @contextmanager
-def _hide_ipython() -> Iterator[None]:
-    """Hide a notebook from Beam, which imports its interactive environment there; with pandas 3 the import fails.
+def _replaced() -> Iterator[None]:
+    """Let Beam inspect each method once, and hide a notebook from it.
 
-    Beam needs the import only to write numbers of cells into labels.
+    There, Beam imports its interactive environment, only to write numbers of cells into labels; with pandas 3 the
+    import fails.
     """
-    module = beam.pipeline
-    alter_label = module.alter_label_if_ipython
-    is_in_ipython = module.is_in_ipython
-    module.alter_label_if_ipython = lambda transform, value: None
-    module.is_in_ipython = lambda: False
+    replacements: dict[tuple[Any, str], Callable[..., Any]] = {
+        (core, "get_function_args_defaults"): _inspect_once,
+        (beam.pipeline, "alter_label_if_ipython"): lambda transform, value: None,
+        (beam.pipeline, "is_in_ipython"): lambda: False,
+    }
+    originals = {place: getattr(*place) for place in replacements}
     try:
+        for (module, name), replacement in replacements.items():
+            setattr(module, name, replacement)
         yield
     finally:
-        module.alter_label_if_ipython = alter_label
-        module.is_in_ipython = is_in_ipython
+        for (module, name), original in originals.items():
+            setattr(module, name, original)
 
 
 def keep_workers_quiet() -> None:

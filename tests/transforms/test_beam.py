@@ -47,10 +47,16 @@ def test_a_pipeline_runs_here_with_the_parameters_of_each_stage():
 
 def test_parameters_are_those_that_beam_finds():
     for function in (Labelled().process, Labelled().process, Multiplied().process, Labelled.process, len):
-        names, defaults = core.get_function_args_defaults(function)
-        assert (names, defaults) == beam_module._inspect(function)
+        names, defaults = beam_module._inspect_once(function)
+        assert (names, defaults) == core.get_function_args_defaults(function)
         names.append("changed")  # by a caller
-        assert core.get_function_args_defaults(function) == beam_module._inspect(function)
+        assert beam_module._inspect_once(function) == core.get_function_args_defaults(function)
+
+
+def test_beam_is_as_before_when_a_pipeline_has_run():
+    before = core.get_function_args_defaults
+    during = run_here(lambda pipeline: core.get_function_args_defaults)
+    assert (during, core.get_function_args_defaults) == (beam_module._inspect_once, before)
 
 
 def test_a_set_option_holds_in_all_views_and_not_in_a_copy():
