@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ciml.runs.latest_runs import StoredRun, latest_runs
 from ciml.runs.reader import read_run
 from ciml.runs.state import RAW, open_raw
 from ciml.services.stored import erase as erase_module
+from ciml.services.stored import erasure_steps
 from ciml.services.stored.erase import count_runs, erase
 from ciml.services.stored.examine import examine
 from ciml.services.stored.receipts import read_plan, read_receipts
@@ -221,6 +223,17 @@ def test_what_a_slow_worker_stores_meanwhile_is_removed(data: DataRoot, monkeypa
     monkeypatch.setattr(erase_module, "_search", search_later)
     (erased,) = erase(data, BY_OWNER, SIGNED)
     assert (late, erased.remaining, left(data.store, *NAMES)) == ([], (), [])
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_examples_that_no_manifest_names_are_those_of_an_update_for_an_hour(data: DataRoot) -> None:
+    path = f"datasets/{every_kind.DATASET}/span-9/version-1/examples-0.parquet"
+    data.store.create(path, b"")
+    data.erasures.create("plan.json", b"{}")
+    plan_s = Path(data.url, "erasures/plan.json").stat().st_mtime
+    for age_s, is_left in ((3500, False), (3700, True)):
+        os.utime(Path(data.url, path), (plan_s - age_s, plan_s - age_s))
+        assert erasure_steps._is_left_over(data, path) is is_left
 
 
 @pytest.mark.parametrize("anywhere", ["local"], indirect=True)
