@@ -150,6 +150,9 @@ def test_runs_of_all_changes_that_an_update_gave_an_owner_are_found(data: DataRo
 @pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_many_runs_are_erased_in_parts(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(erase_module, "MOST_RUNS", 2)
+    bookmarks = ((data.predictions, "_neighbours"), (data.failures, "_signatures"), (data.feedback, "_causes"))
+    for store, name in bookmarks:
+        store.replace(name, RUNS[0].encode())  # of a reader
     parts = list(erase(data, BY_OWNER, SIGNED))
     assert [len(erased.receipt.runs) for erased in parts] == [2, 2, 1]
     assert left(data.store, *NAMES) == []
