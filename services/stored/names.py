@@ -111,9 +111,7 @@ def contents(path: str, data: bytes) -> Iterator[bytes]:
 
 
 def _texts(table: pa.Table) -> Iterator[bytes]:
-    """Yield the metadata and the texts of a table, column by column."""
-    for entry in (table.schema.metadata or {}).items():
-        yield b"=".join(entry)
+    """Yield the texts of a table, column by column. Its metadata are not compressed in a file."""
     for column in table.columns:
         kind = column.type
         if pa.types.is_dictionary(kind):
