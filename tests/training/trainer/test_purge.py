@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,7 +16,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.serving.ledger import history
 from ciml.serving.model_files import parse_config
 from ciml.serving.registries import RegistryVerifier
-from ciml.serving.registry import Registry, Signature
+from ciml.serving.registry import Decision, Registry, Signature
 from ciml.training import purge as purge_module
 from ciml.training import trainer as trainer_module
 from ciml.training.evaluation.gate import GatePolicy
@@ -149,6 +150,23 @@ def test_runs_that_were_excluded_while_a_version_was_trained_withdraw_it(golden:
     reason = trainer_module._withdraw_excluded(registry, 1)
     assert reason == "version 1 learned 1 run that was excluded while it was trained, and is withdrawn; refresh again"
     assert registry.state.served() == []
+
+
+def test_a_trainer_withdraws_its_own_version_if_runs_were_excluded_meanwhile(
+    golden: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(golden, "provider")
+    facts = registry.state.candidates[registry.state.versions[1].candidate].facts
+    trained = SimpleNamespace(
+        decision=Decision(True), facts=lambda: facts, folder=registry.folder(1).root, metrics={}, timings={}
+    )
+    monkeypatch.setattr(trainer_module, "push_candidate", lambda *_, **__: SimpleNamespace(version=1))
+    monkeypatch.setattr(trainer_module, "refresh", lambda *_, **__: trained)
+    config = TrainConfig(golden, "provider", "provider")
+    assert run_once(config).outcome == "pushed"
+    add(golden.exclusions, [forged(golden)])
+    result = run_once(config)
+    assert (result.outcome, result.version, registry.state.served()) == ("rejected", None, [])
 
 
 @pytest.mark.whole
