@@ -17,10 +17,11 @@ from ciml.events.redaction import shown
 _SOURCE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 #: In a mapping of source names: any CloudEvent source without an entry of its own.
 ANY_SOURCE = "*"
-#: The source of erased runs (`ciml.runs.erased`), the reason of their events that come again, and the rule by which
-#: they are not trusted.
+#: The source of erased runs (`ciml.runs.erased`), which no CI system may have: its runs would be ignored as erased.
+#: Also the reason for which later events of erased runs are ignored, and the rule by which these runs are not trusted.
 ERASED = "erased"
 _OTHER_CHARACTERS = re.compile(r"[^a-z0-9]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which UTF-8 cannot hold
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _MAX_ENCODED = 180  # leaves room for a digest and a suffix within the 255 bytes of a file name
 
@@ -31,7 +32,7 @@ class RunId:
 
     Attributes:
       source: the system that executed it, such as ``zuul`` or ``backfill``: lower case letters, digits and dashes.
-      native_id: the id that the source gave it, any non-empty text.
+      native_id: the id that the source gave it, any non-empty text without lone surrogates.
       attempt: counts from 1.
 
     Raises:
@@ -49,6 +50,8 @@ class RunId:
             )
         if not isinstance(self.native_id, str) or not self.native_id:
             raise RejectedInput("bad_run_id", "the native id is empty")
+        if _SURROGATE.search(self.native_id):
+            raise RejectedInput("bad_run_id", f"native id {shown(self.native_id, 40)}: has a lone surrogate")
         if not isinstance(self.attempt, int) or isinstance(self.attempt, bool) or self.attempt < 1:
             raise RejectedInput("bad_run_id", f"attempt {self.attempt!r:.80}: want a whole number from 1")
         if len(self.encode()) > _MAX_ENCODED:
@@ -97,7 +100,10 @@ def is_erased(run_id: str) -> bool:
 
 
 def path_safe(text: str) -> str:
-    """Return any text as one path segment: reversible with `urllib.parse.unquote`, never ``.``, ``..`` or empty."""
+    """Return any text but "" as one path segment, never ``.`` or ``..``; "" is returned unchanged.
+
+    It is reversible with `urllib.parse.unquote`, for lone surrogates with ``errors="surrogatepass"``.
+    """
     if _PLAIN.fullmatch(text):
         return text  # the common case, and three times as fast
     quoted = quote(text, safe="", errors="surrogatepass").replace("~", "%7E")
@@ -105,8 +111,10 @@ def path_safe(text: str) -> str:
 
 
 def bounded_id(native: str, most: int = 100) -> str:
-    """Return a native id, or its digest where it takes more than ``most`` characters of a path."""
-    return native if len(path_safe(native)) <= most else hashlib.sha256(native.encode()).hexdigest()
+    """Return a native id, or its digest if it takes more than ``most`` characters of a path."""
+    if len(path_safe(native)) <= most:
+        return native
+    return hashlib.sha256(native.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def source_name(source: str, names: Mapping[str, str] | None = None) -> str:
@@ -119,7 +127,7 @@ def source_name(source: str, names: Mapping[str, str] | None = None) -> str:
       names: CloudEvent source -> name; under `ANY_SOURCE` the name of all others.
 
     Raises:
-      RejectedInput: ``bad_field``, it has no name, or another source has its name.
+      RejectedInput: ``bad_field``: it has no name, another source has its name, or its name is reserved.
     """
     names = names or {}
     named = names.get(source) or names.get(ANY_SOURCE)
@@ -130,6 +138,8 @@ def source_name(source: str, names: Mapping[str, str] | None = None) -> str:
         proposal = words.strip("-")[:63].rstrip("-") or "NAME"
         quoted = shown(source)
         raise RejectedInput("bad_field", f"source: {quoted} has no configured name; add --source {quoted}={proposal}")
+    if source == ERASED:
+        raise RejectedInput("bad_field", f"source: {source} is reserved for erased runs; add --source {source}=NAME")
     if source in names.values():
         raise RejectedInput("bad_field", f"source: {source} is the configured name of another source")
     return source
@@ -139,10 +149,12 @@ def check_source_name(name: str) -> str:
     """Return the name if it is a valid source name.
 
     Raises:
-      CimlError: the name is invalid.
+      CimlError: the name is invalid or reserved.
     """
     if not _SOURCE.fullmatch(name):
         raise CimlError(f"{name!r:.80} is not a source name; use lower-case letters, digits and dashes")
+    if name == ERASED:
+        raise CimlError(f"{name!r} is reserved for erased runs; choose another name")
     return name
 
 

@@ -150,10 +150,11 @@ def _encode_object(value: Any, path: str, component: Callable[[Any, str], Any] |
     if isinstance(value, np.dtype) and value.name in _TYPES:
         return {"dtype": value.name}
     if inspect.isclass(value):
-        class_name = str(value.__name__)
-        if _TYPES.get(class_name) is not value:
-            raise InvalidSettingError(f"the class {class_name} itself; give an object, {class_name}()")
-        return {"type": class_name}
+        # A class's own name does not identify it: both ``bool`` and ``np.bool_`` are called "bool".
+        type_name = next((name for name, kind in _TYPES.items() if kind is value), None)
+        if type_name is None:
+            raise InvalidSettingError(f"the class {value.__name__} itself; give an object, {value.__name__}()")
+        return {"type": type_name}
     if isinstance(value, _SEEDED):
         raise InvalidSettingError(f"a {type(value).__name__} has a state; give a whole number as the seed")
     if hasattr(value, "dist") and hasattr(value, "kwds"):

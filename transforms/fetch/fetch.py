@@ -23,7 +23,7 @@ from ciml.limits import PART_BYTES
 from ciml.transforms.fetch.artifacts import JobFacts, job_facts
 from ciml.transforms.fetch.files import consume_file, first_found, read_file
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
-from ciml.transforms.fetch.schedule import Budget, Failure, Job, Schedule
+from ciml.transforms.fetch.schedule import Budget, Download, Failure, Schedule
 from ciml.transforms.guard import attempt, dead_letter
 
 if TYPE_CHECKING:
@@ -160,61 +160,61 @@ class Fetcher:
         self, batch: Batch, now_us: int, seconds: list[float] | None, threads: int, batch_s: float, enough: int
     ) -> Batch:
         """Fetch with ``threads``, for at most ``batch_s``; start no further log once the logs have ``enough`` bytes."""
-        jobs: dict[tuple[str, str], Job] = {}
+        downloads: dict[tuple[str, str], Download] = {}
         for pending in batch.pending_runs:
-            key = _job_key(pending)
-            if key not in jobs:
+            key = _download_key(pending)
+            if key not in downloads:
                 address = attempt("fetch", self.policy.parse_allowed, key[0])
-                jobs[key] = Job(address, job_facts(pending.mention), is_signed=bool(pending.address))
-        allowed = [job for job in jobs.values() if job.failure is None]
-        allowed.sort(key=lambda job: not job.is_signed)  # they cannot be deferred
+                downloads[key] = Download(address, job_facts(pending.mention), is_signed=bool(pending.address))
+        allowed = [download for download in downloads.values() if download.failure is None]
+        allowed.sort(key=lambda download: not download.is_signed)  # they cannot be deferred
         self._run(allowed, threads, batch_s, enough)
         if seconds is not None:
-            seconds += [job.seconds for job in jobs.values() if job.seconds is not None]
+            seconds += [download.seconds for download in downloads.values() if download.seconds is not None]
         fetched = []
         settled = list(batch.settled)
         for pending in batch.pending_runs:
-            job = jobs[_job_key(pending)]
-            if job.failure is None:
-                pending.log = job.log
+            download = downloads[_download_key(pending)]
+            if download.failure is None:
+                pending.log = download.log
                 fetched.append(pending)
             else:
-                outcome = attempt("fetch", _settle, pending, job.failure, self.policy, now_us)
+                outcome = attempt("fetch", _settle, pending, download.failure, self.policy, now_us)
                 settled.append(dead_letter(pending, outcome) if isinstance(outcome, RejectedInput) else outcome)
         return Batch(batch.covers, batch.messages, fetched, settled)
 
-    def _run(self, jobs: list[Job], threads: int, batch_s: float, enough: int) -> None:
-        """Fetch jobs: each gets its log or its failure."""
-        if not jobs:
+    def _run(self, downloads: list[Download], threads: int, batch_s: float, enough: int) -> None:
+        """Run downloads: each gets its log or its failure."""
+        if not downloads:
             return
         budget = Budget(self.policy.max_batch_bytes, enough)
-        schedule = Schedule(jobs, threads, batch_s, budget)
+        schedule = Schedule(downloads, threads, batch_s, budget)
 
         def work() -> None:
-            for job in schedule:
-                self._fetch_job(job, budget)
+            for download in schedule:
+                self._fetch(download, budget)
 
-        threads = min(threads, len(jobs))
+        threads = min(threads, len(downloads))
         with ThreadPoolExecutor(threads, "fetch") as pool:
             for thread in [pool.submit(work) for _ in range(threads)]:
                 thread.result()
 
-    def _fetch_job(self, job: Job, budget: Budget) -> None:
+    def _fetch(self, download: Download, budget: Budget) -> None:
         start_s = time.monotonic()
         try:
-            result = attempt("fetch", self._read_or_fail, job, lambda size: budget.grow(job, size))
+            result = attempt("fetch", self._read_or_fail, download, lambda size: budget.grow(download, size))
             if isinstance(result, bytes):
-                job.log = result
+                download.log = result
             else:
                 drop_frames(result)
-                job.failure = result
-                budget.release(job)
+                download.failure = result
+                budget.release(download)
         finally:
-            job.seconds = time.monotonic() - start_s
+            download.seconds = time.monotonic() - start_s
 
-    def _read_or_fail(self, job: Job, grow: Callable[[int], None]) -> bytes | Failure:
+    def _read_or_fail(self, download: Download, grow: Callable[[int], None]) -> bytes | Failure:
         try:
-            return self.read(job.address, grow, job.facts)
+            return self.read(download.address, grow, download.facts)
         except (RejectedInput, LogUnavailableError) as failure:
             return failure
 
@@ -288,7 +288,7 @@ class Fetcher:
             return self._s3
 
 
-def _job_key(pending: PendingRun) -> tuple[str, str]:
+def _download_key(pending: PendingRun) -> tuple[str, str]:
     """Return the key of a run's job: its address, and its run id if the address is a list of many runs' artifacts."""
     text = pending.address or pending.mention.log_url
     return text, pending.mention.run_id if text.endswith("/artifacts") else ""

@@ -19,7 +19,7 @@ from ciml.limits import MAX_OUTPUT_WIRE_BYTES
 from ciml.transforms.fetch.artifacts import JobFacts, job_facts
 from ciml.transforms.fetch.fetch import shared_fetcher
 from ciml.transforms.fetch.policy import OUTPUT_PATHS, FetchPolicy, LogUnavailableError
-from ciml.transforms.fetch.schedule import Budget, Failure, Job, Schedule
+from ciml.transforms.fetch.schedule import Budget, Download, Failure, Schedule
 from ciml.transforms.guard import attempt
 
 T = TypeVar("T")
@@ -124,9 +124,9 @@ def fetch_outputs(
       EngineError: raised by ``consume``.
     """
     fetcher = shared_fetcher(policy)
-    jobs = {Job(addresses[0], _NO_FACTS, is_signed=False): index for index, addresses in enumerate(requests)}
+    downloads = {Download(addresses[0], _NO_FACTS, is_signed=False): index for index, addresses in enumerate(requests)}
     results: list[T | Failure] = [LogUnavailableError("batch_full", "")] * len(requests)
-    schedule = Schedule(list(jobs), policy.threads, batch_s, Budget(1 << 62, 1 << 62))
+    schedule = Schedule(list(downloads), policy.threads, batch_s, Budget(1 << 62, 1 << 62))
 
     def fetch(index: int) -> T | Failure:
         try:
@@ -135,18 +135,19 @@ def fetch_outputs(
             return failure
 
     def work() -> None:
-        for job in schedule:
-            result = attempt("output", fetch, jobs[job])
-            results[jobs[job]] = result
+        for download in schedule:
+            index = downloads[download]
+            result = attempt("output", fetch, index)
+            results[index] = result
             if isinstance(result, RejectedInput | LogUnavailableError):
                 drop_frames(result)
-                job.failure = result
+                download.failure = result
 
     threads = min(policy.threads, len(requests))
     with ThreadPoolExecutor(max(threads, 1), "output") as pool:
         for thread in [pool.submit(work) for _ in range(threads)]:
             thread.result()
-    for job, index in jobs.items():
-        if job.failure is not None:
-            results[index] = job.failure
+    for download, index in downloads.items():
+        if download.failure is not None:
+            results[index] = download.failure
     return results

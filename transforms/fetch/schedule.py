@@ -1,4 +1,4 @@
-"""The order in which threads fetch the logs of a batch, and the limit on their bytes.
+"""The order in which threads fetch the logs or outputs of a batch, and the limit on their bytes.
 
 Hosts take turns, and a slow host does not hold up the others.
 """
@@ -18,16 +18,16 @@ from ciml.transforms.fetch.policy import LogUnavailableError
 
 Failure = RejectedInput | LogUnavailableError
 
-_MAX_TIMEOUTS = 4  # in a row of one host; then a batch fetches no more from it
-_TOO_LARGE = "the batch's logs exceed its limit together"
+_MAX_TIMEOUTS = 4  # consecutive ones of a host, after which a batch fetches nothing more from it
+_TOO_LARGE = "the batch's logs together exceed its limit"
 
 
-class Job:
-    """A log to fetch, and its result: the log, unpacked, or a failure.
+class Download:
+    """A log or output to fetch, and its result: the log, unpacked, or a failure. It is compared by identity.
 
     Attributes:
-      address: where it is.
-      facts: the job of its run.
+      address: where it is. A download whose address was rejected has none: it has a failure and is never scheduled.
+      facts: the CI job of its run.
       is_signed: whether the address holds a secret.
       seconds: duration of the fetch; None without a request.
     """
@@ -45,7 +45,7 @@ class Job:
 
 
 class Budget:
-    """The limit on the bytes of the logs of a batch together, which threads fetch at the same time.
+    """The limit on the total bytes of a batch's logs, which several threads fetch at the same time.
 
     Args:
       size: limit in bytes. A log that would exceed it gives up all its bytes, so that another one fits.
@@ -58,68 +58,94 @@ class Budget:
     def __init__(self, size: int, enough: int) -> None:
         self._size = size
         self._enough = min(enough, size)
-        self._bytes_of: dict[Job, int] = {}
-        self._released: set[Job] = set()
+        self._bytes_of: dict[Download, int] = {}
+        self._released: set[Download] = set()
         self._total = 0
         self.is_full = False
         self._lock = threading.Lock()
 
-    def grow(self, job: Job, size: int) -> None:
-        """Reserve bytes for a job, or release them if the size is negative. Has no effect after its `release`.
+    def grow(self, download: Download, size: int) -> None:
+        """Reserve bytes for a download, or release them if the size is negative. Has no effect after its `release`.
 
         Raises:
-          LogUnavailableError: ``batch_full``; the job is released.
+          LogUnavailableError: ``batch_full``; the download is released.
         """
         with self._lock:
-            if job in self._released:
+            if download in self._released:
                 return
             self.is_full |= self._total + size >= self._enough
             if self._total + size > self._size:
-                self._release(job)
+                self._release(download)
                 raise LogUnavailableError("batch_full", _TOO_LARGE)
             self._total += size
-            self._bytes_of[job] = self._bytes_of.get(job, 0) + size
+            self._bytes_of[download] = self._bytes_of.get(download, 0) + size
 
-    def release(self, job: Job) -> None:
-        """Release all bytes of a job."""
+    def release(self, download: Download) -> None:
+        """Release all bytes of a download."""
         with self._lock:
-            self._release(job)
+            self._release(download)
 
-    def _release(self, job: Job) -> None:
-        self._total -= self._bytes_of.pop(job, 0)
-        self._released.add(job)
+    def _release(self, download: Download) -> None:
+        self._total -= self._bytes_of.pop(download, 0)
+        self._released.add(download)
 
 
 @dataclass(slots=True)
 class Host:
-    waiting: deque[Job] = field(default_factory=deque)
+    """The state of one host, which threads change under the schedule's lock.
+
+    Attributes:
+      waiting: downloads that no thread has started.
+      running: number of threads that download from it.
+      timeouts: number of consecutive timeouts.
+    """
+
+    waiting: deque[Download] = field(default_factory=deque)
     running: int = 0
-    timeouts: int = 0  # in a row
+    timeouts: int = 0
 
 
 class Schedule:
-    """Assigns jobs to threads: hosts take turns and share the threads. A slow host's jobs fail without a request."""
+    """Assigns downloads to threads: hosts take turns and share the threads.
 
-    def __init__(self, jobs: list[Job], threads: int, batch_s: float, budget: Budget) -> None:
+    A slow host's downloads fail without a request.
+
+    Args:
+      downloads: those with an address.
+      threads: number of threads that iterate over the schedule.
+      batch_s: time after which no further download is started, seconds.
+      budget: limit on their bytes together.
+    """
+
+    def __init__(self, downloads: list[Download], threads: int, batch_s: float, budget: Budget) -> None:
         self._budget = budget
         self._hosts: dict[str, Host] = {}
-        for job in jobs:
-            self._hosts.setdefault(job.address.origin, Host()).waiting.append(job)
+        for download in downloads:
+            self._hosts.setdefault(download.address.origin, Host()).waiting.append(download)
         self._threads_per_host = threads if len(self._hosts) == 1 else max(1, threads // 2)
         self._turns = deque(self._hosts)
         self._end = time.monotonic() + batch_s
         self._changed = threading.Condition()
 
-    def __iter__(self) -> Iterator[Job]:
-        """Yield the jobs for one thread; a job is finished when the thread asks for the next one."""
-        while True:
-            job = self._next()
-            if job is None:
-                return
-            yield job
-            self._finish(job)
+    def __iter__(self) -> Iterator[Download]:
+        """Yield the downloads for one thread; one is finished when the thread asks for the next one.
 
-    def _next(self) -> Job | None:
+        An exception in a thread fails the batch, so it ends the schedule for all threads.
+        """
+        while (download := self._next()) is not None:
+            try:
+                yield download
+            except GeneratorExit:
+                self._end_all()
+                raise
+            self._finish(download)
+
+    def _end_all(self) -> None:
+        with self._changed:
+            self._turns.clear()
+            self._changed.notify_all()
+
+    def _next(self) -> Download | None:
         with self._changed:
             while self._turns:
                 is_late = time.monotonic() > self._end
@@ -127,15 +153,15 @@ class Schedule:
                     for host in self._hosts.values():
                         _fail(host, "batch_full", "the batch's time limit was reached" if is_late else _TOO_LARGE)
                     return None
-                job = self._take_turn()
-                if job is not None:
-                    return job
+                download = self._take_turn()
+                if download is not None:
+                    return download
                 if self._turns:
                     self._changed.wait(1.0)
             return None
 
-    def _take_turn(self) -> Job | None:
-        """Start a job of the next host with a free thread; a host without waiting jobs leaves the turns."""
+    def _take_turn(self) -> Download | None:
+        """Start a download from the next host with a free thread. A host with none waiting takes no further turns."""
         for _ in range(len(self._turns)):
             origin = self._turns.popleft()
             host = self._hosts[origin]
@@ -147,13 +173,14 @@ class Schedule:
                 return host.waiting.popleft()
         return None
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, download: Download) -> None:
         with self._changed:
-            host = self._hosts[job.address.origin]
+            host = self._hosts[download.address.origin]
             host.running -= 1
-            failure = job.failure if isinstance(job.failure, LogUnavailableError) else None
+            failure = download.failure if isinstance(download.failure, LogUnavailableError) else None
             if failure and failure.retry_after_s:
-                _fail(host, failure.reason, "its host asked to wait, for another log", failure.retry_after_s)
+                detail = "its host answered a request for another log by asking to wait"
+                _fail(host, failure.reason, detail, failure.retry_after_s)
             if failure and failure.reason == "log_timeout":
                 host.timeouts += 1
                 if host.timeouts >= _MAX_TIMEOUTS:
@@ -164,7 +191,7 @@ class Schedule:
 
 
 def _fail(host: Host, reason: str, detail: str, retry_after_s: float = 0.0) -> None:
-    """Let the waiting jobs of a host fail."""
-    for job in host.waiting:
-        job.failure = LogUnavailableError(reason, detail, retry_after_s=retry_after_s)
+    """Let the waiting downloads of a host fail. The caller holds the schedule's lock."""
+    for download in host.waiting:
+        download.failure = LogUnavailableError(reason, detail, retry_after_s=retry_after_s)
     host.waiting.clear()

@@ -26,6 +26,7 @@ def test_text_form() -> None:
 def test_a_long_id_becomes_its_digest() -> None:
     assert [bounded_id(native) for native in ("a" * 100, "é" * 16)] == ["a" * 100, "é" * 16]
     assert bounded_id("é" * 17) == hashlib.sha256(("é" * 17).encode()).hexdigest()
+    assert bounded_id("\ud800" * 17) == hashlib.sha256(b"\xed\xa0\x80" * 17).hexdigest()
     assert bounded_id("abc", most=2) == hashlib.sha256(b"abc").hexdigest()
 
 
@@ -47,7 +48,8 @@ def test_round_trip(native: str, attempt: int) -> None:
 @pytest.mark.parametrize(
     ("source", "native", "attempt"),
     [("", "a", 1), ("Zuul", "a", 1), ("-zuul", "a", 1), ("z/u", "a", 1), ("z" * 64, "a", 1), ("zuul", "", 1),
-     ("zuul", "a", 0), ("zuul", "a", True), ("zuul", "a" * 200, 1), ("zuul", "é" * 40, 1), ("zuul\n", "a", 1)],
+     ("zuul", "a", 0), ("zuul", "a", True), ("zuul", "a" * 200, 1), ("zuul", "é" * 40, 1), ("zuul\n", "a", 1),
+     ("zuul", "half of a pair: \ud800", 1)],
 )  # fmt: skip
 def test_malformed(source: str, native: str, attempt: int) -> None:
     with pytest.raises(RejectedInput) as caught:

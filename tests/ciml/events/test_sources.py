@@ -49,10 +49,18 @@ def test_configured_source_names_are_not_for_others() -> None:
         decode_message(bare(RUN, source="zuul"), names)
 
 
+def test_no_event_has_the_source_of_erased_runs() -> None:
+    """Its runs would be ignored as erased."""
+    with pytest.raises(RejectedInput, match="source: erased is reserved for erased runs; add --source erased=NAME"):
+        decode_message(bare(RUN, source="erased"))
+    assert decode_message(bare(RUN, source="erased"), {"erased": "ci"}).run_facts[0].source == "ci"
+
+
 def test_names_that_no_source_can_have_are_an_error() -> None:
     for pairs, message in (
         ([("a", "Zuul")], "'Zuul' is not a source name"),
         ([("a", "")], "'' is not a source name"),
+        ([("a", "erased")], "'erased' is reserved for erased runs; choose another name"),
         ([("a", "x"), ("a", "y")], "'a' has two names, x and y"),
     ):
         with pytest.raises(CimlError, match=message):

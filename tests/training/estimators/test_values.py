@@ -38,6 +38,17 @@ def test_a_value_is_read_back(value: Any) -> None:
     assert Decoder().decode(encode(value, "parameters.x"), "parameters.x") == value
 
 
+@pytest.mark.parametrize("kind", [np.bool_, np.float32, np.int64, float, int, bool, str])
+def test_a_type_of_numbers_is_read_back(kind: type) -> None:
+    assert Decoder().decode(encode(kind, "parameters.x"), "parameters.x") is kind
+    assert Decoder().decode(encode(np.dtype(kind), "x"), "x") == np.dtype(kind)
+
+
+def test_another_class_is_an_error() -> None:
+    with pytest.raises(InvalidSettingError, match=r"x: the class complex itself; give an object, complex\(\)"):
+        encode(complex, "x")
+
+
 def test_equal_dicts_have_one_form() -> None:
     assert encode({1: 2, 0: 3}, "x") == encode({0: 3, 1: 2}, "x") == {"dict": [[0, 3], [1, 2]]}
 

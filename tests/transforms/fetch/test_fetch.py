@@ -468,6 +468,6 @@ def test_other_runs_do_not_ask_in_that_batch(server: LogServer) -> None:
         ("deferred", "log_unavailable", NOW + 90_000_000)
     }
     assert {each.detail for each in taken.settled} == {
-        "answered 429, asks to wait for 90 s", "its host asked to wait, for another log",
+        "answered 429, asks to wait for 90 s", "its host answered a request for another log by asking to wait",
     }  # fmt: skip
     assert sum(server.asked.values()) <= 4
