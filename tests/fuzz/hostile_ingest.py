@@ -87,7 +87,7 @@ class Found:
 
 
 def send(broker: str, topic: str, folder: Path, seed: int, logs: int, events: int, good: int) -> Sent:
-    """Sends everything in an order of the seed."""
+    """Send everything in an order determined by the seed."""
     sent, order = Sent(), [("log", n) for n in range(logs)] + [("event", n) for n in range(events)]
     order += [("good", n) for n in range(good)]
     random.Random(seed).shuffle(order)
