@@ -34,7 +34,7 @@ from ciml.manifest.id_index import (
     Part,
     PartFiles,
     Rows,
-    Run,
+    SortedRun,
     Steps,
     TableKind,
     run_steps,
@@ -123,7 +123,7 @@ class Checkpoint(Record, frozen=True, forbid_unknown_fields=True):
     first: int
     segment: str
     state: dict[str, Any]
-    tables: dict[str, tuple[Run, ...]]
+    tables: dict[str, tuple[SortedRun, ...]]
 
     def encode(self) -> bytes:
         content = {**self.to_json(), "format": _FORMAT}
@@ -340,7 +340,7 @@ class Checkpoints(Generic[S]):
         yield
         if log.mark() != mark:
             return True
-        tables: dict[str, tuple[Run, ...]] = {}
+        tables: dict[str, tuple[SortedRun, ...]] = {}
         recent = state.recent()
         for name, table in self.tables(base).items():
             grown = table.with_rows(recent[name])

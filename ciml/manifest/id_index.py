@@ -1,11 +1,15 @@
 """A sorted index of ids on disk, for the ids that a manifest keeps forever. `ciml.manifest.id_maps` queries it.
 
-An id is a fingerprint of 128 bits, with values where its table has columns. A table is a list of sorted runs, the
-oldest first; the newest run that holds an id wins. A run is a list of parts: memory-mapped Arrow files of about a
-million rows, each with a range of fingerprints (`PartFiles`). Eight runs of a level are merged into one of the next
-level. So there are few runs, and each id is written once per level.
+The index is a log-structured merge tree (LSM tree) with tiered merging. Its *sorted runs* have nothing to do with CI
+runs.
 
-Fingerprints are distributed evenly. So runs are split and merged by equal ranges, with one range in memory at a time.
+An id is a fingerprint of 128 bits, with values if its table has columns. A table is a list of sorted runs, the oldest
+first; the newest sorted run that holds an id wins. A sorted run is a list of parts: memory-mapped Arrow files of about
+a million rows, each with a range of fingerprints (`PartFiles`). Eight sorted runs of a level are merged into one of the
+next level. So there are few sorted runs, and each id is written once per level.
+
+Fingerprints are distributed evenly. So sorted runs are split and merged by equal ranges, with one range in memory at a
+time.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 #: A task in steps: each yield ends a step, after which the caller may pause the task, and the task returns its result.
 Steps = Generator[None, None, Result]
-#: Number of runs of one level that are merged into a run of the next level.
+#: Number of sorted runs of one level that are merged into one of the next level.
 TIER = 8
 #: Target number of rows of a part.
 PART_ROWS = 900_000
@@ -81,7 +85,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     last: int
 
 
-class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+class SortedRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """Consecutive parts, each id once, and the number of merges behind them."""
 
     level: int
@@ -106,7 +110,8 @@ class TableKind:
 
     Attributes:
       columns: name and Arrow type, as an alias of `pyarrow.type_for_alias`.
-      is_removed: for tables with removal: marks the rows that stand for a removed id, by their values.
+      is_removed: for tables with removal: returns which rows are removal markers, by their values. A marker stands for
+        a removed id until a merge drops it.
     """
 
     columns: dict[str, str] = field(default_factory=dict)
@@ -143,17 +148,20 @@ class IdTable:
 
     Args:
       kind: its columns.
-      runs: the oldest first.
+      runs: its sorted runs, the oldest first.
       files: storage of the parts, which are opened on demand.
     """
 
-    def __init__(self, kind: TableKind, runs: Sequence[Run], files: PartFiles) -> None:
+    def __init__(self, kind: TableKind, runs: Sequence[SortedRun], files: PartFiles) -> None:
         self.kind = kind
         self.runs = tuple(runs)
         self.files = files
 
     def get(self, ids: Sequence[bytes]) -> list[dict[str, Any] | None]:
-        """Return the values of each id, None for an id that is not in the table."""
+        """Return the values of each id, None for an id that is not in the table.
+
+        The values of a removed id are those of its removal marker (`TableKind.is_removed`), or None once it is dropped.
+        """
         values: list[dict[str, Any] | None] = [None] * len(ids)
         for matches in self._find(ids):
             for index, position in zip(matches.indices.tolist(), matches.positions.tolist(), strict=True):
@@ -161,7 +169,7 @@ class IdTable:
         return values
 
     def _find(self, ids: Sequence[bytes]) -> Iterator[_Matches]:
-        """Yield where each id is, in the newest run that holds it."""
+        """Yield the position of each id in the newest sorted run that holds it."""
         import numpy as np
 
         if not ids:
@@ -187,9 +195,9 @@ class IdTable:
                 pending = pending[~np.isin(pending, np.concatenate(matched))]
 
     def starting(self, half: bytes, most: int) -> list[dict[str, Any]]:
-        """Return the values of at most ``most`` ids that start with these 64 bits, the newest runs first.
+        """Return the values of at most ``most`` ids that start with these 64 bits, the newest sorted runs first.
 
-        An id that several runs hold may appear several times.
+        An id that several sorted runs hold may appear several times, and removal markers are returned, too.
         """
         import numpy as np
 
@@ -206,29 +214,30 @@ class IdTable:
 
     def scan(self) -> Iterator[Rows]:
         """Yield all rows, each id once, without removed ones; one range of ids at a time."""
-        for rows in _merge(self.kind, self.runs, self.files, drop=True):
+        for rows in _merge(self.kind, self.runs, self.files, drop_removed=True):
             if len(rows):
                 yield rows
 
     def with_rows(self, rows: Rows) -> IdTable:
-        """Return the table with newer rows, as a run of level 0."""
+        """Return the table with newer rows, as a sorted run of level 0."""
         if not len(rows):
             return self
-        return IdTable(self.kind, [*self.runs, Run(0, (self.files.write(rows),))], self.files)
+        return IdTable(self.kind, [*self.runs, SortedRun(0, (self.files.write(rows),))], self.files)
 
     def merged(self) -> Steps[IdTable]:
-        """Merge runs until few are left; yield after each part that is written, return the table."""
+        """Merge sorted runs until few are left; yield after each part that is written, return the table."""
         runs = list(self.runs)
         while len(runs) >= TIER and len({run.level for run in runs[-TIER:]}) == 1:
-            old = runs[-TIER:]
+            merging = runs[-TIER:]
             runs = runs[:-TIER]
+            has_older_runs = bool(runs)
             parts: list[Part] = []
-            for rows in _merge(self.kind, old, self.files, drop=not runs):
+            for rows in _merge(self.kind, merging, self.files, drop_removed=not has_older_runs):
                 if len(rows):
                     parts.append(self.files.write(rows))
                 yield
             if parts:
-                runs.append(Run(old[0].level + 1, tuple(parts)))
+                runs.append(SortedRun(merging[0].level + 1, tuple(parts)))
         return IdTable(self.kind, runs, self.files)
 
 
@@ -242,7 +251,10 @@ def run_steps(steps: Steps[Result]) -> Result:
 
 
 def _locate(rows: Rows, high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which ids are among the rows of a part, and where. No first half exceeds the last one of the part."""
+    """Return which ids are among the rows of a part, and their positions there.
+
+    The first half of no id exceeds the last one of the part.
+    """
     import numpy as np
 
     positions = np.searchsorted(rows.high, high)
@@ -259,11 +271,12 @@ def _locate(rows: Rows, high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, 
     return is_match, positions
 
 
-def _merge(kind: TableKind, runs: Sequence[Run], files: PartFiles, *, drop: bool) -> Iterator[Rows]:
-    """Yield the rows of runs, the newest of each id, by equal ranges of ids.
+def _merge(kind: TableKind, runs: Sequence[SortedRun], files: PartFiles, *, drop_removed: bool) -> Iterator[Rows]:
+    """Yield the rows of sorted runs, the newest of each id, by equal ranges of ids.
 
     Args:
-      drop: whether no older run exists, so that rows of removed ids can be dropped.
+      drop_removed: drop removal markers. An older sorted run may still hold a removed id, so a marker is needed until
+        no older sorted run exists.
     """
     import numpy as np
 
@@ -281,10 +294,10 @@ def _merge(kind: TableKind, runs: Sequence[Run], files: PartFiles, *, drop: bool
                 end = int(np.searchsorted(rows.high, np.uint64(last), side="right"))
                 if start < end:
                     slices.append(rows.batch.slice(start, end - start))
-        yield _newest(kind, slices, drop=drop)
+        yield _newest(kind, slices, drop_removed=drop_removed)
 
 
-def _newest(kind: TableKind, slices: Sequence[pa.RecordBatch], *, drop: bool) -> Rows:
+def _newest(kind: TableKind, slices: Sequence[pa.RecordBatch], *, drop_removed: bool) -> Rows:
     """Merge rows, the oldest first, into one; the newest row of each id wins."""
     import numpy as np
     import pyarrow as pa
@@ -303,13 +316,13 @@ def _newest(kind: TableKind, slices: Sequence[pa.RecordBatch], *, drop: bool) ->
         same = high[1:] == high[:-1]
     keep = np.append(~(same & (low[1:] == low[:-1])), True)
     newest = rows.batch.take(pa.array(order[keep]))
-    if drop and kind.is_removed is not None:
+    if drop_removed and kind.is_removed is not None:
         newest = newest.filter(pa.array(~kind.is_removed(newest)))
     return Rows(newest)
 
 
 class IndexFileMissingError(EngineError):
-    """A part does not exist (any more): a newer checkpoint replaced it, or it was lost."""
+    """A part does not exist or no longer exists: a newer checkpoint replaced it, or it was lost."""
 
 
 class PartFiles:
@@ -347,7 +360,7 @@ class PartFiles:
         """Return the rows of a part.
 
         Raises:
-          IndexFileMissingError: there is no such part (any more).
+          IndexFileMissingError: the part does not exist or no longer exists.
           IntegrityError: it is damaged.
         """
         import pyarrow as pa
@@ -377,7 +390,7 @@ class PartFiles:
                     file.unlink(missing_ok=True)  # existing mappings remain valid
 
     def check(self, part: Part) -> str | None:
-        """Describe a fault of a part's bytes in the store; None where there is none."""
+        """Describe a fault of a part's bytes in the store; None if there is none."""
         try:
             self._bytes(part)
         except FileNotFoundError:
@@ -427,7 +440,8 @@ def _mapped(file: Path, part: Part) -> pa.NativeFile:
     import pyarrow as pa
 
     try:
-        # Read, not mapped: the pages do not count as memory of this process.
+        # The digest is computed by reading, not from the mapping: the pages that a mapping touches would count as
+        # memory of this process.
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         if file.stat().st_size != part.size or digest != part.sha256:

@@ -16,7 +16,7 @@ import pytest
 
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.checkpoints import Checkpoint, Checkpoints
-from ciml.manifest.id_index import IdTable, Part, PartFiles, Rows, Run
+from ciml.manifest.id_index import IdTable, Part, PartFiles, Rows, SortedRun
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.segments import Segment
 from ciml.pipelines.ingest.committer import Committer
@@ -55,7 +55,7 @@ def history(raw: Store, runs: int) -> None:
         for level, size in cut(count):
             pieces = max(1, -(-size // 900_000))
             parts = [index_part(files, rng, size // pieces, at, pieces, name == "runs") for at in range(pieces)]
-            table = IdTable(TABLES[name], [*table.runs, Run(level, tuple(parts))], files)
+            table = IdTable(TABLES[name], [*table.runs, SortedRun(level, tuple(parts))], files)
         tables[name] = table.runs
     delta = {name: [] for name in ("runs", "repeats", "corrections", "ignored", "dead_letters", "deferred", "closes")}
     assert log.try_append(1, {"time_us": 1, "offsets": {}, **delta})
@@ -230,7 +230,7 @@ def test_a_checkpoint_and_what_it_costs(tmp_path: Path) -> None:
 def test_merging(tmp_path: Path) -> None:
     files = PartFiles(LocalStore(tmp_path), "index")
     rng = np.random.default_rng(1)
-    runs = [Run(2, (index_part(files, rng, 400_000),)) for _ in range(8)]
+    runs = [SortedRun(2, (index_part(files, rng, 400_000),)) for _ in range(8)]
     steps = IdTable(TABLES["runs"], runs, files).merged()
     times = []
     while True:

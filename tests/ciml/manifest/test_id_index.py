@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ciml.errors import IntegrityError
 from ciml.manifest import id_index
-from ciml.manifest.id_index import TIER, IdTable, IndexFileMissingError, PartFiles, Run, TableKind, fingerprint
+from ciml.manifest.id_index import TIER, IdTable, IndexFileMissingError, PartFiles, SortedRun, TableKind, fingerprint
 from ciml.storage import LocalStore
 from tests.tier import tries
 
@@ -120,7 +120,7 @@ def test_equal_rows_give_the_same_part(tmp_path: Path) -> None:
 
     one, two = build(tmp_path / "a"), build(tmp_path / "b")
     assert one == two
-    assert [msgspec.to_builtins(msgspec.convert(value, Run)) for value in one] == one
+    assert [msgspec.to_builtins(msgspec.convert(value, SortedRun)) for value in one] == one
 
 
 def test_removed_ids_are_dropped_with_the_oldest_run(tmp_path: Path) -> None:
