@@ -64,6 +64,6 @@ def plot_data() -> NoReturn:
 
 def build_dataset() -> NoReturn:
     """Run ``ciml-build-dataset``: ``ciml dataset build`` with 5500 s of windows by default."""
-    from ciml.cli.commands.data.dataset.build import build_of_talk
+    from ciml.cli.commands.data.dataset.build import make_talk_command
 
-    main(build_of_talk())
+    main(make_talk_command())

@@ -1,7 +1,8 @@
 """The REST API of a review system.
 
-`Rest` calls one host, within limits on time and bytes; no error has a secret. Answers are hostile: they are decoded as
-the declared type, and no redirect is followed. `ciml.integrations.review.RestClient` is a review client by this API.
+`Rest` calls one host, within limits on time and bytes; no error contains a secret. Answers are not trusted: they are
+decoded as the declared type, and no redirect is followed. `ciml.integrations.review.RestClient` is a review client that
+uses this API.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ _STEP_S = 20.0
 #: Characters of an answer's own message, or of an error of the connection, in an error.
 _MESSAGE_CHARACTERS = 160
 _REASONS: Mapping[int, str] = {403: "forbidden", 404: "not_found", 409: "conflict", 410: "not_found"}
-#: Headers whose last word is a secret.
-_SECRETS = frozenset({"Authorization", "PRIVATE-TOKEN"})
+#: Headers whose last word is a secret, such as ``Authorization: Bearer SECRET``.
+_SECRET_HEADERS = frozenset({"Authorization", "PRIVATE-TOKEN"})
+#: Most digits of an announced length that is compared with the limit: ``int`` raises for thousands of digits.
+_MAX_LENGTH_DIGITS = 19
 
 
 class Busy(EngineError):
@@ -96,7 +99,7 @@ class Answer:
     content: bytes | Unreadable
 
     def header(self, name: bytes) -> bytes:
-        """Return a header by its lower-case name; b"" where it is missing."""
+        """Return a header by its lower-case name; b"" if it is missing."""
         return header(self.response, name)
 
     def body(self) -> bytes:
@@ -191,7 +194,7 @@ class Rest:
     def lookup(
         self, path: str, kind: type[T], query: Query | None = None, absent: tuple[str, ...] = ("not_found",)
     ) -> T | None:
-        """Return the answer as `get` does; None where the system refuses with one of the reasons ``absent``."""
+        """Return the answer as `get` does; None if the system refuses with one of the reasons ``absent``."""
         try:
             return self.get(path, kind, query)
         except Refused as refused:
@@ -244,7 +247,7 @@ class Rest:
             problem = str(error)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             problem = f"unexpected JSON: {error}"
-        raise self._unknown(f"answers {answer.response.status} with {problem}", changes)
+        raise self._unknown_outcome_error(f"answers {answer.response.status} with {problem}", changes)
 
     def answer(self, method: str, path: str, body: bytes | None = None, *, changes: bool = False) -> Answer:
         """Return the answer to a request, undecoded. Raises as `send`."""
@@ -264,13 +267,13 @@ class Rest:
             ):
                 answer = Answer(response, self._read(response))
         except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout, RejectedInput) as error:
-            raise EngineError(f"{self.origin} is not reached: {_shortened(error)}") from None
+            raise EngineError(f"{self.origin} cannot be reached: {_shortened(error)}") from None
         except httpcore.TimeoutException as error:
-            raise self._unknown(f"does not answer in time: {_shortened(error)}", changes) from None
+            raise self._unknown_outcome_error(f"does not answer in time: {_shortened(error)}", changes) from None
         except (httpcore.NetworkError, httpcore.ProtocolError, ValueError) as error:
-            raise self._unknown(f"breaks off the answer: {_shortened(error)}", changes) from None
+            raise self._unknown_outcome_error(f"breaks off the answer: {_shortened(error)}", changes) from None
         if not 200 <= answer.response.status < 300:
-            raise self._failed(answer, auth, changes)
+            raise self._status_error(answer, auth, changes)
         return answer
 
     def _read(self, response: httpcore.Response) -> bytes | Unreadable:
@@ -279,7 +282,7 @@ class Rest:
         if encoding not in (b"", b"identity"):
             return Unreadable(f"the content encoding {encoding.decode('latin-1')!r:.40}, which was not asked for")
         announced = header(response, b"content-length")
-        if announced.isdigit() and len(announced) < 20 and int(announced) > self._max_bytes:
+        if announced.isdigit() and len(announced) <= _MAX_LENGTH_DIGITS and int(announced) > self._max_bytes:
             return TooLarge(f"{int(announced)} bytes, at most {self._max_bytes} ({self._limit})")
         content = bytearray()
         for part in response.iter_stream():
@@ -288,7 +291,8 @@ class Rest:
                 return TooLarge(f"more than {self._max_bytes} bytes ({self._limit})")
         return bytes(content)
 
-    def _failed(self, answer: Answer, auth: Mapping[str, str], changes: bool) -> CimlError:
+    def _status_error(self, answer: Answer, auth: Mapping[str, str], changes: bool) -> CimlError:
+        """Return the exception for an answer whose status is not 2xx."""
         status = answer.response.status
         message = self._message(answer, auth)
         wait_s = retry_after_s(answer.response)
@@ -298,17 +302,19 @@ class Rest:
             return Busy(f"{self.origin} answers {status} and asks to wait for {wait_s:.0f} s", wait_s)
         text = f"answers {status}{f': {message}' if message else ''}"
         if status >= 500 or status in (408, 425):
-            return self._unknown(text, changes)
+            return self._unknown_outcome_error(text, changes)
         if status == 401:
             self.forget()
             return Refused(UNAUTHORIZED, f"{self.origin} rejects the credentials: {self._rights}")
         if status < 400:
-            # The secret is of this host. A project that has moved is named by its present address.
+            # A redirect may lead to another host, which must not get the secret. If a project has moved, the operator
+            # configures its new address.
             return Refused("not_found", f"{self.origin} answers {status}, a redirect, which is not followed")
         hint = f"; {self._rights}" if status == 403 else ""
         return Refused(_REASONS.get(status, "invalid"), f"{self.origin} {text}{hint}")
 
-    def _unknown(self, problem: str, changes: bool) -> CimlError:
+    def _unknown_outcome_error(self, problem: str, changes: bool) -> CimlError:
+        """Return the exception for a request whose outcome is unknown, which matters if it ``changes`` something."""
         text = f"{self.origin} {problem}"
         return Unsettled(f"{text}; the request may have taken effect") if changes else EngineError(text)
 
@@ -321,7 +327,8 @@ class Rest:
             text = error.message or error.error
         except (msgspec.DecodeError, ValueError, RecursionError):
             text = answer.content[: 4 * _MESSAGE_CHARACTERS].decode(errors="replace")
-        secrets = {self._secret().decode(errors="replace"), *(auth[key].split()[-1] for key in _SECRETS & auth.keys())}
+        secret_words = (auth[key].split()[-1] for key in _SECRET_HEADERS & auth.keys())
+        secrets = {self._secret().decode(errors="replace"), *secret_words}
         if any(secret in text for secret in secrets - {""}):
             return ""
         short = redact_text(text[: 4 * _MESSAGE_CHARACTERS])
@@ -370,7 +377,7 @@ def _is_loopback(host: str) -> bool:
 def check_token(secret: bytes) -> bytes:
     """Return a token. Raises `ValueError` if it cannot be sent in a header."""
     if not all(0x21 <= byte <= 0x7E for byte in secret):
-        raise ValueError("is no token of printable ASCII without spaces")
+        raise ValueError("is not a token: it may contain only printable ASCII characters, and no spaces")
     return secret
 
 
@@ -392,5 +399,5 @@ def path_segment(text: str) -> str:
     except UnicodeEncodeError:
         coded = ""
     if coded in ("", ".", ".."):
-        raise Refused("invalid", f"{text!r:.80} is no name of a project, change or commit")
+        raise Refused("invalid", f"{text!r:.80} is not a name of a project, change or commit")
     return coded

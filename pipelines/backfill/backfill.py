@@ -74,7 +74,7 @@ def backfill(
             run_bounded(part.build, runner, job_endpoint, "ciml-backfill", extra=extra, poll=progress.update, stop=stop)
             if runner == "flink" and stop.is_set():  # the job was cancelled
                 break
-            progress.tally.passed += part.lines
+            progress.tally.handled += part.lines
             progress.update()
     progress.update()
     progress.tally.complete = not stop.is_set()
@@ -86,9 +86,9 @@ def _backfill_here(config: BackfillConfig, listing: Listing, works: Iterator[Wor
     queue = WorkQueue(config, listing, progress.update)
     try:
         for work in works:
-            progress.tally.passed += queue.put(work)
+            progress.tally.handled += queue.put(work)
             progress.report()
-        progress.tally.passed += queue.end()
+        progress.tally.handled += queue.end()
     except BaseException:
         queue.abandon()
         raise

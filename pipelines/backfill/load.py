@@ -131,7 +131,7 @@ def load(
                 config,
                 listing,
                 stop=stop,
-                report=lambda tally: progress("loading runs", tally.passed, tally.lines - tally.before),
+                report=lambda tally: progress("loading runs", tally.handled, tally.lines - tally.before),
             )
             report.count_outcomes(tally)
     return report

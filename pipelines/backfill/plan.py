@@ -82,15 +82,15 @@ class Tally:
     Attributes:
       lines: number of lines of the listing.
       before: number of lines that were settled when the backfill began.
-      passed: number of lines that the backfill has processed or skipped, at most ``lines - before``.
+      handled: number of lines that the backfill has processed or skipped, at most ``lines - before``.
       settled: number of lines that are settled, including ``before``.
       counts: outcomes committed since the backfill began, by (kind, reason).
-      complete: False while the backfill runs, and after a stop; ``whole`` in JSON.
+      complete: whether the backfill reached its end; False while it runs and after a stop. JSON has the key ``whole``.
     """
 
     lines: int
     before: int
-    passed: int = 0
+    handled: int = 0
     settled: int = 0
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     complete: bool = False
@@ -116,7 +116,10 @@ Report = Callable[[Tally], None]
 def take_work(
     config: BackfillConfig, listing: Listing, progress: BackfillProgress, stop: threading.Event
 ) -> Iterator[Work]:
-    """Yield the remaining work, block by block, until ``stop`` is set; count the lines that are not taken as passed."""
+    """Yield the remaining work, block by block, until ``stop`` is set.
+
+    Lines that are not taken count as handled.
+    """
     takes_all = config.selection == ALL_JOBS and config.limit is None and not config.skip_known
     remaining = config.limit
     for block in listing.blocks:
@@ -132,7 +135,7 @@ def take_work(
         run_ids = _select_lines(config, listing, block, unsettled, remaining)
         if remaining is not None:
             remaining -= len(run_ids)
-        progress.tally.passed += unsettled.count() - len(run_ids)
+        progress.tally.handled += unsettled.count() - len(run_ids)
         if run_ids:
             yield _work_of(config, block, run_ids, progress)
 
@@ -140,7 +143,11 @@ def take_work(
 def _work_of(
     config: BackfillConfig, block: Block, run_ids: Mapping[int, str | None], progress: BackfillProgress
 ) -> Work:
-    """Return the work item of the lines of a block, by number, with the run ids of those that name a run."""
+    """Return the work item of some lines of a block.
+
+    Args:
+      run_ids: by line number, the id of the line's run; None for a line from which no run can be decoded.
+    """
     runs = {number: run_id for number, run_id in run_ids.items() if run_id is not None}
     known = progress.known_lines(runs) if config.skip_known else frozenset()
     completing = sorted(runs.keys() & config.completions.keys())
@@ -151,7 +158,10 @@ def _work_of(
 def _select_lines(
     config: BackfillConfig, listing: Listing, block: Block, unsettled: RangeSet, most: int | None
 ) -> dict[int, str | None]:
-    """Return the numbers of the unsettled lines to take, at most ``most``, with their run ids if they name a run."""
+    """Return the numbers of the unsettled lines to take, at most ``most``, each with the id of its run.
+
+    The id is None for a line from which no run can be decoded.
+    """
     is_selected = glob_pattern(config.selection).fullmatch
     run_ids: dict[int, str | None] = {}
     for line in listing.read(block):
@@ -168,20 +178,21 @@ def _select_lines(
 
 
 def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
-    """Check that some log of the first lines exists. A backfill that continues an earlier one has passed the check.
+    """Check that some log of the first lines exists. A backfill that continues an earlier one is not checked again.
 
     Raises:
-      CimlError: if at least ten lines have logs to fetch, and none of these exists.
+      CimlError: at least ten lines have logs to fetch, and none of these logs exists.
     """
     is_continued = tally.settled > 0
     if is_continued or config.take_missing or not listing.blocks:
         return
-    covers = OffsetRange(listing.topic, "", 0, 0, listing.blocks[0].end)
-    pending_runs = decode_lines(covers, listing.read(listing.blocks[0]), config.reading).pending_runs
+    block = listing.blocks[0]
+    covers = OffsetRange(listing.topic, topic_id="", partition=0, start=0, end=block.end)
+    pending_runs = decode_lines(covers, listing.read(block), config.reading).pending_runs
     is_selected = glob_pattern(config.selection).fullmatch
     probes = [pending for pending in pending_runs if is_selected(pending.mention.build_name)][:_PROBES]
     reasons: set[str] = set()
-    for part in fetch_in_parts(Batch(None, pending_runs=probes), config.fetch, 0):
+    for part in fetch_in_parts(Batch(covers=None, pending_runs=probes), config.fetch, now_us=0):
         if part.pending_runs:  # their logs were read
             return
         reasons |= {outcome.reason for outcome in part.settled}
@@ -213,7 +224,7 @@ class BackfillProgress:
         self._reported_s = 0.0
         with self._manifest.state() as state:
             self._version = state.version
-            self.covered = RangeSet(state.covered(self._topic, 0))
+            self.covered = RangeSet(state.covered(self._topic, partition=0))
         before = self.covered.count()
         self.tally = Tally(listing.lines, before, settled=before)
 
@@ -225,12 +236,14 @@ class BackfillProgress:
                 if record["origin"][0] == self._topic:
                     self.tally.counts[kind, record.get("reason", "")] += 1
         with self._manifest.state() as state:
-            self.tally.settled = state.covered(self._topic, 0).count()
+            self.tally.settled = state.covered(self._topic, partition=0).count()
         self._manifest.maintain()
         self._report_now()
 
     def known_lines(self, runs: Mapping[int, str]) -> frozenset[int]:
-        """Return the numbers of lines whose runs have a trusted raw row. The listing may reclaim the other runs.
+        """Return the numbers of lines whose runs have a trusted raw row.
+
+        A run without one is not known: its line may replace an untrusted row.
 
         Args:
           runs: run ids by line number.

@@ -17,6 +17,9 @@ from ciml.storage import Store
 from ciml.transforms.examples.plan import SpanPlan, Step
 from ciml.transforms.examples.spans import result_path
 
+#: Version of a manifest that holds the definition alone. The next delta has the first spans and what they resolved.
+_DEFINED = 1
+
 
 class WrittenStep(NamedTuple):
     """A step, and its spans as they were written."""
@@ -26,7 +29,7 @@ class WrittenStep(NamedTuple):
 
 
 def commit_step(root: Store, state: DatasetState, written: WrittenStep, *, now_us: int | None = None) -> bool:
-    """Commit the spans of a step, and remove other updaters' files from their folders.
+    """Commit the spans of a step, and remove the files that other updaters wrote for the same spans.
 
     Args:
       root: the data set's folder.
@@ -35,10 +38,15 @@ def commit_step(root: Store, state: DatasetState, written: WrittenStep, *, now_u
       now_us: the time of the commit; the present by default.
 
     Returns:
-      Whether it was committed; False where another updater came first.
+      Whether it was committed; False if another updater committed first.
     """
     delta = _delta_of(written, time.time_ns() // 1000 if now_us is None else now_us)
-    version = commit(ManifestLog(root), state, lambda: delta if state.version == written.step.base else None)
+
+    def delta_if_next() -> Delta | None:
+        # `commit` has just brought ``state`` up to date. A later version than the base is another updater's commit.
+        return delta if state.version == written.step.base else None
+
+    version = commit(ManifestLog(root), state, delta_if_next)
     _collect_garbage(root, state, written.spans)
     return version is not None
 
@@ -57,15 +65,16 @@ def _delta_of(written: WrittenStep, now_us: int) -> Delta:
     }
     if step.causes:
         delta["causes"] = [{"run_id": run_id, "cause": cause} for run_id, cause in step.causes.items()]
-    if step.base == 1:  # the first spans, after the definition
+    if step.base == _DEFINED:
         delta["resolved"] = step.resolved.to_json()
     return delta
 
 
 def _collect_garbage(root: Store, state: DatasetState, spans: Sequence[SpanVersion]) -> None:
-    """Remove files of other updaters from the folders of committed spans.
+    """Remove all files that the manifest does not name from the folders of committed spans.
 
-    No span is committed twice, so no manifest will ever name these files.
+    They are from updaters that wrote the same spans but did not commit first. A version of a span is committed only
+    once, so the manifest will never name them.
     """
     for span in spans:
         committed = state.spans.get(span.span, {}).get(span.version)
@@ -88,7 +97,7 @@ def commit_steps(root: Store, steps: Sequence[Step], results: str) -> int:
       The number of steps that this call committed.
 
     Raises:
-      CimlError: another updater has sealed other spans meanwhile; nothing is lost, and a new plan continues.
+      CimlError: meanwhile another updater has sealed other spans; nothing is lost, and a new plan continues.
       IntegrityError: a result is missing.
     """
     state = DatasetState()
@@ -99,17 +108,17 @@ def commit_steps(root: Store, steps: Sequence[Step], results: str) -> int:
             continue
         if commit_step(root, state, read_results(root, results, step)):
             committed += 1
-        elif not _is_committed(state, step):  # nor by a copy of this stage
+        elif not _is_committed(state, step):  # else a retry of this stage, or an updater with the same plan, did it
             raise CimlError(
-                f"another update of {root.url()} came first, from version {step.base} on; start this one again: it "
-                "continues there"
+                f"another update has changed {root.url()} after version {step.base}; start this update again, and it "
+                "continues from the present version"
             )
     remove_results(root, results, steps)
     return committed
 
 
 def _is_committed(state: DatasetState, step: Step) -> bool:
-    """Return whether the spans of a step are in the manifest. They are the same for every updater."""
+    """Return whether the spans of a step are in the manifest. Their contents do not depend on the updater."""
     return state.version > step.base and all(plan.version in state.spans.get(plan.span, {}) for plan in step.spans)
 
 

@@ -66,7 +66,7 @@ class Metrics:
             self._requests.labels(label, api, code).inc()
             self._seconds.labels(label, api).observe(time.perf_counter() - started_s)
 
-    def loaded(self, model: str, outcome: str, seconds: float) -> None:
+    def record_load(self, model: str, outcome: str, seconds: float) -> None:
         """Count a load by its outcome: ``loaded``, ``refused`` (may not be served) or ``failed``."""
         self._loads.labels(model, outcome).inc()
         self._load_seconds.labels(model).observe(seconds)
@@ -80,6 +80,8 @@ class Metrics:
 
 
 class _Served(Board):
+    """The labels and ages of the served versions, which are read from the model manager at each scrape."""
+
     def __init__(self, manager: ModelManager) -> None:
         super().__init__()
         self._manager = manager
@@ -89,11 +91,11 @@ class _Served(Board):
         age: dict[tuple[str, str], float] = {}
         now = time.time()
         for name in self._manager.names():
-            by_version: dict[int, list[str]] = {}
+            labels_by_version: dict[int, list[str]] = {}
             for label, version in self._manager.labels(name).items():
-                by_version.setdefault(version, []).append(label)
+                labels_by_version.setdefault(version, []).append(label)
             for version, loaded_at in self._manager.available(name).items():
-                for label in by_version.get(version, [""]):
+                for label in labels_by_version.get(version, [""]):
                     info[name, str(version), label] = 1
                 age[name, str(version)] = now - loaded_at
         yield INFO.of(info)

@@ -151,7 +151,7 @@ class ModelServer:
         self.manager = ModelManager(
             self._verifier,
             partial(load_model, max_rows=options.max_rows, call_s=MAX_MODEL_CALL_S),
-            on_load=self.metrics.loaded,
+            on_load=self.metrics.record_load,
         )
         self.metrics.watch(self.manager)
         # Imported objects stay in memory. If they are not frozen, a collection traverses them, and every request waits.

@@ -86,7 +86,7 @@ def describe(estimator: Any) -> dict[str, Any]:
         raise InvalidSettingError(f"estimator: a {type(estimator).__name__} has no method fit")
     else:
         description = _describe(estimator, "")
-    values.check_size(description)
+    values.check_description_json(description)
     return description
 
 
@@ -155,7 +155,7 @@ def build(description: dict[str, Any], allowed: Iterable[str] = (), seed: int = 
       InvalidSettingError: the description is not valid, or names something that it may not name. Nothing outside the
         libraries and the allowed modules was imported or called.
     """
-    values.check_size(description)
+    values.check_description_json(description)
     return _build(description, "", tuple(allowed), seed)
 
 

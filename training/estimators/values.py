@@ -1,4 +1,4 @@
-"""Parameters of estimators as JSON, and back: tuples, NaN, arrays, functions and types have forms of their own.
+"""Parameters of estimators as JSON, and back. Values that JSON lacks have forms of their own.
 
 ======================================  ==========================================================
 ``{"float": "nan"}``                    a float that is not finite: ``nan``, ``inf`` or ``-inf``
@@ -9,6 +9,7 @@
 ``{"type": "float32"}``                 a type of numbers; ``{"dtype": "float32"}`` is a dtype
 ``{"function": "numpy:log1p"}``         a function
 ``{"distribution": "loguniform", …}``   a distribution of scipy.stats, with ``arguments`` and ``keywords``
+``{"class": "MODULE:NAME", …}``         an object with parameters, such as an estimator (`Decoder.component`)
 ======================================  ==========================================================
 """
 
@@ -38,9 +39,11 @@ _TYPES: dict[str, Any] = {
     "str": str,
 }
 _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-#: Keys of objects that are no plain dict. An array has a dtype too, so the order counts.
+#: The key that identifies each form. An object without one is a plain dict. The first match counts, because an array
+#: has the key ``dtype``, too.
 _FORMS = ("class", "array", "distribution", "float", "tuple", "dict", "range", "slice", "type", "dtype", "function")
-_FURTHER = {"array": {"dtype"}, "distribution": {"arguments", "keywords"}}
+#: The other keys of a form, all required. `Decoder.component` checks those of a class.
+_OTHER_KEYS = {"array": {"dtype"}, "distribution": {"arguments", "keywords"}}
 _SEEDED = (np.random.RandomState, np.random.Generator)
 
 
@@ -59,9 +62,9 @@ def place(path: str) -> Iterator[None]:
         raise _PlacedError(f"{path}: {error}") from None
 
 
-def check_size(value: Any) -> None:
-    """Raise `InvalidSettingError` if a value is not JSON, nested too deep, or too large."""
-    _check_depth(value, MAX_JSON_DEPTH)
+def check_description_json(value: Any) -> None:
+    """Raise `InvalidSettingError` if a description is not JSON, nested too deep, or too large."""
+    _check_structure(value, MAX_JSON_DEPTH)
     try:
         size = len(canonical_json(value))
     except ValueError:
@@ -72,19 +75,20 @@ def check_size(value: Any) -> None:
         )
 
 
-def _check_depth(value: Any, levels: int) -> None:
+def _check_structure(value: Any, levels: int) -> None:
+    """Raise `InvalidSettingError` if keys or items are not JSON, or nest deeper than ``levels``."""
     if levels < 0:
         raise InvalidSettingError(f"estimator: parameters nest deeper than {MAX_JSON_DEPTH} (MAX_JSON_DEPTH)")
     if isinstance(value, dict):
         if not all(type(key) is str for key in value):
             raise InvalidSettingError("estimator: keys of a description must be texts")
         for item in value.values():
-            _check_depth(item, levels - 1)
+            _check_structure(item, levels - 1)
     elif isinstance(value, list):
         for item in value:
-            _check_depth(item, levels - 1)
+            _check_structure(item, levels - 1)
     elif value is not None and type(value) not in (bool, int, float, str):
-        raise InvalidSettingError(f"estimator: {type(value).__name__} is no JSON value")
+        raise InvalidSettingError(f"estimator: {type(value).__name__} is not a JSON value")
 
 
 def encode(value: Any, path: str, component: Callable[[Any, str], Any] | None = None) -> Any:
@@ -142,7 +146,7 @@ def _encode_array(value: np.ndarray, path: str) -> dict[str, Any]:
 
 
 def _encode_object(value: Any, path: str, component: Callable[[Any, str], Any] | None) -> Any:
-    """Encode what is neither a number, a text nor a collection."""
+    """Encode a value that is not a number, text, list, tuple, dict or array."""
     if isinstance(value, range):
         return {"range": [value.start, value.stop, value.step]}
     if isinstance(value, slice):
@@ -173,18 +177,18 @@ _REMEDY = "give a number, a text, or a function or class at the top level of a m
 
 
 def _encode_distribution(value: Any, path: str) -> dict[str, Any]:
-    _distribution(value.dist.name)
+    _find_distribution(value.dist.name)  # raises for a distribution that is not one of scipy.stats
     arguments = [encode(item, path) for item in value.args]
     keywords = {key: encode(item, f"{path}.{key}") for key, item in value.kwds.items()}
     return {"distribution": value.dist.name, "arguments": arguments, "keywords": keywords}
 
 
-def _distribution(name: Any) -> Any:
+def _find_distribution(name: Any) -> Any:
     from scipy import stats
 
     distribution = getattr(stats, name, None) if isinstance(name, str) else None
     if not isinstance(distribution, (stats.rv_continuous, stats.rv_discrete)):
-        raise InvalidSettingError(f"{name!r:.80} is no distribution of scipy.stats")
+        raise InvalidSettingError(f"{name!r:.80} is not a distribution of scipy.stats")
     return distribution
 
 
@@ -193,7 +197,8 @@ class Decoder:
     """Decodes parameters.
 
     Attributes:
-      component: builds an object with a class from (description, place).
+      component: builds the object that a description with the key ``class`` stands for, given (description, place);
+        None if there can be none.
       allowed: modules whose functions a description may name.
     """
 
@@ -222,7 +227,7 @@ class Decoder:
             if self.component is None:
                 raise InvalidSettingError("no estimator is expected here")
             return self.component(value, path)
-        if value.keys() != {form} | _FURTHER.get(form, set()):
+        if value.keys() != {form} | _OTHER_KEYS.get(form, set()):
             raise InvalidSettingError(f"unknown keys next to {form!r}")
         content = value[form]
         if form == "float":
@@ -242,7 +247,7 @@ class Decoder:
             return self._function(content)
         arguments = self.decode(value["arguments"], path)
         keywords = self.decode(value["keywords"], path)
-        return _distribution(content)(*arguments, **keywords)
+        return _find_distribution(content)(*arguments, **keywords)
 
     def _function(self, name: str) -> Any:
         function = import_allowed(name, self.allowed)

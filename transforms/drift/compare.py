@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ciml.transforms.drift.counts import Columns, Mix, Presence, mix_of, one_sided
+from ciml.transforms.drift.counts import Columns, Mix, Presence, mix_of, one_sided_groups
 from ciml.transforms.drift.detect import (
     DriftedSlice,
     DriftPolicy,
@@ -176,7 +176,9 @@ class _Comparison:
             name: [part for part in column_parts if self.presence.varies(name, part)] for name in self.presence.columns
         }
         counts = self._category_counts()
-        self.groups = [(name, group) for name in _DIMENSIONS if name in counts for group in one_sided(*counts[name])]
+        self.groups = [
+            (name, group) for name in _DIMENSIONS if name in counts for group in one_sided_groups(*counts[name])
+        ]
         self.mixes = self._mixes(counts)
         self.tests = (
             len(self.pairs) * (len(self.parts) + 1)

@@ -23,7 +23,7 @@ Columns = Mapping[tuple[str, str, tuple[str, ...]], int]
 
 
 def add_columns(parts: Iterable[Columns]) -> Columns:
-    """Return the columns of all parts together."""
+    """Return the sums of several counts of columns."""
     total: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
     for part in parts:
         total.update(part)
@@ -49,7 +49,7 @@ class Presence:
 
     Attributes:
       sides: the runs by (job, provider); flavour and class are ignored.
-      columns: by name, the number of runs of each cell with it, before and after, int64 [C] each.
+      columns: by name, the number of runs of each cell that have the column, before and after, int64 [C] each.
     """
 
     sides: Sides
@@ -71,54 +71,64 @@ class Presence:
         return cls(Sides(cells, *totals), columns)
 
     def varies(self, name: str, part: Part) -> bool:
-        """Return whether only some runs of a cell in the slice have the column; otherwise it cannot have drifted."""
-        have = np.add(*self.columns[name])
+        """Return whether only some runs of a cell of the part have the column; otherwise it cannot have drifted."""
+        with_column = np.add(*self.columns[name])
         runs = self.sides.before + self.sides.after
-        return bool(((have > 0) & (have < runs) & part.cells).any())
+        return bool(((with_column > 0) & (with_column < runs) & part.cells).any())
 
     def measure(self, name: str, parts: Sequence[Part]) -> list[Measure]:
-        """Measure the share of runs with a column in each of some slices, cells equally weighted on both sides.
+        """Measure the share of runs with a column in each part, a slice of the cells.
 
-        p is exact: the probability of this many in ``after`` if runs with the column are drawn at random in each cell.
+        A cell has the same weight on both sides. p is exact: the probability that so many of the runs in ``after`` have
+        the column if, in each cell, the runs with the column are drawn at random. The PSI is NaN.
         """
-        had, has = self.columns[name]
+        with_before, with_after = self.columns[name]
         sides = self.sides
         measures = []
         for part in parts:
             weights = np.where(part.cells, sides.weights, 0.0)
             total = max(float(weights.sum()), np.finfo(float).tiny)
-            before = float((weights * had / np.maximum(sides.before, 1)).sum() / total)
-            after = float((weights * has / np.maximum(sides.after, 1)).sum() / total)
+            before = float((weights * with_before / np.maximum(sides.before, 1)).sum() / total)
+            after = float((weights * with_after / np.maximum(sides.after, 1)).sum() / total)
             cells = np.flatnonzero(part.cells)
-            p = exact_p(sides.before[cells], sides.after[cells], had[cells], has[cells])
-            measures.append(Measure(float("nan"), abs(after - before), p, total, before, after))
+            p = exact_p(sides.before[cells], sides.after[cells], with_before[cells], with_after[cells])
+            distance = abs(after - before)
+            measures.append(Measure(psi=float("nan"), ks=distance, p=p, weight=total, before=before, after=after))
         return measures
 
 
-def exact_p(before: np.ndarray, after: np.ndarray, had: np.ndarray, has: np.ndarray) -> float:
+def exact_p(before: np.ndarray, after: np.ndarray, with_before: np.ndarray, with_after: np.ndarray) -> float:
     """Return p of Fisher's exact test over strata, two-sided (twice the smaller tail).
 
     Args:
       before, after: runs of each stratum on each side, int64 [n].
-      had, has: number of these with the column, before and after.
+      with_before, with_after: number of these with the column, int64 [n].
     """
     from scipy.stats import hypergeom
 
-    have = had + has
+    with_column = with_before + with_after
     runs = before + after
-    is_open = (have > 0) & (have < runs)  # in other strata, every assignment is the same
+    is_open = (with_column > 0) & (with_column < runs)  # in another stratum, all or none have it: nothing is random
     pmf = np.ones(1)  # of the number with the column in ``after``, minus ``least``
     least = 0
-    for n, m, k in zip(before[is_open].tolist(), after[is_open].tolist(), have[is_open].tolist(), strict=True):
+    strata = np.stack([before, after, with_column], axis=1)[is_open]
+    for n, m, k in strata.tolist():
         stratum_least = max(0, k - n)
         pmf = np.convolve(pmf, hypergeom.pmf(np.arange(stratum_least, min(k, m) + 1), n + m, k, m))
         least += stratum_least
-    index = int(has[is_open].sum()) - least
+    index = int(with_after[is_open].sum()) - least
     return min(1.0, 2.0 * float(min(pmf[: index + 1].sum(), pmf[index:].sum())))
 
 
 class Mix(NamedTuple):
-    """A comparison of the shares of categories. ``grown`` is the one that grew most, with its shares."""
+    """A comparison of the shares of categories.
+
+    Attributes:
+      psi: population stability index.
+      p: of the chi-squared test.
+      grown: the category whose share grew most.
+      before, after: its shares.
+    """
 
     psi: float
     p: float
@@ -146,14 +156,22 @@ def mix_of(before: Mapping[str, int], after: Mapping[str, int]) -> Mix | None:
         table = np.concatenate([table[:, ~is_rare], table[:, is_rare].sum(axis=1, keepdims=True)], axis=1)
     if table.shape[1] < 2:
         return None
+    # Half a run more in each category, as Jeffreys' prior adds (Krichevsky and Trofimov 1981): a category that one side
+    # lacks then has a finite PSI.
     p, q = (table + 0.5) / (runs + 0.5 * table.shape[1])[:, None]
     psi = float(np.sum((q - p) * np.log(q / p)))
     chance = float(chi2_contingency(table, correction=False).pvalue)
-    return Mix(psi, chance, names[grown], shares[0, grown], shares[1, grown])
+    return Mix(psi=psi, p=chance, grown=names[grown], before=shares[0, grown], after=shares[1, grown])
 
 
 class Group(NamedTuple):
-    """A job, provider, flavour or class that one side lacks, its runs, and the probability of this by chance."""
+    """A job, provider, flavour or class that one side lacks.
+
+    Attributes:
+      name: its name.
+      before, after: its runs on each side, one of which is 0.
+      p: the probability that one side lacks it by chance.
+    """
 
     name: str
     before: int
@@ -161,17 +179,18 @@ class Group(NamedTuple):
     p: float
 
 
-def one_sided(before: Mapping[str, int], after: Mapping[str, int]) -> list[Group]:
-    """Return the categories that only one side has, by name."""
+def one_sided_groups(before: Mapping[str, int], after: Mapping[str, int]) -> list[Group]:
+    """Return the categories that only one side has, sorted by name."""
     from scipy.stats import hypergeom
 
     n = sum(before.values())
     m = sum(after.values())
     groups = []
     for name in sorted(before.keys() ^ after.keys()):
-        had = before.get(name, 0)
-        has = after.get(name, 0)
-        runs = had + has
-        side = m if has else n
-        groups.append(Group(name, had, has, float(hypergeom.pmf(runs, n + m, runs, side))))
+        runs_before = before.get(name, 0)
+        runs_after = after.get(name, 0)
+        runs = runs_before + runs_after
+        side = m if runs_after else n
+        p = float(hypergeom.pmf(runs, n + m, runs, side))
+        groups.append(Group(name, runs_before, runs_after, p))
     return groups

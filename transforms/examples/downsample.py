@@ -102,7 +102,7 @@ def downsample(tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Wind
         part = _select(table, schema)
         if isinstance(part, RejectedInput):
             rejected[index] = part
-        elif part.column(0).null_count:
+        elif part.column("time").null_count:
             rejected[index] = _no_time()
         else:
             parts[index] = part
@@ -125,10 +125,10 @@ def downsample_joined(joined: pa.Table, rows: np.ndarray, resolved: ResolvedDefi
     table = _select(joined, _schema(resolved))
     if isinstance(table, RejectedInput):
         return _windows(_Joined(empty_table(_schema(resolved)), run[:0], n, dict.fromkeys(range(n), table)), resolved)
-    if not table.column(0).null_count:
+    if not table.column("time").null_count:
         return _windows(_Joined(table, run, n, {}), resolved)
     is_timeless = np.zeros(n, bool)
-    is_timeless[run[plain(table.column(0).is_null().cast(pa.uint8())) == 1]] = True
+    is_timeless[run[plain(table.column("time").is_null().cast(pa.uint8())) == 1]] = True
     has_time = ~is_timeless[run]
     table = table.filter(pa.array(has_time.tolist(), pa.bool_()))
     rejected = {int(index): _no_time() for index in np.flatnonzero(is_timeless)}
@@ -155,29 +155,30 @@ def merge_windows(parts: Sequence[tuple[np.ndarray, Windows]], n: int) -> Window
 
 
 def reduce_windows(
-    columns: Sequence[np.ndarray], begins: np.ndarray, statistic: str
+    columns: Sequence[np.ndarray], starts: np.ndarray, statistic: str
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Compute the sample statistic of windows whose samples are consecutive.
 
     Args:
       columns: F columns float64 [S]; NaN is a missing value.
-      begins: int64 [W] ascending, begin of each window's samples; each has at least one, and the last ends at S.
+      starts: int64 [W] ascending, index of the first sample of each window, which has at least one; the last window
+        ends at S.
       statistic: of `ciml.datasets.definition`: ``mean``, ``std``, ``min``, ``max`` or ``last``.
 
     Returns:
       F columns float64 [W]; and bool [W], whether a window has a value in each column. Drop the others:
       their statistics are undefined.
     """
-    is_complete = np.ones(begins.size, bool)
+    is_complete = np.ones(starts.size, bool)
     reduced = []
     for column in columns:
         has_value = ~np.isnan(column)
-        counts = _sizes(begins, column.size)
+        counts = _sizes(starts, column.size)
         if not has_value.all():
-            counts = _reduceat(np.add, has_value.astype(np.int64), begins)
+            counts = _reduceat(np.add, has_value.astype(np.int64), starts)
         is_complete &= counts > 0
         with np.errstate(all="ignore"):  # windows without a value are dropped, and overflows are rejected
-            reduced.append(_STATISTICS[statistic](column, _Groups(has_value, begins, counts)))
+            reduced.append(_STATISTICS[statistic](column, _Groups(has_value, starts, counts)))
     return reduced, is_complete
 
 
@@ -213,30 +214,37 @@ def _no_time() -> RejectedInput:
 
 
 def _windows(joined: _Joined, resolved: ResolvedDefinition) -> Windows:
+    """Reduce samples to windows, at most `ResolvedDefinition.windows` of each run, and reject runs that have none."""
     definition = resolved.definition
     columns, run = _reduce_samples(_samples(joined, resolved), definition.interval_us, definition.sample_statistic)
     if definition.aggregation_functions:
         columns, run = _aggregate(columns, run, definition.aggregation_functions)
-    position = np.arange(run.size) - _begin_of_each(run)
-    windows = Windows(as_stored(columns), run, position, np.zeros(joined.n, np.int32), ())
-    windows = windows.take(position < resolved.windows)
-    rejected = dict(joined.rejected)
-    is_finite = np.isfinite(windows.values).all(axis=1)
-    if not is_finite.all():
-        overflowing = np.unique(windows.run[~is_finite])
-        for index in overflowing.tolist():
-            rejected[index] = RejectedInput("out_of_range", "a value exceeds the range of float32")
-        windows = windows.take(~np.isin(windows.run, overflowing))
-    n_windows = np.bincount(windows.run, minlength=joined.n).astype(np.int32)
+    position = np.arange(run.size) - _start_of_each(run)
+    values = as_stored(columns)
+    is_kept = position < resolved.windows
+    overflowing = np.unique(run[is_kept & ~np.isfinite(values).all(axis=1)])
+    if overflowing.size:
+        is_kept &= ~np.isin(run, overflowing)
+    n_windows = np.bincount(run[is_kept], minlength=joined.n).astype(np.int32)
+    rejected = _rejected_runs(joined.rejected, overflowing, n_windows)
+    return Windows(values, run, position, n_windows, rejected).take(is_kept)
+
+
+def _rejected_runs(
+    rejected_before: Mapping[int, RejectedInput], overflowing: np.ndarray, n_windows: np.ndarray
+) -> tuple[tuple[int, RejectedInput], ...]:
+    rejected = dict(rejected_before)
+    for index in overflowing.tolist():
+        rejected[index] = RejectedInput("out_of_range", "a value exceeds the range of float32")
     for index in np.flatnonzero(n_windows == 0).tolist():
         rejected.setdefault(index, RejectedInput("empty", "no window has a value in every selected column"))
-    return replace(windows, n_windows=n_windows, rejected=tuple(sorted(rejected.items())))
+    return tuple(sorted(rejected.items()))
 
 
 def _samples(joined: _Joined, resolved: ResolvedDefinition) -> _Samples:
     """Return the samples that count, in order of time."""
     run = joined.run
-    time = plain(joined.table.column(0))
+    time = plain(joined.table.column("time"))
     columns = [_column(joined.table, name, np.nan) for name in resolved.columns]
     order = np.arange(run.size)
     if ((time[1:] < time[:-1]) & (run[1:] == run[:-1])).any():
@@ -244,7 +252,7 @@ def _samples(joined: _Joined, resolved: ResolvedDefinition) -> _Samples:
         order = np.lexsort((time, run))
         time = time[order]
         columns = [column[order] for column in columns]
-    first = time[_begin_of_each(run)]
+    first = time[_start_of_each(run)]
     origin = first - first % DAY_US
     if not resolved.definition.count_first_sample:  # only here, because a first sample still determines the first day
         is_counted = (_column(joined.table, "boot", 0) == 0)[order]
@@ -272,41 +280,44 @@ def _reduce_samples(samples: _Samples, interval_us: int, statistic: str) -> tupl
     number = (samples.time - samples.origin) // interval_us
     is_new = np.ones(number.size, bool)
     is_new[1:] = (number[1:] != number[:-1]) | (samples.run[1:] != samples.run[:-1])
-    begins = np.flatnonzero(is_new)
-    reduced, is_complete = reduce_windows(samples.columns, begins, statistic)
-    return [column[is_complete] for column in reduced], samples.run[begins][is_complete]
+    starts = np.flatnonzero(is_new)
+    reduced, is_complete = reduce_windows(samples.columns, starts, statistic)
+    return [column[is_complete] for column in reduced], samples.run[starts][is_complete]
 
 
 def _aggregate(
     columns: list[np.ndarray], run: np.ndarray, functions: Sequence[str]
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Apply functions to each run's windows: F columns float64 [runs × functions], and their run."""
-    begins = _group_begins(run)
-    groups = _Groups(np.ones(run.size, bool), begins, _sizes(begins, run.size))  # each window has a value
+    starts = _group_starts(run)
+    groups = _Groups(np.ones(run.size, bool), starts, _sizes(starts, run.size))  # each window has a value
     aggregated = []
     for column in columns:
         with np.errstate(all="ignore"):  # overflows are rejected
             results = [_AGGREGATIONS[name](column, groups) for name in functions]
         aggregated.append(np.stack(results, axis=1).ravel())
-    return aggregated, np.repeat(run[begins], len(functions))
+    return aggregated, np.repeat(run[starts], len(functions))
 
 
-def _group_begins(keys: np.ndarray) -> np.ndarray:
-    """Return the begin of each group of equal neighbours, int64 [groups]."""
+def _group_starts(keys: np.ndarray) -> np.ndarray:
+    """Return the index of the first element of each group of equal neighbours, int64 [groups]."""
     return np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if keys.size else np.zeros(0, np.int64)
 
 
-def _begin_of_each(keys: np.ndarray) -> np.ndarray:
-    """Return for each element the begin of its group of equal neighbours, int64 [elements]."""
-    begins = _group_begins(keys)
-    return np.repeat(begins, _sizes(begins, keys.size))
+def _start_of_each(keys: np.ndarray) -> np.ndarray:
+    """Return for each element the index of the first element of its group of equal neighbours, int64 [elements]."""
+    starts = _group_starts(keys)
+    return np.repeat(starts, _sizes(starts, keys.size))
 
 
-def _sizes(begins: np.ndarray, total: int) -> np.ndarray:
-    """Return the number of elements of each group: int64 [groups]. (np.diff takes ten times as long for a few.)"""
-    sizes = np.empty_like(begins)
-    sizes[:-1] = begins[1:] - begins[:-1]
-    sizes[-1:] = total - begins[-1:]
+def _sizes(starts: np.ndarray, total: int) -> np.ndarray:
+    """Return the number of elements of each group, int64 [groups].
+
+    For few groups, as most calls have, this takes a fifth of the time of `np.diff`.
+    """
+    sizes = np.empty_like(starts)
+    sizes[:-1] = starts[1:] - starts[:-1]
+    sizes[-1:] = total - starts[-1:]
     return sizes
 
 
@@ -316,12 +327,12 @@ class _Groups:
 
     Attributes:
       has_value: bool [S], whether a sample has a value.
-      begins: int64 [W] ascending, begin of each group.
+      starts: int64 [W] ascending, index of the first sample of each group.
       counts: int64 [W], number of values of each group.
     """
 
     has_value: np.ndarray
-    begins: np.ndarray
+    starts: np.ndarray
     counts: np.ndarray
 
 
@@ -329,12 +340,12 @@ class _Groups:
 _Reduce = Callable[[np.ndarray, _Groups], np.ndarray]
 
 
-def _reduceat(operation: np.ufunc, column: np.ndarray, begins: np.ndarray) -> np.ndarray:
-    return np.asarray(operation.reduceat(column, begins)) if begins.size else np.zeros(0, column.dtype)
+def _reduceat(operation: np.ufunc, column: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    return np.asarray(operation.reduceat(column, starts)) if starts.size else np.zeros(0, column.dtype)
 
 
 def _sum(column: np.ndarray, groups: _Groups) -> np.ndarray:
-    return _reduceat(np.add, np.where(groups.has_value, column, 0.0), groups.begins)
+    return _reduceat(np.add, np.where(groups.has_value, column, 0.0), groups.starts)
 
 
 def _mean(column: np.ndarray, groups: _Groups) -> np.ndarray:
@@ -343,7 +354,7 @@ def _mean(column: np.ndarray, groups: _Groups) -> np.ndarray:
 
 def _var(column: np.ndarray, groups: _Groups) -> np.ndarray:
     """Return the variance with ddof 1, in two passes: the mean, then the squared distances; 0 for one value."""
-    distance = column - np.repeat(_mean(column, groups), _sizes(groups.begins, column.size))
+    distance = column - np.repeat(_mean(column, groups), _sizes(groups.starts, column.size))
     return np.asarray(_sum(distance * distance, groups) / np.maximum(groups.counts - 1, 1))
 
 
@@ -352,28 +363,28 @@ def _std(column: np.ndarray, groups: _Groups) -> np.ndarray:
 
 
 def _min(column: np.ndarray, groups: _Groups) -> np.ndarray:
-    return _reduceat(np.fmin, column, groups.begins)  # fmin and fmax ignore NaN
+    return _reduceat(np.fmin, column, groups.starts)  # fmin and fmax ignore NaN
 
 
 def _max(column: np.ndarray, groups: _Groups) -> np.ndarray:
-    return _reduceat(np.fmax, column, groups.begins)
+    return _reduceat(np.fmax, column, groups.starts)
 
 
 def _last(column: np.ndarray, groups: _Groups) -> np.ndarray:
     indices = np.where(groups.has_value, np.arange(column.size), 0)
-    return np.asarray(column[_reduceat(np.maximum, indices, groups.begins)])
+    return np.asarray(column[_reduceat(np.maximum, indices, groups.starts)])
 
 
 def _first(column: np.ndarray, groups: _Groups) -> np.ndarray:
     """Return the first value of each group. Every sample must have a value."""
-    return np.asarray(column[groups.begins])
+    return np.asarray(column[groups.starts])
 
 
 def _median(column: np.ndarray, groups: _Groups) -> np.ndarray:
     """Return the median of each group. Every sample must have a value."""
-    ascending = column[np.lexsort((column, np.repeat(groups.begins, groups.counts)))]
-    low = ascending[groups.begins + (groups.counts - 1) // 2]
-    high = ascending[groups.begins + groups.counts // 2]
+    ascending = column[np.lexsort((column, np.repeat(groups.starts, groups.counts)))]
+    low = ascending[groups.starts + (groups.counts - 1) // 2]
+    high = ascending[groups.starts + groups.counts // 2]
     return np.asarray(np.where(low == high, low, (low + high) / 2))  # the sum of two large equal values may overflow
 
 

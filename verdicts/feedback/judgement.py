@@ -1,7 +1,6 @@
-"""Judges a prediction by itself (pure): it becomes a verdict to send on a patch set, or a reason for silence.
+"""Judges a prediction on its own (pure): the result is a verdict to send on a patch set, or a reason for silence.
 
 An operator's note on the failure is sent even if the verdict is not; then the item's cause is `UNKNOWN`.
-
 `ciml.verdicts.feedback.standing` decides afterwards whether the history of the model permits the message.
 """
 
@@ -27,7 +26,7 @@ SILENT = (
     *("candidate", "no_verdict", "bad_record", "not_failed", "not_selected"),  # the prediction
     *("unknown", "outside", "unlikely", "base_rate"),  # the verdict
     *("no_evidence", "not_comparable"),  # its evidence
-    *("muted_project", "no_change", "no_system", "late"),  # the change
+    *("muted_project", "no_change", "no_system", "late"),  # the change; "late" is also for the history
     *("shadow", "precision"),  # the model
 )
 #: Fields of a prediction that its evidence and its text do not need.
@@ -52,13 +51,13 @@ class _Prediction(msgspec.Struct, frozen=True):
 
 
 class Item(Record, frozen=True, gc=False):
-    """A verdict to send, with its prediction's record. All texts in it are hostile.
+    """A verdict to send, with its prediction's record. Treat all its text as untrusted.
 
     Attributes:
       system: name of the review system.
       project, change, patchset, head, head_project, head_branch: of the change; see `ChangeRef`.
       job, run_id: of the run.
-      cause: the verdict; `UNKNOWN` if an operator's note alone is sent.
+      cause: the cause to send. It differs from ``verdict.cause`` if an operator's note alone is sent: it is `UNKNOWN`.
       probability, retry: of the verdict.
       end_us: the run's end, or the time of its prediction, epoch microseconds.
       prediction: the record on the topic, without measurements.
@@ -92,7 +91,7 @@ class Item(Record, frozen=True, gc=False):
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict, its types checked."""
+        """The verdict of the prediction, with checked types."""
         return Verdict.from_json(self.prediction["verdict"])
 
 
@@ -109,12 +108,12 @@ class Silence(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """The decision on a prediction, before the history of its model counts.
+    """The decision on a prediction, before the history of its model is considered.
 
     Attributes:
       item: the verdict to send; None for silence.
       silence: the reason for silence; None with an item.
-      verdict: the verdict in the form of the history; None for a prediction that the history must not count.
+      verdict: the verdict as the history stores it; None for a prediction that must not be in the history.
       is_recorded: whether the history records ``verdict``; see `with_run`.
     """
 
@@ -124,19 +123,19 @@ class Judgement(NamedTuple):
     is_recorded: bool = True
 
     def with_run(self, *, is_trusted: bool, is_known: bool) -> Judgement:
-        """Return the judgement with facts about its run. Without a verdict it is unchanged.
+        """Return the judgement with facts about its run; unchanged if it has no verdict.
 
         Args:
           is_trusted: whether the run is trusted.
           is_known: whether the cause of the run is known already. The history does not record a verdict on such a run:
-            it shows nothing of the model, which may have learned from the run.
+            it is no evidence about the model, which may have learned from the run.
         """
         if self.verdict is None:
             return self
         return self._replace(verdict=self.verdict.replace(trusted=is_trusted), is_recorded=not is_known)
 
 
-#: Returns why the evidence of a prediction's record is not enough; None where it is.
+#: Returns why the evidence in a prediction's record is not sufficient; None if it is.
 Compare = Callable[[Mapping[str, Any]], Silence | None]
 #: Returns whether an operator has a note on the failure of a run, given its id.
 IsNoted = Callable[[str], bool]
@@ -150,9 +149,14 @@ def decide_feedback(
     compare: Compare = lambda record: None,
     is_noted: IsNoted = lambda run_id: False,
 ) -> Judgement:
-    """Judge a prediction by the verdict, its evidence and the change, in this order; the first reason decides.
+    """Judge a prediction. The first reason for silence decides, in this order:
 
-    The prediction of a candidate or a shadow is never judged, and no part of the history of its model.
+    1. the prediction and its run: served, with a verdict, valid, failed, selected, and not too old for the history,
+    2. the verdict and its evidence, unless an operator has a note on the failure,
+    3. the project and change: not muted, named, of a configured system, and not too old for a message.
+
+    A verdict that passes the first step can be part of the history of its model, even if it is not sent. Predictions of
+    candidates and shadows never are.
 
     Args:
       record: a prediction, as on the topic.
@@ -180,7 +184,7 @@ def decide_feedback(
     end_us = run.end_us or run.start_us or prediction.time_us
     age_us = now_us - end_us
     if age_us > policy.settled_days * _DAY_US:
-        return Judgement(None, Silence("late"))  # for the history, too: no verdict
+        return Judgement(None, Silence("late"))  # too old for the history, so no verdict is returned
     doubt = doubt_of(prediction.verdict, policy)
     if doubt is None:
         doubt = compare(record)
@@ -196,7 +200,7 @@ def decide_feedback(
     if system is None:
         return Judgement(None, Silence("no_system"), verdict)
     if age_us > policy.max_age_s * 1e6:
-        return Judgement(None, Silence("late"), verdict)  # for a message alone
+        return Judgement(None, Silence("late"), verdict)  # too old for a message, but not for the history
     item = _item(system.name, prediction, record, end_us)
     return Judgement(item if doubt is None else item.replace(cause=UNKNOWN), None, verdict)
 
@@ -209,7 +213,7 @@ def _read_prediction(record: Mapping[str, Any]) -> _Prediction | None:
         return None
     verdict = prediction.verdict
     shares = (verdict.probability, verdict.coverage, *verdict.base_rate.values())
-    if not all(0.0 <= share <= 1.0 for share in shares) or verdict.runs < 0:  # NaN is no share
+    if not all(0.0 <= share <= 1.0 for share in shares) or verdict.runs < 0:  # NaN is not a share
         return None
     return prediction if len(msgspec.json.encode(record)) <= _MAX_RECORD_BYTES else None
 
@@ -235,10 +239,10 @@ def _item(system: str, prediction: _Prediction, record: Mapping[str, Any], end_u
 
 
 def doubt_of(verdict: Verdict, policy: Policy) -> Silence | None:
-    """Return why a verdict alone is not certain enough; None where it is.
+    """Return why a verdict alone is not certain enough; None if it is.
 
-    The probability was calibrated on a number of runs, so it is known only as precisely as a share of these runs: the
-    lower end of Wilson's interval of that share must be above the base rate of the cause.
+    The probability was calibrated on a number of runs, so it is only as precise as a share of so many runs. The lower
+    end of Wilson's interval of that share must be above the base rate of the cause.
     """
     if verdict.outside is not None:
         return Silence("outside", "the run is unlike those that the model learned")
@@ -267,6 +271,7 @@ def recorded_claim(record: Mapping[str, Any], now_us: int) -> RecordedVerdict:
 
 
 def _to_history(prediction: _Prediction, now_us: int, *, claim: bool) -> RecordedVerdict:
+    """Return a verdict as the history stores it. ``claim``: it is certain enough for a message (`RecordedVerdict`)."""
     run = prediction.run
     verdict = prediction.verdict
     seconds = None if run.start_us is None or run.end_us is None else (run.end_us - run.start_us) / 1e6

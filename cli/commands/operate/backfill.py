@@ -122,7 +122,7 @@ def command(options: CommandOptions, running: BatchRunning) -> int:
             job_endpoint=job_endpoint,
             extra=running.beam_options,
             stop=stop,
-            report=lambda tally: show(tally.passed, tally.lines - tally.before, tally.totals()),
+            report=lambda tally: show(tally.handled, tally.lines - tally.before, tally.totals()),
         )
     seconds = time.monotonic() - start_s
     options.show(

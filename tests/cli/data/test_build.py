@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.cli.commands.data.dataset.build import build_of_talk
+from ciml.cli.commands.data.dataset.build import make_talk_command
 from ciml.cli.main import cli
 from ciml.cli.talk_scripts import undashed
 from ciml.data_root import DataRoot
@@ -44,7 +44,7 @@ def build(*arguments: str, exit_code: int = 0) -> Result:
 def test_the_line_of_the_talk_works_as_pasted_and_twice(tmp_path: Path, data_path: str) -> None:
     target = tmp_path / "sets"
     line = LINE.replace("DATA", data_path).replace("TARGET", str(target)).replace("--", "—").split()
-    done = [CliRunner().invoke(build_of_talk(), undashed(line)) for _ in range(2)]
+    done = [CliRunner().invoke(make_talk_command(), undashed(line)) for _ in range(2)]
     assert [(each.exit_code, each.stderr) for each in done] == [(0, "")] * 2
     first, second = (each.stdout.splitlines() for each in done)
     assert first[0] == (

@@ -82,7 +82,7 @@ def test_wrong_use_says_what_to_do(words: list[str], said: str) -> None:
 def test_a_server_needs_no_data_root() -> None:
     words = ["predict", "file", "--server", "http://127.0.0.1:1", "--model", "m"]
     done = CliRunner().invoke(cli, words, env={"CIML_DATA_PATH": "no-such-folder"})
-    assert (done.exit_code, "http://127.0.0.1:1 is not reached" in done.output) == (3, True), done.output
+    assert (done.exit_code, "http://127.0.0.1:1 cannot be reached" in done.output) == (3, True), done.output
 
 
 def test_help_has_both_forms() -> None:

@@ -338,7 +338,7 @@ def test_other_spans_of_another_updater_stop_it(data: DataRoot, raw: RawStore) -
     raw.add(corrections=[runs(1, 1)[0][0].replace(outcome="failure", result="FAILURE")])
     update_dataset(data.dataset("cpu"))  # seals no span 3, but a new version of span 1
     version = data.dataset("cpu").state().version
-    with pytest.raises(CimlError, match=r"another update of .*cpu came first, from version 3 on"):
+    with pytest.raises(CimlError, match=r"another update has changed .*cpu after version 3;"):
         run_here(late.build)
     assert data.dataset("cpu").state().version == version
     run_here(plan_update(data.dataset("cpu"), seal=True).build)  # started again

@@ -75,7 +75,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "size": (_of("SVC", kernel="x" * MAX_DESCRIPTION_BYTES), "at most 262,144"),
     "keys": ({"class": "SVC", "parameters": {1: 2}}, "keys of a description must be texts"),
     "NaN": (_of("SVC", C=float("nan")), "JSON has no NaN"),
-    "object": (_of("SVC", C=Path("table.csv")), "PosixPath is no JSON value"),
+    "object": (_of("SVC", C=Path("table.csv")), "PosixPath is not a JSON value"),
     "text": ("SVC", "expected an object with the keys class and parameters"),
     "further key": ({"class": "SVC", "state": {}}, "expected an object with the keys class and parameters"),
     "misspelled": (
@@ -84,7 +84,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     ),
     "private attribute": (_of("SVC", __class__="rbf"), "no part"),
     "array of objects": (_of("SVC", C={"array": ["x"], "dtype": "object"}), "not a valid form of array"),
-    "distribution": (_of("SVC", C=_TEST), "is no distribution of scipy.stats"),
+    "distribution": (_of("SVC", C=_TEST), "is not a distribution of scipy.stats"),
     "layer with code": (_layer("Lambda", config={"function": {"class_name": "__lambda__"}}), "Lambda is no layer"),
     "layer with a file": (_layer("StringLookup", config={"vocabulary": "PATH"}), "StringLookup is no layer"),
     "layer with a model": (_layer("TFSMLayer", config={"filepath": "PATH"}), "TFSMLayer is no layer"),

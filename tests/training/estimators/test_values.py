@@ -9,7 +9,7 @@ import pytest
 
 from ciml.errors import InvalidSettingError
 from ciml.limits import MAX_DESCRIPTION_BYTES, MAX_JSON_DEPTH, MAX_PARAMETER_ITEMS
-from ciml.training.estimators.values import Decoder, check_size, encode
+from ciml.training.estimators.values import Decoder, check_description_json, encode
 
 
 def nested(depth: int) -> Any:
@@ -19,8 +19,8 @@ def nested(depth: int) -> Any:
 @pytest.mark.parametrize(
     ("check", "most"),
     [
-        (lambda number: check_size(nested(number)), MAX_JSON_DEPTH),
-        (lambda number: check_size("x" * (number - 2)), MAX_DESCRIPTION_BYTES),  # in quotation marks
+        (lambda number: check_description_json(nested(number)), MAX_JSON_DEPTH),
+        (lambda number: check_description_json("x" * (number - 2)), MAX_DESCRIPTION_BYTES),  # in quotation marks
         (lambda number: encode(np.zeros(number), "parameters.x"), MAX_PARAMETER_ITEMS),
     ],
 )

@@ -15,7 +15,7 @@ from scipy import stats
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.schema import schema_of
 from ciml.transforms.drift.compare import Finding, Report, Side, compare
-from ciml.transforms.drift.counts import add_columns, exact_p, mix_of, one_sided
+from ciml.transforms.drift.counts import add_columns, exact_p, mix_of, one_sided_groups
 from ciml.transforms.drift.detect import DriftPolicy, ks_p, psi_of, unit_of
 from ciml.transforms.drift.statistics import Cell, Series, Statistics, buckets, merge, middles, statistics
 from ciml.transforms.examples.prepare import make_examples
@@ -185,7 +185,7 @@ def test_the_mix_and_what_one_side_lacks() -> None:
     # of c and d one run each is expected on the smaller side, of e four: the three are taken together
     table = np.array([[300, 95, 6], [20, 60, 20]])
     assert mix.p == pytest.approx(stats.chi2_contingency(table, correction=False).pvalue, rel=1e-6, abs=0)
-    groups = {group.name: group for group in one_sided(before, after)}
+    groups = {group.name: group for group in one_sided_groups(before, after)}
     assert sorted(groups) == ["c", "d", "e"]
     assert groups["d"].p == pytest.approx(401 / 501)
     assert groups["c"].p == pytest.approx(np.prod([(401 - i) / (501 - i) for i in range(5)]))
@@ -203,7 +203,7 @@ def test_the_probability_of_chance_is_shared_by_all_tests(new_runs: int) -> None
     new = side({cell(): np.arange(60.0), cell("new"): np.arange(float(new_runs))})
     report = compare(old, new)
     assert report.tests == 2 + 1 + 1  # the feature over all runs and in one slice; the mix of jobs; the new job
-    (group,) = one_sided({"unit": 60}, {"unit": 60, "new": new_runs})
+    (group,) = one_sided_groups({"unit": 60}, {"unit": 60, "new": new_runs})
     assert group.p < report.policy.alpha
     found = [each.p for each in report.findings if each.kind == "new_group"]
     assert found == ([] if new_runs == 7 else [pytest.approx(4 * group.p)])

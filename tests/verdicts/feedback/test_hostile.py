@@ -280,12 +280,12 @@ def test_tls_is_verified_by_the_given_certificates(tmp_path: Path) -> None:
     server.socket = context.wrap_socket(server.socket, server_side=True)
     with serving(server):
         url = f"https://localhost:{server.server_port}"
-        with pytest.raises(EngineError, match=r"is not reached: .*certificate verify failed") as caught:
+        with pytest.raises(EngineError, match=r"cannot be reached: .*certificate verify failed") as caught:
             gitlab_client(url, tmp_path, SECRET).post(CHANGE, message())
         assert type(caught.value) is EngineError  # nothing was sent
         trusting = opened(GitLabSystem, tmp_path, SECRET, server=url, ca_file=Path(path).name)
         assert trusting.head(CHANGE).state == "open"
-        with pytest.raises(EngineError, match="is not reached"):  # the certificate is of another name
+        with pytest.raises(EngineError, match="cannot be reached"):  # the certificate is of another name
             opened(GitLabSystem, tmp_path, SECRET, server=url.replace("localhost", "127.0.0.1"), ca_file=path).head(
                 CHANGE
             )
@@ -321,8 +321,8 @@ SECRETS: list[tuple[dict[str, Any], str, str]] = [
     ({"secret_file": ["secret", "secret"]}, "x", "secret_file: name one file"),
     ({"secret_file": "nowhere"}, "x", "secret_file .*nowhere: No such file"),
     ({}, "", "secret_file .*secret is empty"),
-    ({}, f"{SECRET} and more", "secret_file .*secret: is no token of printable ASCII without spaces"),
-    ({}, f"{SECRET}\nX-Header: y", "is no token"),
+    ({}, f"{SECRET} and more", "secret_file .*secret: is not a token: it may contain only printable ASCII"),
+    ({}, f"{SECRET}\nX-Header: y", "is not a token"),
     ({"app": 7}, SECRET, "secret_file .*secret: is no RSA private key in PEM"),
     ({"secret_file": [], "secret_env": "CIML_NO_SUCH"}, "x", "the environment variable CIML_NO_SUCH is not set"),
 ]

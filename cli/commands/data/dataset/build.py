@@ -67,20 +67,20 @@ class DefinitionKeys(Options):
     min_windows: int | None = option(kind=int, metavar="N")
 
     @property
-    def has_default_of_talk(self) -> bool:
-        """Whether examples have 5500 s of windows, the default of a definition, and no padding warning."""
+    def uses_fixed_default_length(self) -> bool:
+        """Whether examples have 5500 s of windows, the default of a definition, without a warning of padding."""
         return False
 
 
-class TalkKeys(DefinitionKeys):
-    """The keys of a definition in the script of the talk.
+class TalkDefinitionKeys(DefinitionKeys):
+    """The keys of a definition in the talk's script, ``ciml-build-dataset``.
 
     Attributes:
       max_windows: Windows of an example, or auto; runs are cut or padded. [default: 5500 s of windows]
     """
 
     @property
-    def has_default_of_talk(self) -> bool:
+    def uses_fixed_default_length(self) -> bool:
         return self.max_windows is None
 
 
@@ -133,7 +133,7 @@ def run_build(options: BuildOptions, keys: DefinitionKeys, running: BatchRunning
     dataset = target.dataset(definition.name)
     if options.force and has_other_definition(dataset, definition):
         remove_dataset(dataset)
-        definition = _definition(target, options, keys)
+        definition = _definition(target, options, keys)  # its default length depended on the removed data set
     if settings is not None:
         launch_build(plan_build(stored, target, definition), dataset, target.url, running, settings)
         return
@@ -143,26 +143,30 @@ def run_build(options: BuildOptions, keys: DefinitionKeys, running: BatchRunning
             listed_runs or stored, target, definition, runner=runner, job_endpoint=job_endpoint, progress=progress
         )
     print_lines([*_update_lines(update, dataset.store.url()), *_listing_lines(listed_runs, definition)])
-    if not keys.has_default_of_talk:
+    if not keys.uses_fixed_default_length:
         warn_of_padding(update.state)
     if update.sealed:
         from ciml.runs.tables import update_tables
 
         print_warnings(update_tables(target, (f"datasets/{definition.name}",)))
     if options.visualize:
-        from ciml.reports.dataset.render import plot_dataset
-
-        with progress_bar("reading examples") as progress:
-            click.echo(f"  plots     {plot_dataset(dataset, dataset.store.url(PLOTS), progress=progress)}")
+        _plot(dataset)
 
 
 build = make_command("build")(run_build)
 
 
-def build_of_talk() -> click.Command:
+def make_talk_command() -> click.Command:
     """Return the command of the talk's script, whose examples have another default length."""
-    classes = {"options": BuildOptions, "keys": TalkKeys, "running": BatchRunning}
+    classes = {"options": BuildOptions, "keys": TalkDefinitionKeys, "running": BatchRunning}
     return command_of("build", run_build, classes, help=run_build.__doc__)
+
+
+def _plot(dataset: StoredDataset) -> None:
+    from ciml.reports.dataset.render import plot_dataset
+
+    with progress_bar("reading examples") as progress:
+        click.echo(f"  plots     {plot_dataset(dataset, dataset.store.url(PLOTS), progress=progress)}")
 
 
 def launch_build(
@@ -180,7 +184,7 @@ def launch_build(
 
 
 def _check_sources(options: BuildOptions, running: BatchRunning) -> None:
-    """Raise `CimlError` for options that exclude each other, and for a raw store that is not there."""
+    """Raise `CimlError` if options exclude each other, or if the raw store does not exist."""
     if (options.listing is None) != (options.logs is None):
         raise CimlError("--listing and --logs: give both or neither")
     if options.listing is not None and running.runner.name is not None:
@@ -217,9 +221,9 @@ def _listed_runs(options: BuildOptions) -> ListedRuns | None:
 
 
 def _definition(target: DataRoot, options: BuildOptions, keys: DefinitionKeys) -> DatasetDefinition:
-    """Return the definition of the options, which override the file, which overrides the defaults.
+    """Return the definition: options override the keys of the file, and both override the defaults.
 
-    The default of ``max_windows`` is ``auto``, but not of a stored definition, nor in the scripts of the talk.
+    The default of ``max_windows`` is ``auto``, except for a stored definition and in the talk's script.
     """
     from ciml.datasets.definition import DatasetDefinition
     from ciml.pipelines.datasets.build import DEFINITION, SPAN_RUNS
@@ -236,7 +240,7 @@ def _definition(target: DataRoot, options: BuildOptions, keys: DefinitionKeys) -
     if "name" not in values:
         raise CimlError("no name of the data set: give --dataset NAME or a --definition with a name")
     definition = DatasetDefinition.from_json(values, file or "data set")
-    if keys.has_default_of_talk or (file or "").rpartition("/")[2] == DEFINITION:
+    if keys.uses_fixed_default_length or (file or "").rpartition("/")[2] == DEFINITION:
         return definition
     values = with_default_windows(target.dataset(definition.name), values)
     return DatasetDefinition.from_json(values, file or "data set")
@@ -273,9 +277,9 @@ def _update_lines(update: Update, where: str) -> Iterator[str]:
 
 
 def _listing_lines(listed_runs: ListedRuns | None, definition: DatasetDefinition) -> Iterator[str]:
-    """Yield the number of lines of a listing that are no runs, if there are any, and what is not read of the others."""
+    """Yield the number of a listing's lines that are not runs, if any, and a note if their outputs are not read."""
     if listed_runs is not None and "log" in (definition.context or ()):
-        yield "  outputs   not read: the outputs of a listing's jobs are read by ciml backfill; build from its runs"
+        yield "  outputs   not read: ciml backfill reads the outputs of a listing's jobs; build from the runs it stores"
     if listed_runs is not None and (left_out := listed_runs.log.left_out):
         reasons = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
         yield f"  no runs   {left_out.total():,} lines of the listing: {reasons}"
