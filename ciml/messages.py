@@ -149,7 +149,7 @@ class DeliveryHeaders(TypedDict):
     ciml_id: NotRequired[Annotated[str, Meta(description="The delivery's id, where its proof covers it.")]]
 
 
-# This form of TypedDict is for keys that are no identifiers.
+# This form of TypedDict is for keys that are not identifiers.
 _Structured = TypedDict("_Structured", {"content-type": Annotated[str, Meta(pattern="^application/cloudevents")]})
 _ContentType = TypedDict("_ContentType", {"content-type": NotRequired[str]})
 
@@ -356,7 +356,7 @@ class Window(_Live):
 
 
 class Exclusion(TypedDict):
-    """Why a run is no example."""
+    """Why a run is not an example."""
 
     reason: str
     detail: str

@@ -112,7 +112,7 @@ def apply_policy(
       The stored policy; None if the same document is in force already, also if another person applied it.
 
     Raises:
-      CimlError: the document is no policy; author or reason is empty, or not a printable line.
+      CimlError: the document is not a policy; author or reason is empty, or not a printable line.
     """
     if document is not None:
         TrustPolicy.from_json(document)

@@ -61,7 +61,7 @@ def call_with_options(function: Callable[..., T], options: object, **others: Any
     """Call a function, or make an object of a data class, with the options that have the names of its arguments.
 
     Args:
-      function: an argument that is no option and not in ``others`` keeps its default.
+      function: an argument that is not an option and not in ``others`` keeps its default.
       options: the options.
       others: values of further arguments; they win over options.
     """

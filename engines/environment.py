@@ -50,7 +50,7 @@ def s3_environment(endpoint: str) -> dict[str, str]:
 
 
 def record_environment(environment: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the settings of an environment that are no secrets, and the names of those that are."""
+    """Return the settings of an environment that are not secrets, and the names of those that are."""
     settings = {name: value for name, value in environment.items() if value and _is_setting(name)}
     secrets = tuple(sorted(name for name, value in settings.items() if _is_secret(name, value)))
     return {name: value for name, value in settings.items() if name not in secrets}, secrets

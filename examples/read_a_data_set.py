@@ -2,7 +2,7 @@
 
     python examples/read_a_data_set.py DATA NAME
 
-The files are plain Parquet, but a folder may hold files that are no part of the data set, and runs that no model may
+The files are plain Parquet, but a folder may hold files that are not part of the data set, and runs that no model may
 learn from. So `ciml` reads them: the data set's manifest names the files, the trust policy and exclusions the runs.
 CIML_TRUST_POLICY=FILE names a policy; without it, the built-in one trusts proved work of Zuul, and loaded logs.
 """

@@ -39,7 +39,7 @@ class Delivery(NamedTuple):
         """Return the body as a JSON object, within ciml's limits.
 
         Raises:
-          RejectedInput: ``broken_json``, or ``bad_field`` where it is no object.
+          RejectedInput: ``broken_json``, or ``bad_field`` where it is not an object.
         """
         value = parse_json(self.body)
         if type(value) is not dict:

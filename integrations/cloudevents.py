@@ -71,7 +71,7 @@ def open_delivery(delivery: Delivery) -> tuple[Mapping[str, Any], Mapping[str, A
     """Return (attributes, data) of a CloudEvent. The attributes are not checked, but for ``specversion``.
 
     Raises:
-      RejectedInput: the delivery is no CloudEvent, or its data is no object.
+      RejectedInput: the delivery is not a CloudEvent, or its data is not an object.
     """
     headers = [(name.replace("ce-", "ce_", 1), text.encode()) for name, text in delivery.headers.items()]
     attributes, data = open_cloudevent(delivery.body, headers)

@@ -32,7 +32,7 @@ def value_at(body: Mapping[str, Any], *path: str) -> Any:
     """Return a value of any type; None if it, or an object that leads to it, is absent or null.
 
     Raises:
-      RejectedInput: ``bad_field``, if the path leads through a value that is no object.
+      RejectedInput: ``bad_field``, if the path leads through a value that is not an object.
     """
     current: Any = body
     for depth, name in enumerate(path):

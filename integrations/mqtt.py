@@ -255,7 +255,7 @@ class MqttSession(Session):
         return ""
 
     def _received(self, client: BoundedClient, inbox: Inbox, _: Any, __: Any, message: mqtt.MQTTMessage) -> None:
-        """Produce a message, or reject one that is no delivery. The inbox acknowledges it when it is settled."""
+        """Produce a message, or reject one that is not a delivery. The inbox acknowledges it when it is settled."""
         if self._is_ending:
             self._dropped_count += 1
             return

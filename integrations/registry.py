@@ -33,7 +33,7 @@ def adapters() -> Mapping[str, Adapter]:
     """Return the adapters by name: ciml's own, then those of installed packages.
 
     Raises:
-      CimlError: an installed adapter cannot be imported, is no adapter, or has another's name.
+      CimlError: an installed adapter cannot be imported, is not an adapter, or has another's name.
     """
     by_name = dict(_own_adapters())
     for entry in metadata.entry_points(group=GROUP):

@@ -120,7 +120,7 @@ def _filled_in(log: str, parts: Mapping[str, str]) -> str:
 
 
 def _output_address(output: str, parts: Mapping[str, str]) -> str:
-    """Return the address of the output with its parts; "" for one that is too long, which is no fault of its run."""
+    """Return the address of the output with its parts; "" for one that is too long, which is not a fault of its run."""
     try:
         return _filled_in(output, parts)
     except RejectedInput:

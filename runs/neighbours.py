@@ -29,7 +29,7 @@ NODE = "node"
 NEIGHBOURS_KIND = (
     f"neighbours 2, {NEAR_WITHIN_US} us, {MAX_NEAR_RUNS} runs, {MAX_NEAR_PLACES} places, {MAX_NEAR_FOUND} found"
 )
-#: Outcomes that count: others are no evidence about machine or code.
+#: Outcomes that count: others are not evidence about machine or code.
 _COUNTED = FAILED | {"success"}
 
 
@@ -111,7 +111,7 @@ class Neighbours(NamedTuple):
 
 
 class _FinishedRun(NamedTuple):
-    """A finished run at a place. Runs with an equal ``change`` are no neighbours of each other."""
+    """A finished run at a place. Runs with an equal ``change`` are not neighbours of each other."""
 
     end_us: int
     failed: bool

@@ -33,7 +33,7 @@ from ciml.storage import LocalStore, Store
 DESCRIPTION = b"ciml.pack"
 #: Key of the CRC-32 of each column chunk, 8 hex digits each, row group after row group. Its value begins with the key.
 CHECKSUMS = b"ciml.crc32"
-#: The last columns of a pack, which are no telemetry: of each row the run id, and the digest of the run's telemetry. A
+#: The last columns of a pack, which are not telemetry: of each row the run id, and the digest of the run's telemetry. A
 #: run may have two logs (`other_log`), which only the digest distinguishes.
 RUN_COLUMNS = ("run_id", "digest")
 #: Number of rows that are read together.

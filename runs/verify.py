@@ -391,7 +391,7 @@ class _Objects:
             self._unnamed(entry.path, entry.modified_s + ASIDE_S, "output")
 
     def note_unreferenced(self) -> None:
-        """Note how many unreferenced objects are no findings: set aside by a compaction, or too young."""
+        """Note how many unreferenced objects are not findings: set aside by a compaction, or too young."""
         count = sum(1 for _ in self._raw.entries(SWEPT))
         if count:
             self._result.notes.append(

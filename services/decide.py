@@ -71,7 +71,7 @@ class JobStatus:
       checkpoint_bytes, checkpoint_s: size and time (epoch seconds) of the last completed checkpoint.
       progress: the last progress that its worker reported, as `ServiceProgress.to_json`; empty if unknown.
       progress_us: time of that report, epoch microseconds; None if unknown.
-      waits: what it waits for, which is no fault of its own; "" for nothing.
+      waits: what it waits for, which is not a fault of its own; "" for nothing.
     """
 
     state: JobState

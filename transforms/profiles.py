@@ -28,7 +28,7 @@ MINUTE_S = 60
 #: The length of the windows of runs that are shorter than `SHORT_RUN_S`.
 SHORT_WINDOW_S = 5
 SHORT_RUN_S = 180.0
-#: A larger value is no measurement and counts as missing: sums of such values overflow.
+#: A larger value is not a measurement and counts as missing: sums of such values overflow.
 MAX_VALUE = 1e18
 _MB = 1e6
 #: A job with fewer passing runs has the pooled profile. The range of five runs is already close to that of all runs.

@@ -69,7 +69,7 @@ def arrow_table(value: Table) -> pa.Table:
 
 
 def _table_telemetry(value: Table) -> pa.Table | RejectedInput:
-    """Return a table or DataFrame in the form of `parse_log`, or why it is no telemetry.
+    """Return a table or DataFrame in the form of `parse_log`, or why it is not telemetry.
 
     A DataFrame has its times in the column or the index ``time``. Times without a zone are UTC. Without a column
     ``boot``, no sample counts as the first after a start of the recorder. Columns that hold no numbers are left out.

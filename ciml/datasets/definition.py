@@ -101,7 +101,7 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
         (regions merged), ``provider-region``, or any metadata of a run.
       classes: the classes in order; by default the sorted classes of the first span.
       class_map: from a value of the label to a class; without ``classes``, its values are all classes. A value that
-        maps to ``""`` is no label.
+        maps to ``""`` is not a label.
       tdt_split: weights of train, dev and test.
       salt: key of the split. Data sets that share it share the split.
       sample_statistic: the statistic of a window's samples.
@@ -390,7 +390,7 @@ def label_of(facts: RunFacts, class_label: str, class_map: Mapping[str, str]) ->
     value = _metadata_value(facts, name)
     if not value:
         return None
-    return class_map.get(value, value) or None  # a value that maps to "" is no label
+    return class_map.get(value, value) or None  # a value that maps to "" is not a label
 
 
 def _metadata_value(facts: RunFacts, name: str) -> str | None:

@@ -195,7 +195,7 @@ def run_objects(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """Return each run of an event: the prefix of its fields' names in errors, and its object.
 
     Raises:
-      RejectedInput: the list is no list of objects, is empty, or has too many.
+      RejectedInput: the list is not a list of objects, is empty, or has too many.
     """
     if "runs" not in data:
         return [("", data)]

@@ -105,7 +105,7 @@ def id_field(fields: Mapping[str, Any], name: str, where: str = "", reason: str 
     if type(value) is str and _PLAIN_ID.fullmatch(value):
         return value
     identifier = raw_text_field(fields, name, where, MAX_ID_CHARACTERS, reason)
-    # Random letters and digits are no secret here: many systems choose such ids.
+    # Random letters and digits are not secret here: many systems choose such ids.
     if REDACTED in identifier or redact_text(identifier, guess=False) != identifier:
         raise RejectedInput(reason, f"{where}{name}: holds a user name, a password or a token")
     return "" if identifier.isspace() else identifier

@@ -110,7 +110,7 @@ class ListedRun(NamedTuple):
       facts: of the run.
       address: of its log.
       fault: None for a valid line.
-      output: the address of the job's output; "" without one. It may be invalid: that is no fault of the run.
+      output: the address of the job's output; "" without one. It may be invalid: that is not a fault of the run.
     """
 
     facts: RunFacts

@@ -2,7 +2,7 @@
 
 Recorders, listings and adapters write the exit status of the run's command. The label ``exit_code`` has it as a system
 reports it. A signal that ended the command is a negative status (Python, Ansible) or one above 128 (shells, Buildkite).
--1 is no signal: Buildkite and Jenkins report it for an agent or process that they lost, so the status is unknown.
+-1 is not a signal: Buildkite and Jenkins report it for an agent or process that they lost, so the status is unknown.
 `ciml record` names a signal by the label ``signal`` instead.
 """
 

@@ -217,7 +217,7 @@ def _redact_json(value: Any, secret: bool = False, guess: bool = True) -> Any:
         # The value of an option is the argument after it: ["--token", "…"].
         flags = [False, *(type(item) is str and item[:1] == "-" and is_secret_name(item) for item in value)]
         return [_redact_json(item, secret or flag, guess) for item, flag in zip(value, flags)]
-    # NaN and infinity are no secrets, and make the payload invalid JSON: it must remain as invalid as it was.
+    # NaN and infinity are not secrets, and make the payload invalid JSON: it must remain as invalid as it was.
     number = type(value) is int or (type(value) is float and math.isfinite(value))
     return REDACTED if secret and number else value
 

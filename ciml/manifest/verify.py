@@ -33,7 +33,7 @@ FaultKind = Literal["delta", "segment", "checkpoint", "index", "older", "unseale
 class Fault(NamedTuple):
     """A fault of a manifest: the kind of object that is broken, and a line that names it.
 
-    ``older`` and ``unsealed`` are no damage: a checkpoint of an older version, which
+    ``older`` and ``unsealed`` are not damage: a checkpoint of an older version, which
     `ciml.manifest.checkpoints.Checkpoints.rebuild` replaces by one with more in it; and deltas of an older version
     that no digest protects yet.
     """

@@ -114,7 +114,7 @@ def read_object(
     """Parse a stored object, with or without a seal; return it without the keys of the seal.
 
     Raises:
-      CimlError: of the class ``error``: it differs from its seal, or is no JSON object.
+      CimlError: of the class ``error``: it differs from its seal, or is not a JSON object.
     """
     seal_of(data, where, remedy, error)
     try:

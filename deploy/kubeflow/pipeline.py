@@ -162,7 +162,7 @@ def push(
     data_path: str,
     metrics: dsl.Output[dsl.Metrics],
 ) -> NamedTuple("Outputs", [("outcome", str), ("version", str)]):
-    """Train the served model, and push it if the gate blesses it. A rejected candidate is no failure.
+    """Train the served model, and push it if the gate blesses it. A rejected candidate is not a failure.
 
     Returns:
       pushed, refused or nothing_new; and the pushed version, empty without one.

@@ -365,7 +365,7 @@ def keys_of(event: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def _is_inner_ref(event: Mapping[str, Any]) -> bool:
-    """Return whether an event is of a ref that is no branch: Gerrit updates several of them with each comment."""
+    """Return whether an event is of a ref that is not a branch: Gerrit updates several of them with each comment."""
     update = event.get("refUpdate")
     name = update.get("refName") if isinstance(update, Mapping) else ""
     return event.get("type") == "ref-updated" and not str(name).startswith("refs/heads/")
@@ -381,7 +381,7 @@ def _created_s(event: Mapping[str, Any]) -> float:
 
 
 def _time(values: Mapping[str, Any], name: str) -> float | None:
-    """Return epoch seconds; None for what is no time."""
+    """Return epoch seconds; None for what is not a time."""
     when = values.get(name)
     return float(when) if isinstance(when, int | float) and 0 <= when < 1e11 else None
 

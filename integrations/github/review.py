@@ -267,7 +267,7 @@ class GitHub(RestClient):
     def _find_pull(self, change: ChangeRef) -> _Pull | None:
         """Return the only open pull request with the commit, repository and branch of a run; None for several or none.
 
-        The commit alone is no proof: anybody may open a pull request with the same head from a branch of their own.
+        The commit alone is not proof: anybody may open a pull request with the same head from a branch of their own.
         """
         sha = change.commit
         if not (sha and change.head_project and change.head_branch):
@@ -306,7 +306,7 @@ class GitHub(RestClient):
             yield from (comment for comment in page if comment.created_at >= since)
 
     def note(self, comment: _Comment) -> Note:
-        """Return a comment as a note. Comments of bots are no reactions, so their notes have no author."""
+        """Return a comment as a note. Comments of bots are not reactions, so their notes have no author."""
         user = comment.user or _User()
         by_app = comment.performed_via_github_app or _Identified()
         maker = by_app.id if self.app else user.id

@@ -44,7 +44,7 @@ OUTPUT = "job-output.txt"
 SEAL = "seal.json"
 _LOCK = "lock"
 #: All files that a recording may contain: also those that were not renamed yet, and their former names. Removed in this
-#: order: without its first file a folder is no recording, so none with a part of its log is sent again.
+#: order: without its first file a folder is not a recording, so none with a part of its log is sent again.
 _FILES = (
     RUN,
     LOG,

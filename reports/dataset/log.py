@@ -65,7 +65,7 @@ def plot_log(
       The address of the page.
 
     Raises:
-      CimlError: the file cannot be read, is no telemetry, or has no such column.
+      CimlError: the file cannot be read, is not telemetry, or has no such column.
     """
     return save(open_store(folder), log_page(os.path.basename(path), _read(path, zone), features_regex))
 

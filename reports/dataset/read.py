@@ -32,7 +32,7 @@ class Runs:
     Attributes:
       dataset: name of the data set.
       resolved: its definition.
-      excluded: number of selected runs that are no examples, by reason.
+      excluded: number of selected runs that are not examples, by reason.
       run_id, build_name, split, outcome: str [n].
       label: int64 [n], index into the definition's classes.
       n_windows: int32 [n].

@@ -50,7 +50,7 @@ RAW_PARTITION = ("job", "date")
 DATASET_PARTITION = ("span",)
 #: The first columns of the table ``raw``, and their types.
 _FIRST_COLUMNS: Mapping[str, Any] = {"run_id": "string", "digest": "string", TIME: "timestamp", BOOT: "boolean"}
-#: The columns of the table ``raw`` that are no telemetry.
+#: The columns of the table ``raw`` that are not telemetry.
 _OWN_COLUMNS = (*_FIRST_COLUMNS, *RAW_PARTITION)
 _TWINS = "{} differ only in upper and lower case"
 

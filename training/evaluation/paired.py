@@ -71,7 +71,7 @@ def compare_slices(
     Args:
       candidate_right: bool [n].
       champion_right: bool [n].
-      slices: by name a value for each run, such as its job; a value "" is no slice.
+      slices: by name a value for each run, such as its job; a value "" is not a slice.
 
     Returns:
       For each slice ``slice``, ``value``, ``runs``, ``only_candidate``, ``only_champion``, and ``p``: how probable at

@@ -221,7 +221,7 @@ class FetchPolicy(Settings, frozen=True):
       log_paths: paths in a folder at which its log may be, in the order in which they are tried. In an archive, a
         file with one of these paths, or else with one of their last names in any folder, is the log.
       artifact_names: names of the artifact with a job's log, in order of preference; upper and lower case, and runs of
-        characters that are no letters or digits, do not differ. ``{id}`` is the job's id, ``{job}`` its name,
+        characters that are not letters or digits, do not differ. ``{id}`` is the job's id, ``{job}`` its name,
         ``{attempt}`` its attempt; ``*`` matches any characters.
       output_paths: paths in a folder at which the output of the job may be, in the order in which they are tried.
       without_output: globs of sources, or of ``source/project``, whose jobs' output is neither fetched nor stored;

@@ -4,7 +4,7 @@ A key is one of the strongest templates that no passing run of the job printed, 
 failed. Without one, it is the place where the output ends: the first template that passing runs print next.
 
 A line that the tested code prints, such as the end of a traceback, is compared within the job: the same words in two
-jobs are no evidence for one cause. A line about disk, memory, network or a tool is compared across all jobs.
+jobs are not evidence for one cause. A line about disk, memory, network or a tool is compared across all jobs.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A model of causes must hold for jobs that it has not learned, and for kinds of trouble that no learned run had. So the
 features are few: the output names at most one reason, and a reason joins words of many tools. Words of a single job,
-hashed templates and counts of lines are no features; docs/verdicts.md has the comparison.
+hashed templates and counts of lines are not features; docs/verdicts.md has the comparison.
 
 A long output names many things that are no reason: a limit in a command, an address that is tried again. So only lines
 count that are worth almost as much as the best one (`ciml.transforms.logs.ranking.rank`).

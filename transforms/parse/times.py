@@ -65,7 +65,7 @@ def read_epochs(seconds: npt.NDArray[np.float64]) -> tuple[Int64, Bool]:
 
     It holds whole and fractional seconds, or whole milliseconds, distinguished by size.
     """
-    ok = np.abs(seconds) < LATEST  # excludes values that are no time in any unit, or would overflow, and NaN
+    ok = np.abs(seconds) < LATEST  # excludes values that are not a time in any unit, or would overflow, and NaN
     value = np.where(ok, seconds, 0.0)
     scaled = value * np.where(np.abs(value) >= _MILLISECONDS_FROM, 1e3, 1e6)
     ok &= (scaled >= EARLIEST) & (scaled < LATEST)

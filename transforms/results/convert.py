@@ -196,7 +196,7 @@ class Conversion:
 
 
 def _output_path(cell: Any, roots: Sequence[str]) -> str:
-    """Convert a cell to the path of an output. One that leads elsewhere is no fault of the row."""
+    """Convert a cell to the path of an output. One that leads elsewhere is not a fault of the row."""
     try:
         return parse_path(cell, roots)
     except RejectedInput:

@@ -52,7 +52,7 @@ class Row(NamedTuple):
     """A row of a table.
 
     Attributes:
-      number: from 1; a header is no row.
+      number: from 1; a header is not a row.
       cells: by column; empty if they cannot be read.
       fault: why they cannot be read, or "".
     """
@@ -70,7 +70,7 @@ class ResultsTable:
       name: for messages.
       form: its format, such as ``text with semicolons``.
       columns: the names of its columns.
-      rows: yields the rows in order, from the first, at each call. Blank lines are no rows.
+      rows: yields the rows in order, from the first, at each call. Blank lines are not rows.
     """
 
     name: str
@@ -266,7 +266,7 @@ def json_lines_table(name: str, file: IO[bytes]) -> ResultsTable:
 
 
 def _json_rows(file: IO[bytes]) -> Iterator[Row]:
-    """Yield the rows; a line that is no object has a fault."""
+    """Yield the rows; a line that is not an object has a fault."""
     number = 0
     file.seek(0)
     while line := file.readline(MAX_RESULTS_ROW_BYTES + 1):

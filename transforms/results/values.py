@@ -21,7 +21,7 @@ from ciml.events.records import OutcomeWord
 from ciml.events.redaction import shown
 from ciml.limits import EARLIEST_US, LATEST_US
 
-#: Cells of CSV that are no value: most of those that are missing values for `pandas.read_csv`.
+#: Cells of CSV that are not a value: most of those that are missing values for `pandas.read_csv`.
 NO_VALUE = frozenset({"", "NA", "N/A", "NaN", "nan", "NaT", "NULL", "null", "None", "<NA>"})
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -357,7 +357,7 @@ def _mean(subject: Subject, column: str, start_s: float, end_s: float = _INFINIT
 
 
 def _valid(subject: Subject, column: str) -> pa.ChunkedArray:
-    """Return a column with nulls for all that is no measurement of the run, samples since the boot included."""
+    """Return a column with nulls for all that is not a measurement of the run, samples since the boot included."""
     values = subject.table.column(column)
     valid = pc.fill_null(pc.less_equal(pc.abs(values), _LARGEST), False)  # NaN is not
     if "boot" in subject.table.column_names:

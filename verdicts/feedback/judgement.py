@@ -128,7 +128,7 @@ class Judgement(NamedTuple):
         Args:
           is_trusted: whether the run is trusted.
           is_known: whether the cause of the run is known already. The history does not record a verdict on such a run:
-            it is no evidence about the model, which may have learned from the run.
+            it is not evidence about the model, which may have learned from the run.
         """
         if self.verdict is None:
             return self

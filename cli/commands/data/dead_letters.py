@@ -239,7 +239,7 @@ def _is_origin(origin: Origin, named: Origin) -> bool:
 
 
 def _message(raw: Store, dead_letter: DeadLetter) -> Any:
-    """Return the stored message as JSON, with escapes for bytes that are no UTF-8; None without one."""
+    """Return the stored message as JSON, with escapes for bytes that are not UTF-8; None without one."""
     from ciml.events.payloads import message_of, read_payload
 
     payload = dead_letter.outcome.payload

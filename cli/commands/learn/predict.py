@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ciml.services.decide import ServiceProgress
     from ciml.verdict_rules import Verdict
 
-#: Reasons of files below a folder that are no logs: they are skipped.
+#: Reasons of files below a folder that are not logs: they are skipped.
 _NO_LOG = frozenset({"not_telemetry", "empty_telemetry"})
 #: Exit code where a file cannot be used; the others are predicted.
 _UNUSABLE = 2
@@ -168,7 +168,7 @@ class _Logs(NamedTuple):
         return cls(paths, folders)
 
     def without_other_files(self, predictions: Sequence[Prediction]) -> tuple[list[Prediction], list[str]]:
-        """Return the predictions without those of files below a folder that are no logs, and a line on these."""
+        """Return the predictions without those of files below a folder that are not logs, and a line on these."""
         is_other = [
             index in self.folders and prediction.reason in _NO_LOG for index, prediction in enumerate(predictions)
         ]

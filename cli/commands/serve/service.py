@@ -96,7 +96,7 @@ def _start(
     s3 = state.read(home).get("s3")
     local_s3 = s3 is not None and os.environ.get("AWS_ENDPOINT_URL_S3") == s3.address
     environment, secret_variables = record_environment(os.environ)
-    if local_s3:  # the credentials of the local S3 are no secrets
+    if local_s3:  # the credentials of the local S3 are not secrets
         secret_variables = ()
     engine = running.engine if isinstance(running, OnEngine) else None
     is_named = bool(supervisor.flink_rest or supervisor.workers or (engine is not None and engine.named))

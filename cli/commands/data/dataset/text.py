@@ -158,7 +158,7 @@ def longest_half_padded(lengths: Sequence[int], windows: int) -> Length:
 
     counts = np.bincount(np.asarray(lengths, np.int64), minlength=windows + 1)
     longer = len(lengths) - np.cumsum(counts)[:-1]  # runs with more than 0, 1, … windows
-    data_windows = np.cumsum(longer)  # windows of all runs that are no padding, for the lengths 1, 2, …
+    data_windows = np.cumsum(longer)  # windows of all runs that are not padding, for the lengths 1, 2, …
     all_windows = len(lengths) * np.arange(1, windows + 1)
     length = int(np.flatnonzero(2 * data_windows >= all_windows)[-1]) + 1
     cut = 0.0 if length == windows else float(longer[length]) / len(lengths)
