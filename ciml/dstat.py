@@ -87,7 +87,7 @@ class Columns:
 
     Attributes:
       names: the full name of each cell, ``group:name``, in the order of the log; "" for the time cells.
-      time, epoch: index of the cell that holds the time of day, or the seconds since 1970; None where there is none.
+      time, epoch: index of the cell that holds the time of day, or the seconds since 1970; None if there is none.
       text: indices of the cells with text, by their name (``--top-cpu`` and similar).
     """
 
@@ -106,11 +106,11 @@ class Segment:
       body: its sample rows; each ends in a line feed.
       torn: number of truncated rows at the end of the file (0 or 1).
       recorder: its banner, such as ``dool 1.3.8``; "" without one.
-      date_us: the ``Date`` cell as microseconds since 1970 *on the recorder's clock*, without its zone; None where it
+      date_us: the ``Date`` cell as microseconds since 1970 *on the recorder's clock*, without its zone; None if it
         is missing, not a date, or outside the valid years of samples.
       near_us: the ``Date`` cell in any year, or that of an earlier start: close enough to determine the year.
       zone: the zone in the ``Date`` cell; "" without one.
-      cmdline: the recorder's command line, "" where it is missing.
+      cmdline: the recorder's command line, "" if it is missing.
       size: bytes of its header and its samples.
     """
 

@@ -14,7 +14,7 @@ class Progress(Protocol):
         Args:
           step: the items that are counted, or the step that runs, such as ``runs``, ``epochs`` or ``train``.
           done: number of completed units of the step.
-          total: their total; None where it is unknown.
+          total: their total; None if it is unknown.
         """
 
 

@@ -34,7 +34,7 @@ class StoredPolicy:
 
     Attributes:
       number: from 1, in the order in which they were applied.
-      policy: its rules; None where the data root went back to the policy of each process.
+      policy: its rules; None if the data root went back to the policy of each process.
       document: as it was written: ``rule``, ``globs``, ``caps`` and ``quarantine``.
       author: who applied it.
       reason: why.
@@ -58,7 +58,7 @@ class PolicyState:
     """The policies after the last delta applied.
 
     Attributes:
-      version: of the manifest; 0 where none was ever applied.
+      version: of the manifest; 0 if none was ever applied.
       policies: all of them, in order.
     """
 

@@ -81,7 +81,7 @@ class VerdictRules(Record, frozen=True, omit_defaults=True, gc=False):
       groups: the calibration runs by job; under `POOLED` the runs of all other jobs.
       ranges: of the runs that the model learned; None in earlier models, for which no run is outside.
       without_output: the pooled calibration runs that have no output. A run without one is compared with these, and
-        the other pooled runs have one. None where a part has too few runs, or the model takes no outputs.
+        the other pooled runs have one. None if a part has too few runs, or the model takes no outputs.
       without_telemetry: the calibration runs with an output, of which the model saw no telemetry. A run with an output
         and without telemetry is compared with these. None in models that give no verdicts on such runs.
       keeps_likely: whether a set always contains the most probable class, so that no set is empty. False in earlier

@@ -42,7 +42,7 @@ def import_root() -> Path:
 
 
 def stored_commit(package: Path) -> str | None:
-    """Return the commit that a build stored in the folder of the package ``ciml``; None where it did not."""
+    """Return the commit that a build stored in the folder of the package ``ciml``; None if it did not."""
     try:
         return _checked((package / COMMIT_FILE).read_text(encoding="ascii"))
     except (OSError, ValueError):
@@ -50,7 +50,7 @@ def stored_commit(package: Path) -> str | None:
 
 
 def checkout_commit(root: Path) -> str | None:
-    """Return the commit of a checkout, as `commit` does; None where git does not know it.
+    """Return the commit of a checkout, as `commit` does; None if git does not know it.
 
     Args:
       root: the top folder of the checkout. A folder inside of another repository has no commit of its own.

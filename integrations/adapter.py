@@ -86,7 +86,7 @@ class Reading:
     Attributes:
       id: the event's id, unique within the source: a delivery that is sent again has the same id.
       type: the event's type, for people.
-      time: the event's own time, ISO 8601 or epoch seconds; None where it has none.
+      time: the event's own time, ISO 8601 or epoch seconds; None if it has none.
       runs: the runs that it reports.
       updates: facts about runs that other deliveries report.
     """

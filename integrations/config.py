@@ -293,7 +293,7 @@ class Receivers:
         Args:
           source: of the configuration.
           keys: keys of the source, separated by blanks.
-          read: called with the path of each file, None where a key is empty.
+          read: called with the path of each file, None if a key is empty.
 
         Raises:
           CimlError: a file is missing or invalid.

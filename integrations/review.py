@@ -42,7 +42,7 @@ class ChangeRef:
 
     Attributes:
       project: ``owner/name``, a Gerrit project, or the path of a GitLab project.
-      change: the number of the change or pull request; "" where the event had none (GitHub, forks).
+      change: the number of the change or pull request; "" if the event had none (GitHub, forks).
       patchset: the number of the patch set, or a commit; "" if unknown.
       head: the commit that was tested; "" if unknown.
       head_project, head_branch: the repository and branch of the commit; "" if unknown. Without a number, they tell

@@ -309,7 +309,7 @@ class KeepRun(beam.DoFn):
     def _close(
         self, standing: Standing, run: LiveRun | None, state: RunState, older: Any, now_s: float
     ) -> list[ToSend]:
-        """Release a run's samples; return its last messages. ``run`` is None where it must be restored first."""
+        """Release a run's samples; return its last messages. ``run`` is None if it must be restored first."""
         run = run or self._restore(state, older)
         outgoing = list(self._messages.of(run, standing))
         Metrics.counter(METRICS, f"runs.{standing}").inc()

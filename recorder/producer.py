@@ -40,7 +40,7 @@ class Sender:
         """Queue a message; `poll` calls ``done`` with "" after delivery, else with the error.
 
         Returns:
-          False where the message was not queued: the queue is full, or the producer failed. Try again later.
+          False if the message was not queued: the queue is full, or the producer failed. Try again later.
 
         Raises:
           CimlError: a Kafka property is invalid.

@@ -75,7 +75,7 @@ class Tail:
     """Reads a log from its beginning, piece by piece.
 
     Args:
-      log: called with (offset, count); returns at most count bytes, b"" where there are none yet.
+      log: called with (offset, count); returns at most count bytes, b"" if there are none yet.
       starts: the starts of the recorder.
 
     Attributes:
@@ -92,7 +92,7 @@ class Tail:
         self.counts: dict[int, int] = {start.recorder_us: 0 for start in starts}
 
     def read(self) -> Piece | None:
-        """Return the next samples, and move the mark behind them; None where there are no complete lines yet.
+        """Return the next samples, and move the mark behind them; None if there are no complete lines yet.
 
         Raises:
           OSError: the log cannot be read.

@@ -113,7 +113,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval; None where it is undefined."""
+    """A figure with its 95 % interval; None if it is undefined."""
 
     value: float | None
     low: float | None

@@ -41,7 +41,7 @@ _FINAL_IGNORED = frozenset({"cancelled", "skipped", "node_lost", "never_started"
 
 
 def reconcile(state: RawState, batches: Iterable[Batch], time_us: int, judge: Judge | None = None) -> Delta | None:
-    """Return the delta that ``batches`` add to ``state``, or None where they add nothing.
+    """Return the delta that ``batches`` add to ``state``, or None if they add nothing.
 
     Args:
       state: not changed. It must be the state after the last delta (`ciml.manifest.log.commit` ensures it).

@@ -244,7 +244,7 @@ class GarbageCollector:
                 self.collected.outputs += len(outputs)
 
     def _stored_runs(self, folder: str) -> set[str] | None:
-        """Return the ids of the runs of a folder; None where they are not known for certain."""
+        """Return the ids of the runs of a folder; None if they are not known for certain."""
         packs = load_packs(self._raw, folder)
         if folder in self._pending or packs.missing or packs.broken:
             return None

@@ -44,7 +44,7 @@ class DeadLetter:
 
     @property
     def job(self) -> str:
-        """The job, or "" where it is unknown."""
+        """The job, or "" if it is unknown."""
         return self.outcome.mention.build_name if self.outcome.mention else ""
 
     def to_json(self, now_us: int) -> dict[str, Any]:

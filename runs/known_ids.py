@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-#: (event key, run id), with a standing or a digest behind the run id: see `recorded_ids`. The run id is empty where the
+#: (event key, run id), with a standing or a digest behind the run id: see `recorded_ids`. The run id is empty if the
 #: event could not be decoded.
 Event = tuple[str, str]
-#: (origin, run id) of a dead letter. The run id is empty where the message could not be decoded.
+#: (origin, run id) of a dead letter. The run id is empty if the message could not be decoded.
 DeadLetterKey = tuple[Origin, str]
 _UNTRUSTED = 0x80  # older versions did not store it: such runs count as trusted
 _PROVED = 0x40

@@ -56,7 +56,7 @@ class NearbyRuns:
             self._change_trust(change.run_id, change.trust.trusted)
 
     def of(self, run_id: str) -> Neighbours | None:
-        """Return the neighbours of a failed run; None where they are unknown."""
+        """Return the neighbours of a failed run; None if they are unknown."""
         return self._near.get(run_id)
 
     def encode(self) -> bytes:

@@ -72,8 +72,8 @@ class _Decoded(NamedTuple):
       facts: the facts of its run, as JSON; empty without a run.
       run_id: the id of its run; "" without a run.
       proved: whether a receiver proved who sent the event.
-      trust: the decision on its event, as JSON; empty where none was stored.
-      trusted: that decision; False where none was stored.
+      trust: the decision on its event, as JSON; empty if none was stored.
+      trusted: that decision; False if none was stored.
     """
 
     kind: Kind

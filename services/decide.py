@@ -480,7 +480,7 @@ class Tracker:
 
 
 def _since(since_s: float | None, now_s: float, holds: bool) -> float | None:
-    """Return since when a condition holds, given since when it held before; None where it does not hold now."""
+    """Return since when a condition holds, given since when it held before; None if it does not hold now."""
     if not holds:
         return None
     return now_s if since_s is None else since_s

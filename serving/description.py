@@ -61,7 +61,7 @@ def describe_values(resolved: ResolvedDefinition, model: str) -> dict[str, tuple
 
 
 def units_of(resolved: ResolvedDefinition) -> tuple[str, ...]:
-    """Return the unit of each feature; "" where it is unknown, and for context features."""
+    """Return the unit of each feature; "" if it is unknown, and for context features."""
     return (*map(unit_of, resolved.columns), *[""] * len(resolved.context_features))
 
 

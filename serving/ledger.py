@@ -205,7 +205,7 @@ class Entry:
       time_us: epoch microseconds.
       action: ``train``, ``bless``, ``reject``, ``push``, ``abandon``, ``rollback``, ``promote``, ``unlabel``,
         ``withdraw``, ``hold`` or ``release``.
-      candidate: its id; "" where the entry names a version alone.
+      candidate: its id; "" if the entry names a version alone.
       version: of the model; None before a push.
       labels: the versions that labels name by this entry.
       withdrawn: versions that this entry took out of service.

@@ -158,7 +158,7 @@ class StoredExclusion:
       id: its number, from 1, in the order of the additions.
       exclusion: the excluded runs, and the reason.
       time_us: time of the addition, epoch microseconds.
-      author: who added it; "" where that is not known.
+      author: who added it; "" if that is not known.
       reverted_us: time of its revert; None while it is in force.
       reverted_by: who reverted it.
       revert_reason: why.
@@ -208,7 +208,7 @@ def add(
     Args:
       store: ``DATA/exclusions``.
       exclusions: what to exclude.
-      author: who excludes; "" where that is not known.
+      author: who excludes; "" if that is not known.
       now_us: time of the addition, epoch microseconds; the present by default.
 
     Returns:
@@ -243,7 +243,7 @@ def revert(
     Args:
       store: ``DATA/exclusions``.
       ids: of the exclusions.
-      author: who reverts them; "" where that is not known.
+      author: who reverts them; "" if that is not known.
       reason: why.
       now_us: time of the revert, epoch microseconds; the present by default.
 
@@ -308,7 +308,7 @@ class ExclusionState:
     """The exclusions after the last delta applied.
 
     Attributes:
-      version: of the manifest; 0 where nothing was ever excluded.
+      version: of the manifest; 0 if nothing was ever excluded.
       by_id: all exclusions by id, reverted ones too.
     """
 

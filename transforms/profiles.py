@@ -111,7 +111,7 @@ class Profile(Record, frozen=True, gc=False):
       columns: the range of the means of their minutes by full name, in the column's unit. Every run weighs the same.
       short: the same for windows of `SHORT_WINDOW_S`, for runs below `SHORT_RUN_S`.
       tail_s: the range of the seconds from the last sample to the end that the CI system reports, which stores logs
-        meanwhile; None where no end is known.
+        meanwhile; None if no end is known.
       places: number of the runs by kind of machine (`place_of`); None in profiles of earlier versions.
     """
 
@@ -379,7 +379,7 @@ def window_of(length: float) -> int:
 
 
 def elapsed_s(table: pa.Table) -> np.ndarray:
-    """Return the seconds of each sample since the earliest, float64; 0 where the time is missing."""
+    """Return the seconds of each sample since the earliest, float64; 0 if the time is missing."""
     times = table.column(TIME).combine_chunks().cast(pa.int64())
     first = times.drop_null().to_numpy().min() if times.null_count < len(times) else 0
     elapsed_us: np.ndarray = times.fill_null(first).to_numpy() - first
@@ -392,6 +392,6 @@ def length_s(table: pa.Table) -> float:
 
 
 def tail_s(table: pa.Table, end_us: int | None) -> float | None:
-    """Return the seconds from the last sample to ``end_us``; None where either is unknown."""
+    """Return the seconds from the last sample to ``end_us``; None if either is unknown."""
     times = table.column(TIME).combine_chunks().cast(pa.int64()).drop_null().to_numpy()
     return None if end_us is None or not times.size else float(end_us - times.max()) / 1e6

@@ -115,7 +115,7 @@ class Figure(NamedTuple):
     """A figure with its 95 % interval.
 
     Attributes:
-      value: None where it is undefined, for example if the runs have a single class.
+      value: None if it is undefined, for example if the runs have a single class.
       low: lower bound, or None.
       high: upper bound, or None.
     """

@@ -378,7 +378,7 @@ def _classes(definition: DatasetDefinition, run_facts: Iterable[RunFacts]) -> tu
 
 
 def label_of(facts: RunFacts, class_label: str, class_map: Mapping[str, str]) -> str | None:
-    """Return the class of a run, or None where it has none.
+    """Return the class of a run, or None if it has none.
 
     Args:
       facts: the run's facts.

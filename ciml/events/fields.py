@@ -36,7 +36,7 @@ def text_field(
     where: str = "",
     limit: int = MAX_TEXT_CHARACTERS,
 ) -> str:
-    """Return a text field without the secrets in it; "" where it is absent or null.
+    """Return a text field without the secrets in it; "" if it is absent or null.
 
     A whole number becomes its digits, because some producers send change and build numbers as numbers.
 
@@ -112,7 +112,7 @@ def id_field(fields: Mapping[str, Any], name: str, where: str = "", reason: str 
 
 
 def time_field(fields: Mapping[str, Any], name: str, where: str = "") -> int | None:
-    """Return a time as epoch microseconds; None where it is absent or null. ISO 8601 with a zone, or epoch seconds.
+    """Return a time as epoch microseconds; None if it is absent or null. ISO 8601 with a zone, or epoch seconds.
 
     Raises:
       RejectedInput: ``bad_time``, for a time without a zone, of another type, or not within 2000 to 2099. So

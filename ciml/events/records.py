@@ -156,7 +156,7 @@ class FactUpdate(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=
       subject: the runs concerned: those whose `RunFacts.subjects` hold it.
       facts: names of `ciml.events.updates.UPDATABLE` -> text, checked.
       auth: how a receiver proved who sent the event, "" without proof.
-      time_us: the event's own time, epoch microseconds; None where it has none.
+      time_us: the event's own time, epoch microseconds; None if it has none.
       only: the condition: it counts for runs with these facts alone, such as ``{"change": "12", "branch": "main"}``.
       by: the account whose review it is; "" without a reviewer.
     """
@@ -195,7 +195,7 @@ class OutputFile(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=
       dropped_lines: lines in the gap.
       dropped_bytes: bytes in the gap, and those that were cut from long lines.
       missing: why no output is stored, a reason of `ciml.transforms.fetch.fetch`; "" if one is.
-      name: of the file that it was read from, without ".gz"; "" where it was no file, or is not known.
+      name: of the file that it was read from, without ".gz"; "" if it was no file, or is not known.
     """
 
     path: str = ""

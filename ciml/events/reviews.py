@@ -41,7 +41,7 @@ class Statement(NamedTuple):
     Attributes:
       proved: whether a receiver proved who sent the event.
       lasting: whether no later value replaces this one.
-      time_us: the event's own time; -1 where it has none.
+      time_us: the event's own time; -1 if it has none.
       event_key: key of the event; it decides between equal times.
       value: the fact.
     """
@@ -181,7 +181,7 @@ def _bound_reviewers(statements: Mapping[Scope, Statement]) -> Mapping[Scope, St
 
 
 def merged_subject(project: str, branch: str, commit: str) -> str:
-    """Return the subject of a commit that was merged into a branch; "" where a part is unknown. No run names it."""
+    """Return the subject of a commit that was merged into a branch; "" if a part is unknown. No run names it."""
     if not (project and branch and commit):
         return ""
     subject = f"merged:{path_safe(project)}/{path_safe(branch)}/{path_safe(commit)}"

@@ -52,7 +52,7 @@ _LISTING_FIELDS = {
 
 
 def run_identity(run: Mapping[str, Any], source: str, where: str = "", name: str = "id") -> RunId:
-    """Return the identity of a run: its ``id`` and ``attempt`` (1 where it has none) at the source.
+    """Return the identity of a run: its ``id`` and ``attempt`` (1 if it has none) at the source.
 
     Raises:
       RejectedInput: ``missing_field`` or ``bad_run_id``.

@@ -179,7 +179,7 @@ def tls_context(ca_file: str) -> ssl.SSLContext:
 
 
 def retry_after_s(response: httpcore.Response) -> float:
-    """Return how long a response asks to wait, s, at most `MAX_RETRY_AFTER_S`; 0 where it does not."""
+    """Return how long a response asks to wait, s, at most `MAX_RETRY_AFTER_S`; 0 if it does not."""
     wait_s = _retry_after(response)
     for prefix in (b"x-ratelimit-", b"ratelimit-"):
         if wait_s is None:
@@ -201,7 +201,7 @@ def _retry_after(response: httpcore.Response) -> float | None:
 
 
 def _until_reset(response: httpcore.Response, prefix: bytes) -> float | None:
-    """Return the seconds until a rate limit allows requests again; None where it still has requests left."""
+    """Return the seconds until a rate limit allows requests again; None if it still has requests left."""
     if header(response, prefix + b"remaining").strip() != b"0":
         return None  # the response has another reason
     reset_s = _number(header(response, prefix + b"reset").decode("latin-1"))
@@ -214,5 +214,5 @@ def _number(text: str) -> float | None:
 
 
 def header(response: httpcore.Response, name: bytes) -> bytes:
-    """Return the first header of a name, which is in lower case; b"" where there is none."""
+    """Return the first header of a name, which is in lower case; b"" if there is none."""
     return next((value for key, value in response.headers if key.lower() == name), b"")

@@ -323,7 +323,7 @@ class Checkpoints(Generic[S]):
             self._collected_s = now_s
 
     def _make_next(self, base: Checkpoint | None) -> Steps[bool]:
-        """Make the checkpoint after ``base``, or find that another writer made it; return False where none is due."""
+        """Make the checkpoint after ``base``, or find that another writer made it; return False if none is due."""
         log = self.log
         mark = log.known_mark  # as it was when `newest` read the checkpoint before
         if mark == REWRITING:
@@ -377,7 +377,7 @@ class Checkpoints(Generic[S]):
         return deltas >= self.limits.deltas or records >= self.limits.records or size >= self.limits.size
 
     def _create_segment(self, segment: Segment, mark: str) -> bool:
-        """Write a segment; return False where another writer has written it and its checkpoint, or an erasure has."""
+        """Write a segment; return False if another writer has written it and its checkpoint, or an erasure has."""
         log = self.log
         path = log.archive.path(segment.last)
         if log.store.create(path, segment.encode()):

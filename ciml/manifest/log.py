@@ -64,10 +64,10 @@ def commit(log: ManifestLog, state: State, build: Callable[[], Delta | None]) ->
     Args:
       log: the log to append to.
       state: brought up to date before each call of ``build``, and after the commit.
-      build: returns the delta from the present state, or None where there is nothing to commit.
+      build: returns the delta from the present state, or None if there is nothing to commit.
 
     Returns:
-      The committed version, or None where ``build`` returned None.
+      The committed version, or None if ``build`` returned None.
 
     Raises:
       StaleWriterError: this writer was suspended for longer than the grace and must reload its state.
@@ -292,7 +292,7 @@ class ManifestLog:
         return delta
 
     def try_append(self, version: int, delta: Delta) -> bool:
-        """Create delta ``version``; return False where another writer's delta exists.
+        """Create delta ``version``; return False if another writer's delta exists.
 
         Return True also where the same delta exists: the answer to an earlier request was lost.
 

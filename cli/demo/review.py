@@ -91,7 +91,7 @@ class Review:
 
     Attributes:
       notes: on the model that answers, or the reason why there is no last act.
-      starting: the start of mosquitto and Gerrit; None where there is no last act.
+      starting: the start of mosquitto and Gerrit; None if there is no last act.
     """
 
     notes: list[str]

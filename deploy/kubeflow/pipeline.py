@@ -232,7 +232,7 @@ def learn(
     Args:
         dataset: Name of the data set.
         model: Name of the served model.
-        logs: Folder or s3:// prefix of the logs; empty where an ingest fills the raw store.
+        logs: Folder or s3:// prefix of the logs; empty if an ingest fills the raw store.
         results: Table of the runs: CSV, Parquet or JSON lines.
         source: Name of the table in run ids and trust policies.
         build_name: Job, glob of jobs, or all.

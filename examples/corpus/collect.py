@@ -129,7 +129,7 @@ def unpacked(path: Path) -> bytes:
 
 
 def read_output(folder: Path, build: dict[str, Any]) -> bytes | None:
-    """Return the lines of a job's output without secrets, as ciml stores them; None where there is no output."""
+    """Return the lines of a job's output without secrets, as ciml stores them; None if there is no output."""
     named = build.get("output_path")
     path = folder / (named or Path(build["log_path"]).with_name(_OUTPUT_NAME))
     if not named and not path.is_file():

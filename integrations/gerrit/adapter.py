@@ -137,7 +137,7 @@ def _target(body: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _commits(body: Mapping[str, Any], *path: str) -> tuple[str, ...]:
-    """Return a list of commits; none where one of them is not a commit."""
+    """Return a list of commits; none if one of them is not a commit."""
     commits = texts_at(body, *path)
     valid = len(commits) <= _MOST_PARENTS and all(map(_COMMIT.fullmatch, commits))
     return commits if valid else ()

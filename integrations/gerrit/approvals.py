@@ -253,7 +253,7 @@ def _patchset(sha: str, revision: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(revision: Mapping[str, Any], name: str = "_number") -> int:
-    """Return the number of a patch set, 0 where it is not a whole number."""
+    """Return the number of a patch set, 0 if it is not a whole number."""
     number = value_at(revision, name)
     return number if type(number) is int else 0
 

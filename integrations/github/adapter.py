@@ -198,7 +198,7 @@ def _target(body: Mapping[str, Any], kind: str, repository: Mapping[str, Any]) -
 
 
 def _only(pull: Mapping[str, Any]) -> dict[str, str]:
-    """Return the condition that a run executed a pull request: its number and base; empty where one is unknown."""
+    """Return the condition that a run executed a pull request: its number and base; empty if one is unknown."""
     number = text_at(pull, "number")
     base = branch_name(pull, "base", "ref")
     return {"change": number, "branch": base} if number and base else {}
@@ -317,7 +317,7 @@ def _push(body: Mapping[str, Any], action: str) -> Said:
 
 
 def _branch_subject(repository: str, branch: str, commit: str) -> str:
-    """Return the subject of the runs of a commit that was pushed to a branch; "" where a part is unknown."""
+    """Return the subject of the runs of a commit that was pushed to a branch; "" if a part is unknown."""
     return join_id(f"branch:{repository}" if repository else "", branch, commit)
 
 
@@ -349,7 +349,7 @@ def _times(body: Mapping[str, Any], kind: str, phase: Phase) -> dict[str, Any]:
 
 
 def _provider(labels: tuple[str, ...], group: str) -> str:
-    """Return the value of RUNNER_ENVIRONMENT, which `ciml record` reports as the provider; "" where it is unknown."""
+    """Return the value of RUNNER_ENVIRONMENT, which `ciml record` reports as the provider; "" if it is unknown."""
     if "self-hosted" in labels:
         return "self-hosted"
     return "github-hosted" if group == "GitHub Actions" else ""

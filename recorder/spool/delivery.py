@@ -145,7 +145,7 @@ class Delivery:
         return message.state != "unsent" or self._send(sender, message, content())
 
     def _send(self, sender: Sender, message: _Message, content: _Content) -> bool:
-        """Send a message. Return whether it is in flight; False where the sender does not take it now."""
+        """Send a message. Return whether it is in flight; False if the sender does not take it now."""
 
         def done(failure: str) -> None:
             message.state = "unsent" if failure else "arrived"

@@ -91,7 +91,7 @@ class Folder:
         return content
 
     def stat(self, name: str) -> os.stat_result | None:
-        """Return `os.fstat` of a file; None where it does not exist. Raises as `open`."""
+        """Return `os.fstat` of a file; None if it does not exist. Raises as `open`."""
         try:
             descriptor = self.open(name)
         except FileNotFoundError:

@@ -217,7 +217,7 @@ class Recording:
         self.folder.write(END, seal(json.dumps(asdict(end)).encode()))
 
     def end(self) -> End | None:
-        """Return the end of the command, or None where it is missing or unreadable."""
+        """Return the end of the command, or None if it is missing or unreadable."""
         try:
             end = msgspec.convert(_read(self.folder, END), End)
             return End(end.end_us, end.result, check_labels(end.labels)) if end.result in _RESULTS else None

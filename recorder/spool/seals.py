@@ -66,7 +66,7 @@ def plan_for_recorder(recording: Recording, own: Plan, settings: Settings) -> Pl
       settings: settings of the recorder.
 
     Returns:
-      The plan; None where this recorder must not send it.
+      The plan; None if this recorder must not send it.
 
     Raises:
       CimlError: its destination needs credentials, and it is not sealed with them.
@@ -167,7 +167,7 @@ def _option(name: str, value: str) -> str:
 
 
 def secrets_of(kafka: KafkaOptions | None, log_dir: str, environment: Mapping[str, str] = os.environ) -> bytes:
-    """Return the credentials of the destinations: b"" where these are open to everyone.
+    """Return the credentials of the destinations: b"" if these are open to everyone.
 
     Args:
       kafka: the broker of the recording; None for none.

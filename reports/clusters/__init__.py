@@ -72,7 +72,7 @@ class Clustering:
       of_runs: number of selected runs, from which ``runs`` were sampled.
       facts: str [n] by name: the facts that the clusters are compared with.
       tried: k-means results by k, from 1 on.
-      agreements: by k and by name; None where all runs have the same value.
+      agreements: by k and by name; None if all runs have the same value.
       lengths: by k, the share of the variance of run lengths that the clusters explain; None for aggregated examples.
       elbow, silhouette: the k that each method suggests; None for no silhouette.
       chosen: the clusters that the tables and plots show.

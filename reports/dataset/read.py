@@ -37,7 +37,7 @@ class Runs:
       label: int64 [n], index into the definition's classes.
       n_windows: int32 [n].
       day: datetime64[D] [n], the UTC day of a run's start; of its end where it has no start; NaT where it has neither.
-      facts: str [n] by name: the further facts that were chosen by ``fact_names``; "" where a run has none.
+      facts: str [n] by name: the further facts that were chosen by ``fact_names``; "" if a run has none.
       sampled: int64 [m], indices of the runs that have arrays, ascending.
       inputs: float32 [m, L, F] of the sampled runs, not normalised.
       normalisation: from all runs of the training split.
@@ -207,7 +207,7 @@ def _read_files(
 
 
 def _add_facts(facts: Mapping[str, list[str]], table: pa.Table) -> None:
-    """Append the facts of each run in a table to the lists of their names; "" where a run has none."""
+    """Append the facts of each run in a table to the lists of their names; "" if a run has none."""
     if not facts:
         return
     for run in run_facts(table):

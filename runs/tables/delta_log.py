@@ -130,9 +130,9 @@ class TableContent:
       name: the table's name, for messages.
       schema: as Delta writes it (`encode_fields`).
       partition_columns: the columns whose values are in the log and not in the files.
-      files: the files by path; None where the table has the file already, unchanged.
+      files: the files by path; None if the table has the file already, unchanged.
       cursor: the position in the manifest up to which this is complete.
-      proof: a digest of the manifest at that position, 63 bits; None where it is not needed.
+      proof: a digest of the manifest at that position, 63 bits; None if it is not needed.
       retention: time for which a vacuum keeps files that are not in the table, as Delta writes it.
       notes: packs, columns and files that are left out, with the reasons, a line each.
     """
@@ -148,7 +148,7 @@ class TableContent:
 
 
 def changes(state: DeltaState, content: TableContent, time_ms: int) -> list[Action]:
-    """Return the actions of a commit that gives a table its content; none where it has it.
+    """Return the actions of a commit that gives a table its content; none if it has it.
 
     Args:
       state: the table's present state.
@@ -290,7 +290,7 @@ class DeltaLog:
         return IntegrityError(f"{self.store.url(FOLDER)}: {what}; {_REMEDY}")
 
     def try_commit(self, version: int, actions: Iterable[Action], time_ms: int) -> bool:
-        """Create a commit; return False where another publisher's exists.
+        """Create a commit; return False if another publisher's exists.
 
         Its first action, ``commitInfo``, has a seal (`ciml.storage.json_files`), with the digest of the other actions.
 

@@ -299,7 +299,7 @@ def dead_letter_table(dead_letters: Sequence[DeadLetter]) -> pa.Table:
     """Return a row for each dead letter, in order.
 
     Returns:
-      ``run_id`` and ``build_name``, "" where the message could not be decoded; ``reason``, ``detail``; ``event_key``,
+      ``run_id`` and ``build_name``, "" if the message could not be decoded; ``reason``, ``detail``; ``event_key``,
       ``log_url``; ``topic``, ``partition`` and ``offset`` of its message; ``first_seen`` and ``time`` of its commit
       (timestamp[us, UTC]); ``version`` of the raw manifest; ``open``; ``closed_version`` (null if open) and ``became``:
       the outcomes of its event on closing, with commas between them.

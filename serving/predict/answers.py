@@ -313,7 +313,7 @@ def verdict_of(
     """Return the verdict on a run; None for one that did not fail, or without facts or rules.
 
     Args:
-      facts: of the run; None where they are unknown.
+      facts: of the run; None if they are unknown.
       probabilities: by class, as recorded.
       rules: those of the model; None for a model that gives no verdicts.
       windows: float32 [n, F], those of the run, not normalised.

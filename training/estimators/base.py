@@ -33,7 +33,7 @@ class Rows:
       inputs: float32 [n, L, F]; normalised for estimators that take them so.
       n_windows: int32 [n], number of the run's own windows; the rest is padding.
       labels: int64 [n].
-      weights: float32 [n], how much each counts in a training; None where all count the same.
+      weights: float32 [n], how much each counts in a training; None if all count the same.
     """
 
     inputs: np.ndarray

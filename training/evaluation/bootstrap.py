@@ -19,7 +19,7 @@ BY_CLASS = ("precision", "recall", "f1", "roc_auc", "pr_auc")
 #: Weights in memory at a time, float64: 32 MiB.
 _BLOCK_WEIGHTS = 1 << 22
 
-#: A figure as JSON: ``value``, ``low`` and ``high``. All are None where the figure is undefined.
+#: A figure as JSON: ``value``, ``low`` and ``high``. All are None if the figure is undefined.
 Figure = dict[str, float | None]
 
 

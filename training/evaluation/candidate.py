@@ -114,7 +114,7 @@ _AGES = ("oldest third", "middle third", "latest third")
 
 
 def _slices(facts: Sequence[RunFacts]) -> dict[str, list[str]]:
-    """Return the job, the provider and the age of test runs; "" where it is not known."""
+    """Return the job, the provider and the age of test runs; "" if it is not known."""
     ends = [run.end_us or run.start_us for run in facts]
     ordered = np.sort(np.array([end for end in ends if end is not None], np.int64))
     age = {end: _AGES[int(np.searchsorted(ordered, end)) * len(_AGES) // len(ordered)] for end in ordered.tolist()}

@@ -110,7 +110,7 @@ def accuracy(right: Sequence[bool] | np.ndarray) -> dict[str, Any]:
 
 
 def _class_figures(labels: np.ndarray, predicted: np.ndarray, count: int) -> list[dict[str, Any]]:
-    """Return precision, recall, F1 and runs of each class; 0 where it is never predicted or does not occur."""
+    """Return precision, recall, F1 and runs of each class; 0 if it is never predicted or does not occur."""
     figures = []
     for label in range(count):
         runs = int((labels == label).sum())

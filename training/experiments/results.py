@@ -204,7 +204,7 @@ class StoredTrial:
         return _parse_predictions(data, tuple(self.result["test"]["confusion"]["classes"]))
 
 
-#: A stored trial, and its predictions for the test runs; None where their file is missing.
+#: A stored trial, and its predictions for the test runs; None if their file is missing.
 TestedTrial = tuple[StoredTrial, Predictions | None]
 
 

@@ -46,7 +46,7 @@ class Side:
     Attributes:
       name: its description, for people.
       statistics: statistics of its examples.
-      columns: the recorded columns of its runs; None where they are unknown.
+      columns: the recorded columns of its runs; None if they are unknown.
       excluded: number of selected runs without an example, by reason.
     """
 
@@ -73,7 +73,7 @@ class Finding:
       build_name, provider: the slice; None means all.
       rest: whether the slice is without the runs of findings about the same feature that come before.
       before, after: means of the runs' means, or shares.
-      psi, ks: size of the drift; None where it does not apply.
+      psi, ks: size of the drift; None if it does not apply.
       p: probability of such drift by chance in any of the comparison's tests.
       runs_before, runs_after: number of runs.
       verdict: text for people.

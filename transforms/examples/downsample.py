@@ -31,7 +31,7 @@ class Windows:
       values: float32 [W, F], the runs' windows one after another, in order of time.
       run: int64 [W], index of each window's run, ascending.
       position: int64 [W], index of the window in the run, from 0, less than `ResolvedDefinition.windows`.
-      n_windows: int32 [n], number of windows of each run; 0 where the run is rejected.
+      n_windows: int32 [n], number of windows of each run; 0 if the run is rejected.
       rejected: (index of the run, reason) of rejected runs.
     """
 

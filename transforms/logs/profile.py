@@ -122,7 +122,7 @@ class OutputProfile:
         return self.below is None or template_digest(template) < self.below
 
     def is_new(self, template: str) -> bool:
-        """Return whether no run printed a template; False where that is not known."""
+        """Return whether no run printed a template; False if that is not known."""
         return template not in self.templates and self.judges(template)
 
     def __contains__(self, template: object) -> bool:

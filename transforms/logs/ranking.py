@@ -104,7 +104,7 @@ class Line(NamedTuple):
       number: counted from 1.
       text: clean, at most 600 characters.
       score: what it is worth; the cause of a failure should have the highest.
-      is_new: whether no passing run printed its template; False where that is not known.
+      is_new: whether no passing run printed its template; False if that is not known.
     """
 
     number: int
@@ -114,7 +114,7 @@ class Line(NamedTuple):
 
 
 def step_of(output: ScannedOutput, index: int) -> str:
-    """Return the step of the CI system that printed a line; "" where the output names none.
+    """Return the step of the CI system that printed a line; "" if the output names none.
 
     It knows GitHub's groups of commands, the tasks and plays of Zuul, the sections of GitLab and the stages of Jenkins.
 
@@ -164,7 +164,7 @@ def rank(output: ScannedOutput, known: Container[str] | None = None) -> Floats:
 
     Args:
       output: of the failed run.
-      known: the templates that passing runs of the job have printed; None where no run is known.
+      known: the templates that passing runs of the job have printed; None if no run is known.
     """
     return _rank(output, None if known is None else is_known_template(output, known))
 

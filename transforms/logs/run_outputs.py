@@ -24,7 +24,7 @@ def outputs_of_stored(raw: Store, run_ids: Iterable[str]) -> StoredOutputs:
 
 
 class StoredOutputs:
-    """Returns the output of a run by its id; None where none is stored, or the stored one has expired.
+    """Returns the output of a run by its id; None if none is stored, or the stored one has expired.
 
     Args:
       raw: the raw store.

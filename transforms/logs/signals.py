@@ -207,7 +207,7 @@ class Signals(NamedTuple):
 
     Attributes:
       kinds: bool [n, len(KINDS)].
-      strength: float64 [n], 0 where a template has none.
+      strength: float64 [n], 0 if a template has none.
       marks: by name of `MARKS`, bool [n].
     """
 

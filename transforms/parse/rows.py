@@ -177,7 +177,7 @@ def read_rows(bodies: Sequence[bytes], columns: Columns) -> Iterator[tuple[list[
 
 
 def _read_repaired(bodies: Sequence[bytes], columns: Columns) -> Rows | None:
-    """Repair and read bodies; None where one of several is irregular nevertheless."""
+    """Repair and read bodies; None if one of several is irregular nevertheless."""
     repaired = [repair(body, columns) for body in bodies]
     rows = _read(repaired, columns, as_numbers=False)
     if rows is None and len(bodies) == 1:
@@ -207,7 +207,7 @@ def _has_long_row(body: bytes) -> bool:
 
 
 def _read(bodies: Sequence[Body], columns: Columns, *, as_numbers: bool) -> Rows | None:
-    """Read bodies, their cells as numbers or else as text that is then parsed; None where one is irregular."""
+    """Read bodies, their cells as numbers or else as text that is then parsed; None if one is irregular."""
     cells = len(columns.names)
     names = [str(index) for index in range(cells)]
     count = sum(body.rows for body in bodies)

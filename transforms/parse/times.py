@@ -44,7 +44,7 @@ class Cells:
       ok: whether the cell is valid; where not, the other values are undefined.
       instant: µs UTC, where ``absolute``.
       absolute: whether the cell itself holds the instant.
-      year, month, day: of the local date; 0 where the cell lacks it.
+      year, month, day: of the local date; 0 if the cell lacks it.
       clock: µs since local midnight.
     """
 

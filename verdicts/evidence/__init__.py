@@ -56,12 +56,12 @@ class Evidence:
         telemetry, or two next to those about the output. Each number follows from the run's telemetry, its facts, the
         passing profile, or the runs of the data root. Those about the output quote hostile text, all of it visible; the
         others hold no name from outside.
-      picture: path of an SVG below `DataRoot.predictions`; "" where there is nothing to draw.
+      picture: path of an SVG below `DataRoot.predictions`; "" if there is nothing to draw.
       job: the job whose passing runs it was compared with; "" for the passing runs of all jobs.
       runs: number of these passing runs.
       dropped: sentences that did not follow when they were computed a second time: an error of ciml.
       length_s: from the run's first sample to its last.
-      same_place: number of these passing runs on the run's kind of machine; None where the profile does not say it.
+      same_place: number of these passing runs on the run's kind of machine; None if the profile does not say it.
       output: what the stored output shows; None without one.
     """
 
@@ -167,7 +167,7 @@ def _output_of(data: DataRoot, facts: RunFacts) -> OutputEvidence | None:
 def _claimed(data: DataRoot, facts: RunFacts) -> RunFacts | None:
     """Return a run's facts, completed by the claims of events that are believed less, such as its recorder's.
 
-    None where the run's own event reports how its command ended: then no claim is needed.
+    None if the run's own event reports how its command ended: then no claim is needed.
     """
     if exit_status_of(facts.labels) is not None:
         return None
@@ -187,14 +187,14 @@ def _path_of(data: DataRoot, run_id: str) -> str:
 
 @lru_cache(maxsize=8)
 def profiles_of_version(data: DataRoot, model: str, version: int) -> Profiles:
-    """Return the passing profiles in a model's assets; none where it has no such file."""
+    """Return the passing profiles in a model's assets; none if it has no such file."""
     registry = Registry(data, model)
     where = f"model {model}, version {version}"
     return _profiles_in(registry.folder(version), registry.state.files(version), where)
 
 
 def profiles_of_candidate(data: DataRoot, model: str, name: str) -> Profiles:
-    """Return the passing profiles of a model's candidate; none where it has no such file.
+    """Return the passing profiles of a model's candidate; none if it has no such file.
 
     Args:
       data: the data root.

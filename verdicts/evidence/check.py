@@ -347,7 +347,7 @@ def _seconds(table: pa.Table) -> pa.Array:
 
 
 def _mean(subject: Subject, column: str, start_s: float, end_s: float = _INFINITE) -> float | None:
-    """Return the mean of a column from ``start_s`` until before ``end_s``; None where it has no values."""
+    """Return the mean of a column from ``start_s`` until before ``end_s``; None if it has no values."""
     if column not in subject.table.column_names:
         return None
     seconds = _seconds(subject.table)

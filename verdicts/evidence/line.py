@@ -32,8 +32,8 @@ class QuotedLine(NamedTuple):
     Attributes:
       text: visible characters in one row, at most `MAX_CHARACTERS`.
       number: in the whole output, counted from 1.
-      file: name of the output's file; "" where it is not known.
-      step: of the CI system, at most `MAX_NAME_CHARACTERS`; "" where the output names none.
+      file: name of the output's file; "" if it is not known.
+      step: of the CI system, at most `MAX_NAME_CHARACTERS`; "" if the output names none.
       template: the line without numbers, paths and ids.
       is_trouble: whether it names memory, a disk, the network, a service or a crash.
     """
@@ -60,7 +60,7 @@ def quote(kept: KeptOutput, output: ScannedOutput, profile: OutputProfile, file:
       kept: the output.
       output: the same, scanned.
       profile: of passing runs of the job.
-      file: name of the output's file; "" where it is not known.
+      file: name of the output's file; "" if it is not known.
     """
     if not profile.runs:
         return None

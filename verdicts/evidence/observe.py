@@ -82,10 +82,10 @@ class Subject:
     Attributes:
       table: its telemetry as stored, with at least one sample.
       profile: of the passing runs of its job.
-      outcome: such as ``failure`` or ``timeout``; "" where it is not known.
-      exit_status: of its job, by `ciml.events.outcomes`; None where it is not known.
+      outcome: such as ``failure`` or ``timeout``; "" if it is not known.
+      exit_status: of its job, by `ciml.events.outcomes`; None if it is not known.
       claimed: whether only an event that is believed less than the run's own reports the exit status.
-      end_us: when the CI system says that it ended, epoch microseconds; None where it is not known.
+      end_us: when the CI system says that it ended, epoch microseconds; None if it is not known.
       place: its kind of machine, by `ciml.transforms.profiles.place_of`.
     """
 
@@ -124,7 +124,7 @@ class Observation(NamedTuple):
 
     Attributes:
       text: the sentence.
-      column: the one that a picture of it shows; "" where it is about none.
+      column: the one that a picture of it shows; "" if it is about none.
       tells: whether it says how the run differs from passing runs.
     """
 

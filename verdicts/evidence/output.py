@@ -49,7 +49,7 @@ class RunTest(NamedTuple):
       runner: what ran it, such as ``pytest``.
       name: as the runner prints it.
       line: number of the first line that says so, counted from 1.
-      others: other changes of the project on which it failed in the seven days before the run, or later; None where
+      others: other changes of the project on which it failed in the seven days before the run, or later; None if
         that is not known.
     """
 
@@ -83,7 +83,7 @@ class OutputEvidence:
       tests: that failed, in order of their lines; those that failed on most other changes first.
       failure: the failure signature of the run, with the operator's note; None without one.
       near: changes with this signature within six hours of the run; 0 if none of them is trusted.
-      url: address where a person finds the line or the output; "" where it is not known. It is hostile text.
+      url: address where a person finds the line or the output; "" if it is not known. It is hostile text.
     """
 
     sentences: tuple[str, ...]

@@ -53,7 +53,7 @@ def draw(subject: Subject, columns: Iterable[str] = ()) -> str:
       columns: full names of the series to draw, the first first; others of the table follow, to three.
 
     Returns:
-      The document; "" where the run has none of these series.
+      The document; "" if the run has none of these series.
     """
     drawn = _drawn_columns(subject, columns)
     if not drawn:

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def compare_run(data: DataRoot, policy: Policy, record: Mapping[str, Any]) -> Silence | None:
-    """Return why the run of a prediction cannot be compared with passing runs of its job; None where it can.
+    """Return why the run of a prediction cannot be compared with passing runs of its job; None if it can.
 
     Args:
       data: of the run, its prediction and the model.
@@ -72,7 +72,7 @@ def is_noted(data: DataRoot, run_id: str) -> bool:
 
 
 def _read(record: Mapping[str, Any], read: Callable[[], T]) -> T | None:
-    """Return the result of a function that reads stored objects of a prediction; None where it fails.
+    """Return the result of a function that reads stored objects of a prediction; None if it fails.
 
     Raises:
       EngineError: if the store does not answer.
@@ -87,7 +87,7 @@ def _read(record: Mapping[str, Any], read: Callable[[], T]) -> T | None:
 
 
 def compare_profile(evidence: Evidence, policy: Policy) -> Silence | None:
-    """Return why evidence compares too little; None where it is enough.
+    """Return why evidence compares too little; None if it is enough.
 
     Args:
       evidence: of the run.

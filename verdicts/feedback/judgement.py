@@ -100,7 +100,7 @@ class Silence(NamedTuple):
 
     Attributes:
       reason: one of `SILENT`.
-      detail: an explanation for people; "" where the reason needs none.
+      detail: an explanation for people; "" if the reason needs none.
     """
 
     reason: str

@@ -45,7 +45,7 @@ class RecordedVerdict(Record, frozen=True, omit_defaults=True, gc=False):
       cause: the verdict, ``unknown`` included.
       claim: whether all conditions of a message hold but those on the model's history and on the change.
       probability: of the cause.
-      seconds: duration of the run; None where it is unknown.
+      seconds: duration of the run; None if it is unknown.
       time_us: when it was recorded, epoch microseconds.
       trusted: whether the run is trusted.
       settled: the cause by reruns or a reviewer; "" while it is open.
@@ -138,7 +138,7 @@ class Standing:
 
     Attributes:
       mode: ``active``; ``shadow`` with too few settled verdicts; ``precision`` where these do not hold up.
-      detail: the reason, for people; "" where it is active.
+      detail: the reason, for people; "" if it is active.
       precision: of the settled verdicts that count.
       base_rate: how often the settled failed runs have this cause, whatever their verdict.
       reruns: of the verdicts that reruns settled, those whose rerun passed.
@@ -260,7 +260,7 @@ def _share(outcomes: Iterable[bool]) -> Share:
 
 
 def _doubt(precision: Share, base_rate: Share, policy: Policy) -> str:
-    """Return why settled verdicts do not hold up; "" where they do."""
+    """Return why settled verdicts do not hold up; "" if they do."""
     low, _ = precision.interval
     share = precision.value or 0.0
     base = base_rate.value or 0.0
@@ -271,7 +271,7 @@ def _doubt(precision: Share, base_rate: Share, policy: Policy) -> str:
 
 
 def _doubt_of_project(own: Share, policy: Policy) -> str:
-    """Return why the few settled verdicts of a project contradict those of all; "" where they do not."""
+    """Return why the few settled verdicts of a project contradict those of all; "" if they do not."""
     _, high = own.interval
     if high >= policy.min_precision:
         return ""

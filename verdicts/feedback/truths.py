@@ -117,8 +117,8 @@ class Truth(NamedTuple):
     """The cause of a failed run.
 
     Attributes:
-      cause: ``code`` or ``machine``; "" where nothing settles it.
-      by: `RERUNS` or `REVIEWER`; "" where nothing settles it.
+      cause: ``code`` or ``machine``; "" if nothing settles it.
+      by: `RERUNS` or `REVIEWER`; "" if nothing settles it.
     """
 
     cause: str

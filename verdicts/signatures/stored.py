@@ -273,5 +273,5 @@ def change_of(facts: RunFacts) -> str:
 
 
 def time_of(facts: RunFacts) -> int:
-    """Return the end of a run, or else its start, epoch microseconds; 0 where neither is known."""
+    """Return the end of a run, or else its start, epoch microseconds; 0 if neither is known."""
     return facts.end_us or facts.start_us or 0
