@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.cli.commands.data.dataset.build import build_of_talk
+from ciml.cli.commands.data.dataset.build import make_talk_command
 from ciml.cli.commands.data.dataset.text import longest_half_padded
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
@@ -98,7 +98,7 @@ def test_create_and_update_resolve_it_at_the_first_span(data: str, tmp_path: Pat
 def test_the_scripts_of_the_talk_and_stored_definitions_keep_5500_s(data: str, tmp_path: Path) -> None:
     words = ["--dataset", "talk", "--sample-interval", "10min", "--data-path", data]
     for _ in range(2):
-        done = CliRunner().invoke(build_of_talk(), words)
+        done = CliRunner().invoke(make_talk_command(), words)
         assert done.exit_code == 0, done.output
         assert shape(data, "talk") == (None, 10)
     assert "all were there" in done.output
@@ -111,7 +111,7 @@ def test_the_scripts_of_the_talk_and_stored_definitions_keep_5500_s(data: str, t
     assert "all were there" in dataset("build", *words[:4], "--force", data=data).output
     dataset("build", *words[:4], "--features-regex", "usr", "--force", data=data)
     assert shape(data, "talk") == ("auto", 1)
-    chosen = CliRunner().invoke(build_of_talk(), ["--dataset", "b", "--max-windows", "auto", "--data-path", data])
+    chosen = CliRunner().invoke(make_talk_command(), ["--dataset", "b", "--max-windows", "auto", "--data-path", data])
     assert chosen.exit_code == 0, chosen.output
     assert shape(data, "b")[0] == "auto"
 

@@ -44,10 +44,10 @@ def test_each_line_is_settled_once_directly(tmp_path: Path) -> None:
     rows_of(made, tmp_path / "data")
     assert tally.complete
     assert tally.counts == made.expected
-    assert (tally.lines, tally.before, tally.passed, tally.settled) == (75, 0, 75, 75)
+    assert (tally.lines, tally.before, tally.handled, tally.settled) == (75, 0, 75, 75)
     assert tallies == sorted(tallies)
     again = run(made, tmp_path / "data")
-    assert (again.before, again.passed, again.counts, again.complete) == (75, 0, {}, True)
+    assert (again.before, again.handled, again.counts, again.complete) == (75, 0, {}, True)
     assert account(DataRoot.open(tmp_path / "data").raw)[0].version == 1  # one block: it is committed once
 
 
@@ -126,7 +126,7 @@ def test_jobs_and_limits_leave_the_other_lines_for_another_time(tmp_path: Path, 
     listing = open_listing(str(made.path))
     data = tmp_path / "data"
     some = backfill(made.config(data, selection=(job,), limit=2), listing, runner=runner)
-    assert (some.counts, some.passed) == ({("run", ""): 2}, 60)
+    assert (some.counts, some.handled) == ({("run", ""): 2}, 60)
     rest = backfill(made.config(data, selection=(f"{job[:-1]}?",)), listing, runner=runner)
     assert rest.counts == {("run", ""): jobs.count(job) - 2}
     one = backfill(made.config(data, limit=1), listing, runner=runner)
@@ -223,7 +223,7 @@ def test_a_stopped_backfill_continues_later(tmp_path: Path, monkeypatch: pytest.
     assert not first.complete
     assert 10 <= first.settled < first.lines
     second = run(made, tmp_path / "data")
-    assert (second.before, second.passed, second.complete) == (first.settled, 75 - first.settled, True)
+    assert (second.before, second.handled, second.complete) == (first.settled, 75 - first.settled, True)
     assert first.counts + second.counts == made.expected
     rows_of(made, tmp_path / "data")
 
