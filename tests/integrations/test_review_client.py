@@ -44,7 +44,7 @@ class System(Rest):
         fields = [(name.encode(), text.encode()) for name, text in headers.items()]
         answer = Answer(httpcore.Response(status, headers=fields), msgspec.json.encode(value))
         if status >= 300:
-            raise self._failed(answer, {}, changes)
+            raise self._status_error(answer, {}, changes)
         return answer
 
 
