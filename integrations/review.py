@@ -371,7 +371,7 @@ def _posted(change: ChangeRef, note: Note) -> Posted:
 def checked_number(text: str) -> str:
     """Return the number of a change or a note. Raises `Refused` for another text."""
     if not _NUMBER.fullmatch(text):
-        raise Refused("invalid", f"{text!r:.80} is no number of a change")
+        raise Refused("invalid", f"{text!r:.80} is not a number of a change")
     return str(int(text))
 
 
