@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +15,15 @@ def shared(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], o
     """Return the folder of a name, which ``build`` fills. A test that changes files copies it first."""
     base = factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, done = root / f"shared-{name}", root / f"shared-{name}.done"
-    with FileLock(root / f"shared-{name}.lock"):
+    return build_once(root, f"shared-{name}", build)
+
+
+def build_once(root: Path, name: str, build: Callable[[Path], object]) -> Path:
+    """Return the folder of a name below another one; the first of several processes that needs it calls ``build``."""
+    folder, done = root / name, root / f"{name}.done"
+    with FileLock(root / f"{name}.lock"):
         if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that did not complete it
             folder.mkdir()
             build(folder)
             done.touch()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -11,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-from filelock import FileLock
 
 from ciml.serving.registry import Registry
 from ciml.storage import open_store
@@ -24,6 +21,7 @@ from tests.faults.results import Verdict
 from tests.faults.rows import row
 from tests.faults.scene import Scene
 from tests.faults.trainers import Work, start
+from tests.shared import build_once
 
 #: More steps than any task has. A trial has every fourth one, on S3 every sixteenth, and later ones have the others.
 _MOST_STEPS = 60
@@ -276,13 +274,7 @@ def real_runs(home: Path) -> Path:
     """Return the data root with real runs that all trials of a session copy."""
     from tests.training.conftest import make_providers
 
-    folder = home / "runs-of-models"
-    with FileLock(home / "runs-of-models.lock"):
-        if not folder.exists():
-            part = home / f"runs-of-models.{os.getpid()}"
-            make_providers(part)
-            part.rename(folder)
-    return folder
+    return build_once(home, "runs-of-models", make_providers)
 
 
 def _copy_runs(source: Path, url: str, *, whole: bool) -> None:

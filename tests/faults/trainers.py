@@ -1,4 +1,6 @@
-"""Trainers, pushers and purges in processes that die or freeze at a step: ciml's own commands, but for the training.
+"""Trainers, pushers, purges and erasures in processes that die or freeze at a step.
+
+Each does what a command of ciml does, except for the training.
 
 A scripted refresh gives files that depend on its runs and its experiment, and loads no model, so that a trial has time
 for a death at each step. A real one trains, exports and judges.
@@ -16,6 +18,9 @@ from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
+from ciml.manifest import rewrite
+from ciml.runs.erased import RunCriteria
+from ciml.services.stored.erase import erase
 from ciml.serving import contract
 from ciml.serving import push as push_module
 from ciml.serving.lease import ModelLockedError, leased
@@ -35,6 +40,7 @@ from tests.faults import planted
 from tests.faults.children import Child, Fork
 from tests.faults.offline import Stop, stop_at
 from tests.faults.registries import MODEL, STABLE
+from tests.services.stored.person import OWNER
 
 DATASET = "providers"
 #: It blesses whatever the few runs of a trial give: what is tested is what happens to a blessed candidate.
@@ -49,7 +55,7 @@ class Work:
 
     Attributes:
       data: the data root.
-      task: ``push``, ``refresh``, ``purge`` or ``rollback``.
+      task: ``push``, ``refresh``, ``purge``, ``rollback``, or ``erase`` of a person's runs.
       number: makes another candidate: the model's files, or the strength of its penalty.
       folder: of candidates that are not real.
       stop: where it dies or freezes.
@@ -105,6 +111,9 @@ def perform(work: Work) -> None:
         push(data, MODEL, open_store(folder), Decision(True), label=work.label, check=False)
     elif work.task == "rollback":
         rollback(data, MODEL, signed=Signature("ann", "row 30"))
+    elif work.task == "erase":
+        rewrite.WAIT_S = 0.0  # no other process makes checkpoints
+        list(erase(data, RunCriteria(owner=OWNER), Signature("ann", "row 33")))
     elif work.task == "purge":
         exclusion = Exclusion("forged results", work.run)
         purge(data, exclusion, Signature("ann", "forged results"), lambda model, dataset: _refresh(work, data))

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ciml.data_root import DataRoot
+from ciml.digest import telemetry_digest
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, FactUpdate, Message, OffsetRange, Origin, Outcome
+from ciml.events.run_id import is_erased
+from ciml.manifest.checkpoints import Checkpoints
+from ciml.manifest.log import ManifestLog, catch_up
 from ciml.pipelines.ingest.committer import Committer
 from ciml.runs.compact import compact
+from ciml.runs.latest_runs import StoredRun, latest_runs
+from ciml.runs.reader import read_run
+from ciml.runs.state import RAW, open_raw
 from ciml.runs.tables.publish import publish_tables
+from ciml.services.stored.examine import examine
+from ciml.serving.predict.log import prediction_checkpoints
 from ciml.storage import Store
 from ciml.training.exclusions import Exclusion, add
+from ciml.verdicts.feedback.state import FEEDBACK
 from ciml.verdicts.feedback.truths import Correction, add_corrections
 from ciml.verdicts.signatures.notes import Note, add_note
 from tests.runs.scenes import RawStore
+from tests.services.stored import every_kind
 from tests.transforms.samples import corpus
 
 OWNER = "alice.smith"
@@ -27,7 +41,18 @@ NATIVE = "43b0b00565024655a881c3639083a998"
 RUNS = (f"zuul~{NATIVE}~1", "zuul~1~1", "zuul~2~1", "zuul~0~1")
 OTHER = "zuul~bob~1"
 WAITING = "zuul~waiting~1"
+#: What must be gone; the last one is the native id as messages store it.
+NAMES = (OWNER, NATIVE, *RUNS, WAITING, base64.b64encode(f"{NATIVE} of".encode()).decode()[:-4])
 OUTPUT = b"started by alice.smith\nzuul~1~1: E AssertionError\n"
+
+
+def make_world(folder: Path) -> DataRoot:
+    """Write ``data``, a data root with an object of each kind, and the person's runs."""
+    every_kind.make(folder)
+    data = DataRoot.open(folder / "data")
+    data.models.delete("models.config")
+    add_person(data)
+    return data
 
 
 def add_person(data: DataRoot) -> None:
@@ -109,3 +134,38 @@ def all_bytes(store: Store) -> Iterator[tuple[str, bytes]]:
 def left(store: Store, *words: str) -> list[tuple[str, str]]:
     """Return each object that has one of the words, with the word."""
     return [(path, word) for path, data in all_bytes(store) for word in words if word.encode() in data]
+
+
+def broken(data: DataRoot) -> dict[str, list[str]]:
+    """Return what `examine` finds broken; {} if nothing is."""
+    findings = examine(data)
+    return {"faults": [*findings.lines()]} if findings.broken.total() else {}
+
+
+def others(data: DataRoot) -> dict[str, tuple[object, ...]]:
+    """Return all runs of other people, with the digests of their telemetry."""
+    return {
+        run.facts.run_id: (run.own, run.outcome, run.trust, run.file, telemetry_digest(run.facts.run_id, table))
+        for run in stored(data)
+        if run.facts.run_id not in RUNS and not is_erased(run.facts.run_id)
+        for table in [read_run(data.raw, run.file)]
+    }
+
+
+def stored(data: DataRoot) -> list[StoredRun]:
+    """Return all runs of the raw store."""
+    return list(latest_runs(*open_raw(data.raw)))
+
+
+def read_all(data: DataRoot) -> None:
+    """Read the logs as a process does that starts now, from the checkpoints and from the first delta."""
+    for store, kind in (
+        (data.raw, RAW),
+        (data.predictions, prediction_checkpoints()),
+        (data.feedback, FEEDBACK),
+    ):
+        checkpoints: Checkpoints[Any] = Checkpoints(ManifestLog(store), kind)
+        for state in (checkpoints.open(), checkpoints.restore(None)):
+            catch_up(ManifestLog(store), state)
+    assert data.dataset(every_kind.DATASET).state().version
+    assert list(others(data))

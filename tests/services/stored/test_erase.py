@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from pathlib import Path
 from typing import Any
@@ -10,77 +9,63 @@ from typing import Any
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.digest import sha256_json, telemetry_digest
+from ciml.digest import sha256_json
 from ciml.errors import CimlError
 from ciml.events.records import Batch, FactUpdate, OffsetRange, Origin, Outcome
 from ciml.events.run_id import erased_id, is_erased
-from ciml.manifest.checkpoints import Checkpoints
-from ciml.manifest.log import ManifestLog, catch_up
+from ciml.manifest.log import ManifestLog
 from ciml.pipelines.ingest.committer import Committer
 from ciml.runs.compact import compact
 from ciml.runs.erased import RunCriteria
-from ciml.runs.latest_runs import StoredRun, latest_runs
 from ciml.runs.reader import read_run
-from ciml.runs.state import RAW, open_raw
+from ciml.runs.state import open_raw
 from ciml.services.stored import erase as erase_module
 from ciml.services.stored import erasure_steps
 from ciml.services.stored.erase import count_runs, erase
-from ciml.services.stored.examine import examine
 from ciml.services.stored.receipts import read_plan, read_receipts
-from ciml.serving.predict.log import prediction_checkpoints, read_predictions
+from ciml.serving.predict.log import read_predictions
 from ciml.serving.registry import Signature
 from ciml.storage import LocalStore
 from ciml.training.data.snapshot import make_snapshot, read_snapshot, write_snapshot
 from ciml.trust import TrustPolicy
-from ciml.verdicts.feedback.state import FEEDBACK
 from ciml.verdicts.signatures.notes import Note, add_note
 from tests.durable import Steps
 from tests.runs.scenes import RawStore
 from tests.services.stored import every_kind
-from tests.services.stored.person import NATIVE, OTHER, OWNER, RUNS, WAITING, add_person, copy, left
+from tests.services.stored.person import (
+    NAMES,
+    NATIVE,
+    OTHER,
+    OWNER,
+    RUNS,
+    WAITING,
+    broken,
+    copy,
+    left,
+    make_world,
+    others,
+    read_all,
+    stored,
+)
 from tests.transforms.samples import corpus
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SIGNED = Signature("ann", "request 17")
 BY_OWNER = RunCriteria(owner=OWNER)
 TRUSTED = TrustPolicy.parse('[[rule]]\nname = "all"\ntrusted = true\nsource = ["*"]\n')
-NAMES = (OWNER, NATIVE, *RUNS, WAITING, base64.b64encode(f"{NATIVE} of".encode()).decode()[:-4])
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
-    folder = tmp_path_factory.mktemp("world")
-    every_kind.make(folder)
-    data = DataRoot.open(folder / "data")
-    data.models.delete("models.config")
-    add_person(data)
+    data = make_world(tmp_path_factory.mktemp("world"))
     assert not broken(data)
-    return LocalStore(folder / "data")
+    return LocalStore(data.url)
 
 
 @pytest.fixture
 def data(world: LocalStore, anywhere: DataRoot) -> DataRoot:
     copy(world, anywhere.store)
     return anywhere
-
-
-def broken(data: DataRoot) -> dict[str, list[str]]:
-    findings = examine(data)
-    return {str(kind): number for kind, number in findings.broken.items() if number} and {"faults": [*findings.lines()]}
-
-
-def others(data: DataRoot) -> dict[str, tuple[object, ...]]:
-    """All runs of other people, with their telemetry."""
-    return {
-        run.facts.run_id: (run.own, run.outcome, run.trust, run.file, telemetry_digest(run.facts.run_id, table))
-        for run in stored(data)
-        if run.facts.run_id not in RUNS and not is_erased(run.facts.run_id)
-        for table in [read_run(data.raw, run.file)]
-    }
-
-
-def stored(data: DataRoot) -> list[StoredRun]:
-    return list(latest_runs(*open_raw(data.raw)))
 
 
 def test_nothing_names_the_person_or_the_runs(data: DataRoot) -> None:
@@ -268,20 +253,6 @@ def test_killed_before_each_step(world: LocalStore, anywhere: DataRoot) -> None:
         assert broken(data) == {}, index
         index += 20 if few else 3
     assert len(steps.steps) > 60
-
-
-def read_all(data: DataRoot) -> None:
-    """Read the logs as a process does that starts now, from the checkpoints and from the first delta."""
-    for store, kind in (
-        (data.raw, RAW),
-        (data.predictions, prediction_checkpoints()),
-        (data.feedback, FEEDBACK),
-    ):
-        checkpoints: Checkpoints[Any] = Checkpoints(ManifestLog(store), kind)
-        for state in (checkpoints.open(), checkpoints.restore(None)):
-            catch_up(ManifestLog(store), state)
-    assert data.dataset(every_kind.DATASET).state().version
-    assert list(others(data))
 
 
 def test_a_log_keeps_its_name_in_topics(tmp_path: Path) -> None:
