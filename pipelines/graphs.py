@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns, python_urns
 from apache_beam.portability.api import beam_runner_api_pb2 as api
@@ -231,14 +232,17 @@ def _materialise(pipeline: beam.Pipeline) -> None:
 
     from ciml.training.data.materialise_beam import build_materialise
     from ciml.training.data.snapshot import Snapshot, SnapshotRun, SnapshotSpan
+    from ciml.training.normalise import Normalisation
 
     runs = tuple(
         SnapshotRun(f"zuul~{number}~1", "train", "train", number % 2, "gated", "job", "0") for number in range(4)
     )
     files = {"train": (ExampleFile("span-1/version-1/train.parquet", "0", len(runs)),)}
     snapshot = Snapshot("example", _RESOLVED, "p", (SnapshotSpan(1, 1, files, runs),))
+    shape = (_RESOLVED.windows, len(_RESOLVED.features))
+    normalisation = Normalisation(np.zeros(shape), np.ones(shape))
     with tempfile.TemporaryDirectory(prefix="ciml-graph-") as folder, tft_beam.Context(temp_dir=folder):
-        build_materialise(pipeline, _DATA.dataset("example").store, snapshot, Path("work"), None)
+        build_materialise(pipeline, _DATA.dataset("example").store, snapshot, Path("work"), normalisation)
 
 
 #: Graphs by name: (function that wires it, description).

@@ -41,6 +41,7 @@ from ciml.storage import LocalStore, Store
 from ciml.training.data.examples import file_tasks
 from ciml.training.data.materialise import Materialised, materialise
 from ciml.training.data.snapshot import ROLES, Snapshot
+from ciml.training.normalise import Normalisation
 from tests.bench import test_incremental as bench
 
 SIZES = (10_000, 100_000, 400_000)
@@ -66,28 +67,29 @@ class ReadStored(beam.DoFn):
         yield from self._read.process(index)
 
 
-def read_shuffled(
-    pipeline: beam.Pipeline, label: str, tasks: Sequence[int], read: materialise_beam.ReadRows
-) -> beam.PCollection:
+def read_shuffled(pipeline: beam.Pipeline, tasks: Sequence[int], read: materialise_beam.ReadRows) -> beam.PCollection:
     """Distribute the files over workers; in one process, the product does not."""
     return (
         pipeline
-        | f"files of {label}" >> beam.Create(list(tasks), reshuffle=True)
-        | f"read {label}" >> beam.ParDo(ReadStored(read)).with_output_types(pa.RecordBatch)
+        | "files" >> beam.Create(tasks, reshuffle=True)
+        | "read" >> beam.ParDo(ReadStored(read)).with_output_types(pa.RecordBatch)
     )
 
 
-def run_on(run: Run, root: Store, snapshot: Snapshot, folder: Path, cache: None) -> tuple[int, int]:
+def run_on(run: Run, root: Store, snapshot: Snapshot, folder: Path, normalisation: Normalisation) -> None:
     """Replace `materialise_beam.run_pipeline`: build the same pipeline, and run it by several workers."""
     folder.joinpath(_TASKS).write_bytes(pickle.dumps(file_tasks(snapshot)))
     build = partial(
-        materialise_beam.build_materialise, root=root, snapshot=snapshot, folder=folder.absolute(), cache=cache
+        materialise_beam.build_materialise,
+        root=root,
+        snapshot=snapshot,
+        folder=folder.absolute(),
+        normalisation=normalisation,
     )
     temp = tempfile.TemporaryDirectory(dir=folder, prefix="tmp-")
     with temp, tft_beam.Context(temp_dir=temp.name), patch.object(materialise_beam, "_read", read_shuffled):
         run(build)
     materialise_beam._tasks.clear()
-    return len(snapshot.spans), 0
 
 
 def by_two_workers(build: Callable[[beam.Pipeline], Any]) -> None:

@@ -1,4 +1,4 @@
-"""Normalises examples: tf.Transform's preprocessing function, for training and serving, and a numpy version.
+"""Normalises examples, in numpy and in the graph of tf.Transform and of served models.
 
 Per element of an example, over the training split: (x - mean) / (max - min). An element whose range is 0, or a rounding
 (`NEGLIGIBLE`), carries no information and becomes 0, whatever its value is. Padding zeros are included, as in the
@@ -7,48 +7,18 @@ original. Computed in float64: byte counts need more digits than float32 has.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ciml.digest import sha256_json
-from ciml.training.experiment import NORMALISATION
-
 #: A range of at most this share of max(|x|, 1) is a rounding: four units of float32's last place.
 NEGLIGIBLE = 2.0**-21
 
 
-# Stored analyses are keyed by this function's source, docstring included (`transform_digest`). Another rule needs
-# another `NORMALISATION`.
-def normalise(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The preprocessing function.
-
-    Args:
-      tensors: ``inputs`` float32 [batch, L, F], not normalised; any others are passed on as they are.
-
-    Returns:
-      The same names; ``inputs`` float32 [batch, L, F], normalised.
-    """
-    import tensorflow as tf
-    import tensorflow_transform as tft
-
-    values = tf.cast(tensors["inputs"], tf.float64)
-    mean = tft.mean(values, reduce_instance_dims=False)
-    low = tft.min(values, reduce_instance_dims=False)
-    high = tft.max(values, reduce_instance_dims=False)
-    width = high - low
-    size = tf.maximum(tf.maximum(tf.abs(low), tf.abs(high)), 1.0)
-    informative = width > NEGLIGIBLE * size
-    shares = (values - mean) / tf.where(informative, width, tf.ones_like(width))
-    return {**tensors, "inputs": tf.cast(tf.where(informative, shares, tf.zeros_like(shares)), tf.float32)}
-
-
 @dataclass(frozen=True)
 class Normalisation:
-    """The parameters of `normalise`, for arrays in memory.
+    """The rule with its parameters.
 
     Attributes:
       mean: float64 [L, F].
@@ -86,21 +56,3 @@ class Normalisation:
         width = np.where(informative, self.width, 1.0)
         shares = (tf.cast(inputs, tf.float64) - np.asarray(self.mean, np.float64)) / width
         return tf.cast(tf.where(informative, shares, tf.zeros_like(shares)), tf.float32)
-
-
-def transform_digest() -> str:
-    """Return the hex sha256 of the rule, the source of `normalise` and the library versions.
-
-    An analysis depends on these.
-    """
-    return sha256_json(
-        {"normalisation": NORMALISATION, "source": inspect.getsource(normalise), "libraries": _library_versions()}
-    )
-
-
-def _library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that a transform and a model depend on."""
-    from importlib.metadata import version
-
-    names = ("apache-beam", "keras", "numpy", "tensorflow", "tensorflow-transform", "tfx-bsl")
-    return {name: version(name) for name in names}

@@ -28,7 +28,7 @@ from ciml.serving.lease import ModelLockedError
 from ciml.serving.registry import STABLE, Decision
 from ciml.storage import LocalStore, Store
 from ciml.storage.json_files import seal
-from ciml.training.data.analysis_cache import AnalysisCache
+from ciml.training.data.analysis import AnalysisCache
 from ciml.training.data.materialise import materialise
 from ciml.training.data.snapshot import RECORDS_FOLDER, Snapshot, make_snapshot, write_snapshot
 from ciml.training.estimators import check_use, estimator_of, identified

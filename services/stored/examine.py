@@ -34,7 +34,7 @@ from ciml.serving.registry import Registry
 from ciml.storage import Store
 from ciml.storage.json_files import read_stored
 from ciml.stored_trust import read_policies
-from ciml.training.data.analysis_cache import AnalysisCache
+from ciml.training.data.analysis import AnalysisCache
 from ciml.training.data.snapshot import read_snapshot
 from ciml.training.exclusions import read_state
 from ciml.training.experiments.results import RESULT, load_experiment
@@ -329,7 +329,7 @@ def _check_trainers(data: DataRoot, findings: RootFindings, progress: Progress) 
                 read_snapshot(trainer, name)
             elif kind == Kind.TRAINING_METRICS:
                 _read_json(trainer, path)
-            elif AnalysisCache(trainer.child("analyses")).read(name) is None:
+            elif not AnalysisCache(trainer.child("analyses")).is_whole(name):
                 raise IntegrityError(
                     f"{trainer.url(path)} differs from its digest; delete it, the next refresh computes it again"
                 )

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import tempfile
-
 import numpy as np
 import pytest
 
 from ciml.training.experiment import NORMALISATION, Experiment, refresh_key
-from ciml.training.normalise import Normalisation, transform_digest
+from ciml.training.normalise import Normalisation
 
 #: By column: values of three training runs, of three other runs, and these normalised.
 CASES = {
@@ -33,33 +31,13 @@ def test_an_element_whose_training_range_is_a_rounding_carries_no_information():
     np.testing.assert_allclose(normalised, column(2), rtol=1e-6)
 
 
-def test_tf_transform_normalises_as_numpy_does():
-    import pyarrow as pa
-    import tensorflow_transform.beam as tft_beam
-
-    from ciml.training.data.examples import Examples
-    from ciml.training.data.materialise_beam import adapter_config, to_batch
-    from ciml.training.normalise import normalise
-    from tests.transforms.samples import resolved
-
-    features = [f"group:{number}" for number in range(len(CASES))]
-    config = adapter_config(resolved(features, max_windows=1))
-
-    def batch(part: int) -> pa.RecordBatch:
-        rows = np.zeros(3, np.int64)
-        return to_batch(Examples(column(part), rows.astype(np.int32), rows, rows))
-
-    with tempfile.TemporaryDirectory() as folder, tft_beam.Context(temp_dir=folder):
-        transform = ([batch(0)], config) | tft_beam.AnalyzeDataset(normalise)
-        (batches, _) = (([batch(1)], config), transform) | tft_beam.TransformDataset(output_record_batches=True)
-    ((values, _),) = batches
-    inputs = np.array(values.column("inputs").flatten(), np.float32).reshape(3, 1, len(CASES))
-    np.testing.assert_allclose(inputs, column(2), rtol=1e-6)
+def test_the_graph_normalises_as_numpy_does():
+    normalised = Normalisation.of(column(0)).graph(column(1)).numpy()
+    assert normalised.dtype == np.float32
+    np.testing.assert_allclose(normalised, column(2), rtol=1e-6)
 
 
-def test_the_rule_is_part_of_the_key_of_an_analysis_and_of_a_model(monkeypatch: pytest.MonkeyPatch):
-    analysis, model = transform_digest(), refresh_key("s", Experiment())
-    monkeypatch.setattr("ciml.training.normalise.NORMALISATION", NORMALISATION + 1)
+def test_the_rule_is_part_of_the_key_of_a_model(monkeypatch: pytest.MonkeyPatch):
+    model = refresh_key("s", Experiment())
     monkeypatch.setattr("ciml.training.experiment.NORMALISATION", NORMALISATION + 1)
-    assert transform_digest() != analysis
     assert refresh_key("s", Experiment()) != model

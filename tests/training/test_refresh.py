@@ -21,7 +21,7 @@ from ciml.runs.run_log import files_of
 from ciml.runs.writer import write_run
 from ciml.storage import Store
 from ciml.storage.json_files import read_object
-from ciml.training.data.analysis_cache import AnalysisCache
+from ciml.training.data.analysis import AnalysisCache
 from ciml.training.data.examples import Examples, read_snapshot_examples
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot

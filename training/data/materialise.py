@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ciml.errors import IntegrityError
 from ciml.storage import Store
-from ciml.training.data.analysis_cache import AnalysisCache
+from ciml.training.data.analysis import AnalysisCache, analyse
 from ciml.training.data.snapshot import RECORDS_FOLDER, ROLES, TRANSFORM_FOLDER, Role, Snapshot, no_training_runs
 
 _MANIFEST = "materialised.json"
@@ -72,13 +72,14 @@ def materialise(root: Store, snapshot: Snapshot, folder: Path, *, cache: Analysi
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    analysed, cached = run_pipeline(root, snapshot, folder, cache)
+    analysis = analyse(root, snapshot, cache)
+    run_pipeline(root, snapshot, folder, analysis.normalisation)
     shards = _shards(folder / RECORDS_FOLDER)
     counts = {role: sum(shards[role].values()) for role in ROLES}
     if counts != {role: expected[role] for role in ROLES}:
         raise IntegrityError(f"materialised {counts}, but the snapshot has {dict(expected)}: its files lack runs")
     names = {role: tuple(sorted(shards[role])) for role in ROLES}
-    materialised = Materialised(folder, snapshot.digest, counts, names, analysed, cached)
+    materialised = Materialised(folder, snapshot.digest, counts, names, analysis.analysed, analysis.cached)
     manifest = {name: value for name, value in asdict(materialised).items() if name != "folder"}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))  # last: marks the folder as complete
     return materialised

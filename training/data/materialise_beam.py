@@ -1,15 +1,14 @@
 """The batch pipeline of `ciml.training.data.materialise`: Parquet examples through tf.Transform to TFRecord.
 
-It analyses the training split of each span, or takes the analysis from the cache, merges the analyses into a transform,
-and normalises all rows by it. Examples are Arrow record batches: for rows as dicts, tf.Transform takes a hundred times
-as long. The elements are indices of files: ``beam.Create`` would encode and compress the expected rows repeatedly.
+Examples are Arrow record batches: for rows as dicts, tf.Transform takes a hundred times as long. The elements are
+indices of files: ``beam.Create`` would encode and compress the expected rows repeatedly.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,10 @@ import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import tensorflow_transform.beam as tft_beam  # noqa: E402
 from tensorflow_metadata.proto.v0 import schema_pb2  # noqa: E402
-from tensorflow_transform.beam import analyzer_cache  # noqa: E402
 from tfx_bsl.tfxio import tensor_adapter  # noqa: E402
 
 from ciml.datasets.definition import ResolvedDefinition  # noqa: E402
 from ciml.storage import Store  # noqa: E402
-from ciml.training.data.analysis_cache import Analysis, AnalysisCache, analysis_key, cache_key  # noqa: E402
 from ciml.training.data.examples import (  # noqa: E402
     Examples,
     FileTask,
@@ -36,85 +33,46 @@ from ciml.training.data.examples import (  # noqa: E402
     read_rows,
 )
 from ciml.training.data.snapshot import RECORDS_FOLDER, ROLES, TRANSFORM_FOLDER, Role, Snapshot, shard_name  # noqa: E402
-from ciml.training.normalise import normalise, transform_digest  # noqa: E402
+from ciml.training.normalise import Normalisation  # noqa: E402
 from ciml.transforms.beam import run_here  # noqa: E402
 from ciml.transforms.guard import keep_error  # noqa: E402
 
 _BATCH_ROWS = 4096
 _BATCH_VALUES = 8 << 20  # 32 MB of float32
 _SCALARS = ("n_windows", "label", "ordinal")
-#: The spans whose analysis is cached, and the new ones: each is one dataset to tf.Transform.
-_CACHED = analyzer_cache.DatasetKey("cached")
-_NEW = analyzer_cache.DatasetKey("new")
-#: Refreshes after which all spans are analysed together again.
-_MOST_PARTS = 100
 #: The tasks by the folder that is materialised.
 _tasks: dict[str, list[FileTask]] = {}
 
 
-def run_pipeline(root: Store, snapshot: Snapshot, folder: Path, cache: AnalysisCache | None) -> tuple[int, int]:
-    """Build the pipeline, and run it in this process.
-
-    Returns:
-      (number of analysed spans, number of spans with a cached analysis).
-    """
+def run_pipeline(root: Store, snapshot: Snapshot, folder: Path, normalisation: Normalisation) -> None:
+    """Build the pipeline, and run it in this process."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temp, tft_beam.Context(temp_dir=temp):
         try:
-            return run_here(lambda pipeline: build_materialise(pipeline, root, snapshot, folder, cache))
+            run_here(lambda pipeline: build_materialise(pipeline, root, snapshot, folder, normalisation))
         finally:
             _tasks.pop(str(folder), None)
 
 
 def build_materialise(
-    pipeline: beam.Pipeline, root: Store, snapshot: Snapshot, folder: Path, cache: AnalysisCache | None
-) -> tuple[int, int]:
-    """Build the bounded pipeline. Call it within a ``tft_beam.Context`` that has a folder for temporary files.
-
-    Returns:
-      (number of spans to analyse, number of spans with a cached analysis).
-    """
+    pipeline: beam.Pipeline, root: Store, snapshot: Snapshot, folder: Path, normalisation: Normalisation
+) -> None:
+    """Build the bounded pipeline. Call it within a ``tft_beam.Context`` that has a folder for temporary files."""
     resolved = snapshot.resolved
-    transform = transform_digest()
-    keys = {
-        span.span: analysis_key(span, resolved.features, resolved.windows, transform)
-        for span in snapshot.spans
-        if any(run.split == "train" for run in span.runs)
-    }
     config = adapter_config(resolved)
-    name = cache_key(resolved.features, resolved.windows, transform)
-    known = None if cache is None else _read_analysis(cache, name, set(keys.values()), config)
-    new_spans = {span for span, key in keys.items() if known is None or key not in known.spans}
-    read = ReadRows(root, resolved, str(folder))
-    tasks = file_tasks(snapshot)
-    _tasks[str(folder)] = tasks
-    train_rows: dict[analyzer_cache.DatasetKey, beam.PCollection | None] = {}
-    cached = {}
-    if known is not None:
-        train_rows[_CACHED] = None  # the cache is enough
-        cached[_CACHED] = _cached(pipeline, known)
-    if new_spans:
-        files = [index for index, task in enumerate(tasks) if task.span in new_spans and task.split == "train"]
-        train_rows[_NEW] = _read(pipeline, "new spans", files, read)
-    transform_fn, caches = (
-        train_rows,
-        cached,
-        config,
-    ) | "analyse" >> tft_beam.AnalyzeDatasetWithCache(normalise, pipeline=pipeline)
+    _tasks[str(folder)] = tasks = file_tasks(snapshot)
+
+    def normalise(tensors: Mapping[str, Any]) -> dict[str, Any]:
+        return {**tensors, "inputs": normalisation.graph(tensors["inputs"])}
+
+    # It has no analyzers, so it needs no rows.
+    transform_fn, _ = ({}, {}, config) | "analyse" >> tft_beam.AnalyzeDatasetWithCache(normalise, pipeline=pipeline)
     _ = transform_fn | "write transform" >> tft_beam.WriteTransformFn(str(folder / TRANSFORM_FOLDER))
-    # Read twice: rows that two stages share would stay in memory, encoded, until the second stage begins.
-    all_rows = _read(pipeline, "all rows", range(len(tasks)), read)
-    (normalised, _) = ((all_rows, config), transform_fn) | "normalise" >> tft_beam.TransformDataset(
+    rows = _read(pipeline, range(len(tasks)), ReadRows(root, resolved, str(folder)))
+    (normalised, _) = ((rows, config), transform_fn) | "normalise" >> tft_beam.TransformDataset(
         output_record_batches=True
     )
     roles = [run.role for run in snapshot.runs()]
     _ = normalised | "write records" >> beam.ParDo(WriteRecords(str(folder / RECORDS_FOLDER), roles))
-    if cache is not None and (found := caches.get(_NEW)) is not None:
-        spans = tuple(keys[span] for span in sorted(new_spans))
-        accumulators = dict(sorted(found.items()))
-        writer = AnalysisWriter(cache, name, spans, tuple(accumulators), known)
-        sides = map(beam.pvalue.AsIter, accumulators.values())
-        _ = pipeline | "once" >> beam.Impulse() | "keep analysis" >> beam.ParDo(writer, *sides)
-    return len(new_spans), len(keys) - len(new_spans)
 
 
 def adapter_config(resolved: ResolvedDefinition) -> tensor_adapter.TensorAdapterConfig:
@@ -147,11 +105,11 @@ def to_batch(examples: Examples) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, list(columns))
 
 
-def _read(pipeline: beam.Pipeline, label: str, tasks: Sequence[int], read: ReadRows) -> beam.PCollection:
+def _read(pipeline: beam.Pipeline, tasks: Sequence[int], read: ReadRows) -> beam.PCollection:
     return (
         pipeline
-        | f"files of {label}" >> beam.Create(list(tasks), reshuffle=False)
-        | f"read {label}" >> beam.ParDo(read).with_output_types(pa.RecordBatch)
+        | "files" >> beam.Create(tasks, reshuffle=False)
+        | "read" >> beam.ParDo(read).with_output_types(pa.RecordBatch)
     )
 
 
@@ -226,49 +184,3 @@ def encode(inputs: np.ndarray, scalars: Mapping[str, Sequence[int]]) -> Iterator
         for name, value in zip(scalars, values, strict=True):
             example.features.feature[name].int64_list.value.append(value)
         yield b"".join((head, row.tobytes(), example.SerializeToString(deterministic=True)))
-
-
-def _read_analysis(
-    cache: AnalysisCache, name: str, keys: Collection[str], config: tensor_adapter.TensorAdapterConfig
-) -> Analysis | None:
-    """Read the cached analysis; None if it holds a span that the snapshot does not have, or lacks an analyzer."""
-    known = cache.read(name)
-    if known is None or not known.spans or not set(known.spans) <= set(keys):
-        return None
-    specs = tensor_adapter.TensorAdapter(config).OriginalTypeSpecs()
-    required = tft_beam.analysis_graph_builder.get_analysis_cache_entry_keys(normalise, specs, {_CACHED}, False)
-    parts = max((len(accumulators) for accumulators in known.entries.values()), default=0)
-    return known if set(required) <= set(known.entries) and parts <= _MOST_PARTS else None
-
-
-def _cached(pipeline: beam.Pipeline, analysis: Analysis) -> analyzer_cache.DatasetCache:
-    """Return the known accumulators. Each step of a pipeline takes time, so one source provides all of them."""
-    entries = sorted(analysis.entries)
-    tagged = [(str(entries.index(entry)), value) for entry, values in analysis.entries.items() for value in values]
-    by_entry = (
-        pipeline
-        | "cached spans" >> beam.Create(tagged, reshuffle=False)
-        | "by analyzer" >> beam.MapTuple(beam.pvalue.TaggedOutput).with_outputs(*map(str, range(len(entries))))
-    )
-    return analyzer_cache.DatasetCache({entry: by_entry[str(tag)] for tag, entry in enumerate(entries)}, None)
-
-
-class AnalysisWriter(beam.DoFn):
-    """Write the analysis of new spans, joined with the known one."""
-
-    def __init__(
-        self, cache: AnalysisCache, name: str, spans: tuple[str, ...], entries: Sequence[bytes], known: Analysis | None
-    ) -> None:
-        super().__init__()
-        self._cache = cache
-        self._name = name
-        self._spans = spans
-        self._entries = entries
-        self._known = known
-
-    def process(self, _: bytes, *accumulators: Iterable[bytes]) -> None:
-        """Take the accumulators of each entry, as side inputs."""
-        entries = {entry: tuple(sorted(values)) for entry, values in zip(self._entries, accumulators, strict=True)}
-        analysis = Analysis(entries, self._spans)
-        with keep_error():
-            self._cache.write(self._name, analysis if self._known is None else self._known.joined(analysis))

@@ -31,7 +31,7 @@ from ciml.serving.registry import Decision, Signature
 from ciml.storage import LocalStore, Store
 from ciml.storage.json_files import write_json
 from ciml.stored_trust import apply_policy
-from ciml.training.data.analysis_cache import Analysis, AnalysisCache
+from ciml.training.data.analysis import AnalysisCache, SpanAnalysis
 from ciml.training.data.examples import read_dataset
 from ciml.training.data.snapshot import make_snapshot, write_snapshot
 from ciml.training.exclusions import Exclusion, add
@@ -124,7 +124,7 @@ def _make_learning(data: DataRoot) -> None:
     snapshot = make_snapshot(dataset, TrustPolicy.load())
     trainer = data.trainer(DATASET)
     write_snapshot(trainer, snapshot)
-    AnalysisCache(trainer.child("analyses")).write("0" * 64, Analysis({b"key": (b"value",)}))
+    AnalysisCache(trainer.child("analyses")).write("0" * 64, {"1" * 64: SpanAnalysis(1, b"", b"", b"")})
     write_metrics(trainer, "0" * 64, {"evaluation": {"accuracy": 0.75}, "baselines": {}})
     forest = Experiment(name="forest", estimator="random_forest", parameters={"n_estimators": 5})
     create_experiment(data.experiments, forest)

@@ -11,6 +11,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.storage import Store
+from ciml.training.data.analysis import analyse
 from ciml.training.data.examples import Examples, read_snapshot_examples
 from ciml.training.data.materialise import Materialised, is_materialised, materialise
 from ciml.training.data.snapshot import ROLES, Snapshot, make_snapshot
@@ -112,9 +113,8 @@ def test_examples_that_are_not_the_manifests_end_it(data: DataRoot, snapshot: Sn
 def test_a_folder_is_complete_only_with_all_records(
     made: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def lose_records(root: Store, snapshot: Snapshot, folder: Path, cache: object) -> tuple[int, int]:
+    def lose_records(root: Store, snapshot: Snapshot, folder: Path, normalisation: object) -> None:
         assert not is_materialised(folder)
-        return 1, 0
 
     monkeypatch.setattr("ciml.training.data.materialise_beam.run_pipeline", lose_records)
     with pytest.raises(IntegrityError, match=r"but the snapshot has .*: its files lack runs"):
@@ -127,6 +127,8 @@ def test_an_example_that_a_file_lacks_ends_it(data: DataRoot, snapshot: Snapshot
     more = span.replace(runs=(*span.runs, span.runs[0].replace(run_id="zuul~none~1")))
     with pytest.raises(IntegrityError, match="the files lack some of the snapshot's 52 runs"):
         read_snapshot_examples(data.dataset("providers").store, snapshot.replace(spans=(more,)))
+    with pytest.raises(IntegrityError, match="the files of span 1 lack some of its 38 training runs"):
+        analyse(data.dataset("providers").store, snapshot.replace(spans=(more,)))
 
 
 @pytest.mark.whole

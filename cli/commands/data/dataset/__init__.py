@@ -309,7 +309,7 @@ def records(options: RecordsOptions) -> None:
     Example:
       ciml dataset records cpu-load --to cpu-load-records --data-path DATA
     """
-    from ciml.training.data.analysis_cache import AnalysisCache
+    from ciml.training.data.analysis import AnalysisCache
     from ciml.training.data.materialise import is_materialised, materialise
     from ciml.training.data.snapshot import make_snapshot
 
