@@ -7,8 +7,7 @@ is analysed or taken from the cache. A refresh reads for it only spans that are 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -78,23 +77,22 @@ def analyse(root: Store, snapshot: Snapshot, cache: AnalysisCache | None = None)
     name = cache_key(resolved)
     known = {} if cache is None else cache.read(name, resolved)
     new = [span for span in spans if keys[span.span] not in known]
-    made = {keys[span]: analysis for span, analysis in _analyse_spans(root, snapshot.replace(spans=tuple(new)))}
+    made = {keys[span.span]: _analyse_span(root, snapshot, span) for span in new}
     analyses = {key: known.get(key) or made[key] for key in keys.values()}
     if cache is not None and new:
         cache.write(name, analyses)
     return Analysis(_normalisation(list(analyses.values()), resolved), len(new), len(spans) - len(new))
 
 
-def _analyse_spans(root: Store, snapshot: Snapshot) -> Iterator[tuple[int, SpanAnalysis]]:
+def _analyse_span(root: Store, snapshot: Snapshot, span: SnapshotSpan) -> SpanAnalysis:
     resolved = snapshot.resolved
-    expected = {span.span: sum(run.split == "train" for run in span.runs) for span in snapshot.spans}
-    tasks = [task for task in file_tasks(snapshot) if task.split == "train"]
-    for span, files in groupby(tasks, lambda task: task.span):
-        parts = (read_rows(root, task, resolved).inputs for task in files)
-        analysis = SpanAnalysis.of(parts, resolved.windows, len(resolved.features))
-        if analysis.count != expected[span]:
-            raise IntegrityError(f"the files of span {span} lack some of its {expected[span]:,} training runs")
-        yield span, analysis
+    tasks = [task for task in file_tasks(snapshot.replace(spans=(span,))) if task.split == "train"]
+    parts = (read_rows(root, task, resolved).inputs for task in tasks)
+    analysis = SpanAnalysis.of(parts, resolved.windows, len(resolved.features))
+    expected = sum(run.split == "train" for run in span.runs)
+    if analysis.count != expected:
+        raise IntegrityError(f"the files of span {span.span} lack some of its {expected:,} training runs")
+    return analysis
 
 
 def _normalisation(analyses: Sequence[SpanAnalysis], resolved: ResolvedDefinition) -> Normalisation:
@@ -153,8 +151,7 @@ class AnalysisCache:
     def _content(self, key: str) -> object:
         try:
             value = json.loads(self.store.read(f"{key}.json"))
-            return (
-                value["analysis"] if (value["key"], value["digest"]) == (key, sha256_json(value["analysis"])) else None
-            )
+            whole = value["key"] == key and value["digest"] == sha256_json(value["analysis"])
+            return value["analysis"] if whole else None
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None

@@ -31,7 +31,14 @@ def test_only_new_and_changed_spans_are_analysed_and_the_result_is_the_same_to_t
     snapshots = [snapshot.replace(spans=snapshot.spans[:2]), snapshot, snapshot, changed, snapshot]
     snapshots.append(snapshot.replace(spans=snapshot.spans[1:]))  # as a window that moves on
     made = [analyse(dataset.store, chosen, cache) for chosen in snapshots]
-    assert [(analysis.analysed, analysis.cached) for analysis in made] == [(2, 0), (1, 2), (0, 3), (1, 2), (1, 2), (0, 2)]
+    assert [(analysis.analysed, analysis.cached) for analysis in made] == [
+        (2, 0),
+        (1, 2),
+        (0, 3),
+        (1, 2),
+        (1, 2),
+        (0, 2),
+    ]
     for chosen, analysis in zip(snapshots, made, strict=True):
         same(analysis, analyse(dataset.store, chosen))
         runs, examples = read_snapshot_examples(dataset.store, chosen)

@@ -129,6 +129,8 @@ def test_an_example_that_a_file_lacks_ends_it(data: DataRoot, snapshot: Snapshot
         read_snapshot_examples(data.dataset("providers").store, snapshot.replace(spans=(more,)))
     with pytest.raises(IntegrityError, match="the files of span 1 lack some of its 38 training runs"):
         analyse(data.dataset("providers").store, snapshot.replace(spans=(more,)))
+    with pytest.raises(IntegrityError, match="the files of span 1 lack some of its 37 training runs"):
+        analyse(data.dataset("providers").store, snapshot.replace(spans=(span.replace(files={}),)))
 
 
 @pytest.mark.whole
