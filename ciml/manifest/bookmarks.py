@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
+
+import msgspec
 
 from ciml.digest import canonical_json, sha256_hex
 from ciml.errors import EngineError
@@ -18,6 +20,16 @@ from ciml.storage import Store
 
 _log = logging.getLogger(__name__)
 _FORMAT = 1
+
+
+class Reader(Protocol):
+    """A reader whose state a bookmark holds."""
+
+    def restore(self, state: bytes) -> None:
+        """Continue from a state. Raises `msgspec.DecodeError` for bytes that are none."""
+
+
+R = TypeVar("R", bound=Reader)
 
 
 class Bookmark(NamedTuple):
@@ -69,6 +81,25 @@ class Bookmarks:
         except (ValueError, KeyError, TypeError, FileNotFoundError):
             _log.warning("%s is no bookmark of this manifest; reading it from its first delta", self._where)
             return None
+
+    def resume(self, make: Callable[[], R]) -> tuple[R, int]:
+        """Return a new reader and the version after which it continues: that of the bookmark; 0 without a usable one.
+
+        Args:
+          make: returns a reader before the first delta.
+
+        Raises:
+          EngineError: the store does not answer.
+        """
+        bookmark = self.load()
+        if bookmark is not None:
+            reader = make()
+            try:
+                reader.restore(bookmark.state)
+                return reader, bookmark.version
+            except msgspec.DecodeError as error:
+                _log.warning("%s cannot be read (%s); reading the manifest from its first delta", self._where, error)
+        return make(), 0
 
     def save(self, version: int, state: bytes) -> None:
         """Replace the bookmark. Where the store rejects it, a warning is logged: the next reader has more to read."""

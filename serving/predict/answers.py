@@ -15,7 +15,6 @@ from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import msgspec
 import numpy as np
 
 from ciml.data_root import DataRoot
@@ -375,7 +374,7 @@ class StoredNeighbours:
         """
         with self._lock:
             if self._nearby is None:
-                self._nearby = self._resume()
+                self._nearby, self._version = self._bookmarks.resume(lambda: NearbyRuns(lambda job: True))
             nearby = self._nearby
             for version, delta in self._log.since(self._version):
                 nearby.add(delta)
@@ -385,15 +384,3 @@ class StoredNeighbours:
                 self._bookmarks.save(self._version, nearby.encode())
                 self._unsaved_runs = 0
             return [nearby.of(run_id) for run_id in run_ids]
-
-    def _resume(self) -> NearbyRuns:
-        """Restore the runs of the bookmark, if there is one that can be read."""
-        nearby = NearbyRuns(lambda job: True)
-        bookmark = self._bookmarks.load()
-        if bookmark is not None:
-            try:
-                nearby.restore(bookmark.state)
-                self._version = bookmark.version
-            except msgspec.DecodeError as error:
-                _LOG.warning("the bookmark of the raw manifest cannot be read (%s); reading its first delta", error)
-        return nearby

@@ -17,7 +17,7 @@ from ciml.transforms.logs.features import reason_of
 from ciml.transforms.logs.prepare import prepare_output
 from ciml.transforms.logs.profile import differences_of, printed_templates, profile_of
 from ciml.transforms.logs.ranking import excerpt, scan
-from ciml.verdicts.evidence.line import is_quoted, quote
+from ciml.verdicts.evidence.output import is_quoted, quote
 from tests.ciml.events.test_redaction import TOKENS, token
 from tests.fuzz.frame import fuzz
 

@@ -7,12 +7,14 @@ that operator's, and never taken for the verdict of a model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from ciml.data_root import DataRoot
 from ciml.events.outcomes import CODE, MACHINE
@@ -24,22 +26,57 @@ from ciml.runs.outputs import KeptOutput
 from ciml.runs.run_log import RunRecord
 from ciml.runs.state import open_raw
 from ciml.transforms.logs.failed_tests import FailedTest, OtherChanges, failed_tests
+from ciml.transforms.logs.failure_keys import TROUBLES, without_margin
 from ciml.transforms.logs.profile import OutputProfile
-from ciml.transforms.logs.ranking import ScannedOutput, scan
+from ciml.transforms.logs.ranking import STRONG, ScannedOutput, is_known_template, rank, scan, step_of
 from ciml.transforms.logs.run_outputs import ReadOutput, read_scanned
+from ciml.transforms.logs.signals import KINDS
 from ciml.transforms.logs.signatures import CODE_RUNS, MACHINE_CHANGES
 from ciml.transforms.logs.stored import stored_profile
-from ciml.verdicts.evidence.line import MAX_NAME_CHARACTERS, QuotedLine, is_in_line, quote, shortened
 from ciml.verdicts.signatures.failures import FailedRuns, failed_runs
 from ciml.verdicts.signatures.notes import Note, read_notes
 from ciml.verdicts.signatures.stored import SignatureReader, change_of, shared_signatures, time_of
 
+#: Longest quotations of a line, and of a name.
+MAX_CHARACTERS = 200
+MAX_NAME_CHARACTERS = 80
+_QUOTATION = re.compile(
+    r"“(?P<line>.*)” is new in this job \((?:(?P<file>[A-Za-z0-9_.-]+), line )?(?:line )?(?P<number>[0-9,]+)"
+    r"(?: of its output)?(?:, step “(?P<step>.*)”)?\)\."
+)
 #: Tests that a sentence names.
 _NAMED_TESTS = 2
 #: Time for reading the outputs of runs that are not in the signatures yet, s. Beyond it, a run has no signature.
 _BUDGET_S = 10.0
 _CAUSES = {CODE: "this change", MACHINE: "the machine"}
 _BY_CAUSE = {CODE: "the code", MACHINE: "the machine"}
+
+
+class QuotedLine(NamedTuple):
+    """A line of the output of a run that no passing run of its job printed.
+
+    Attributes:
+      text: visible characters in one row, at most `MAX_CHARACTERS`.
+      number: in the whole output, counted from 1.
+      file: name of the output's file; "" if it is not known.
+      step: of the CI system, at most `MAX_NAME_CHARACTERS`; "" if the output names none.
+      template: the line without numbers, paths and ids.
+      is_trouble: whether it names memory, a disk, the network, a service or a crash.
+    """
+
+    text: str
+    number: int
+    file: str = ""
+    step: str = ""
+    template: str = ""
+    is_trouble: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """The line as a sentence of evidence."""
+        place = f"{self.file}, line {self.number:,}" if self.file else f"line {self.number:,} of its output"
+        step = f", step “{self.step}”" if self.step else ""
+        return f"“{self.text}” is new in this job ({place}{step})."
 
 
 class RunTest(NamedTuple):
@@ -322,3 +359,62 @@ def _by(failure: FailedRuns) -> str:
 def _since(time_us: int) -> str:
     """Return `` since 2026-11-24``; "" for an unknown time."""
     return datetime.fromtimestamp(time_us / 1e6, UTC).strftime(" since %Y-%m-%d") if time_us else ""
+
+
+def quote(kept: KeptOutput, output: ScannedOutput, profile: OutputProfile, file: str = "") -> QuotedLine | None:
+    """Return the best line that no passing run printed; None without passing runs or such a line.
+
+    Args:
+      kept: the output.
+      output: the same, scanned.
+      profile: of passing runs of the job.
+      file: name of the output's file; "" if it is not known.
+    """
+    if not profile.runs:
+        return None
+    worth = rank(output, profile)
+    worth[is_known_template(output, profile)[output.codes]] = 0
+    if worth.max(initial=0) < STRONG:
+        return None
+    index = int(np.argmax(worth))
+    code = int(output.codes[index])
+    (text,) = output.text_of(np.array([index]))
+    step = shortened(step_of(output, index), MAX_NAME_CHARACTERS)
+    line = QuotedLine(
+        shortened(text),
+        kept.number(index + 1),
+        file,
+        step if _is_in(step, kept) else "",
+        without_margin(output.templates[code].as_py()),
+        any(output.signals.kinds[code, KINDS.index(kind)] for kind in TROUBLES),
+    )
+    return line if is_quoted(line.sentence, kept) else None
+
+
+def is_quoted(sentence: str, kept: KeptOutput) -> bool:
+    """Return whether a sentence quotes a line that has its number in an output, and a step that the output names."""
+    match = _QUOTATION.fullmatch(sentence)
+    if match is None:
+        return False
+    number = int(match["number"].replace(",", ""))
+    return is_in_line(match["line"], number, kept) and _is_in(match["step"] or "", kept)
+
+
+def is_in_line(quotation: str, number: int, kept: KeptOutput) -> bool:
+    """Return whether a line of an output has a quotation, which may be shortened."""
+    line = kept.line(number)
+    return line is not None and quotation.removesuffix("…") in _visible(line.decode("utf-8", "replace"))
+
+
+def shortened(text: str, most: int = MAX_CHARACTERS) -> str:
+    """Return a text in one row of visible characters, at most ``most``."""
+    visible = _visible(text).strip()
+    return visible if len(visible) <= most else f"{visible[: most - 1].rstrip()}…"
+
+
+def _is_in(quotation: str, kept: KeptOutput) -> bool:
+    return quotation.removesuffix("…").encode() in kept.data
+
+
+def _visible(text: str) -> str:
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())

@@ -155,8 +155,9 @@ class Truths:
           EngineError: the store does not answer.
           IntegrityError: a manifest is damaged.
         """
-        causes = self._causes or self._resume()
-        self._causes = causes
+        if self._causes is None:
+            self._causes, self._version = self._bookmarks.resume(lambda: Causes(lambda job: True))
+        causes = self._causes
         before = (self._version, self._corrections_version)
         for version, delta in self._log.since(self._version):
             causes.add(delta)
@@ -190,17 +191,3 @@ class Truths:
     def is_trusted(self, run_id: str) -> bool:
         """Return whether a run is known and trusted."""
         return self._causes is not None and self._causes.is_trusted(run_id)
-
-    def _resume(self) -> Causes:
-        """Return the causes as the bookmark has them; none yet, without a usable bookmark."""
-        causes = Causes(lambda job: True)
-        bookmark = self._bookmarks.load()
-        if bookmark is None:
-            return causes
-        try:
-            causes.restore(bookmark.state)
-        except msgspec.DecodeError as error:
-            _log.warning("the bookmark of the raw manifest cannot be read (%s); reading its first delta", error)
-            return Causes(lambda job: True)
-        self._version = bookmark.version
-        return causes

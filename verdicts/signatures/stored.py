@@ -111,7 +111,7 @@ class SignatureLog:
         end_s = float("inf") if budget_s is None else time.monotonic() + budget_s
         with self._lock:
             if self._reader is None:
-                self._reader, self._version = _resume(self._bookmarks, self._raw)
+                self._reader, self._version = self._bookmarks.resume(lambda: SignatureReader(self._raw))
             for version, delta in self._log.since(self._version):
                 self._failed += sum([self._reader.add(record) for record in delta.rows])
                 self._rows += len(delta.rows)
@@ -128,20 +128,6 @@ class SignatureLog:
         self._bookmarks.save(self._version, reader.encode())
         self._rows = self._failed = 0
         self._saved_s = time.monotonic()
-
-
-def _resume(bookmarks: Bookmarks, raw: Store) -> tuple[SignatureReader, int]:
-    """Return a reader after the deltas of the bookmark, and the version of the last of them."""
-    reader = SignatureReader(raw)
-    bookmark = bookmarks.load()
-    if bookmark is None:
-        return reader, 0
-    try:
-        reader.restore(bookmark.state)
-    except msgspec.DecodeError as error:
-        _log.warning("the bookmark of signatures cannot be read (%s); reading the first delta", error)
-        return SignatureReader(raw), 0
-    return reader, bookmark.version
 
 
 class SignatureReader:

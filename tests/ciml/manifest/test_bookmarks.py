@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ciml.errors import EngineError
@@ -59,3 +60,30 @@ def test_a_store_that_rejects_it_costs_nothing(
     monkeypatch.setattr(LocalStore, "replace", rejects)
     bookmarks(tmp_path).save(7, b"state")
     assert "_replay: not written: read-only" in caplog.text
+
+
+class Words:
+    """A reader whose state is words; the word "bad" is none."""
+
+    def __init__(self) -> None:
+        self.words: list[bytes] = []
+
+    def restore(self, state: bytes) -> None:
+        for word in state.split():
+            self.words.append(word)
+            if word == b"bad":
+                raise msgspec.DecodeError("a bad word")
+
+
+def test_a_reader_continues_from_the_bookmark_and_begins_anew_if_its_state_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, version = bookmarks(tmp_path).resume(Words)
+    assert (reader.words, version) == ([], 0)
+    bookmarks(tmp_path).save(7, b"two words")
+    reader, version = bookmarks(tmp_path).resume(Words)
+    assert (reader.words, version) == ([b"two", b"words"], 7)
+    bookmarks(tmp_path).save(8, b"two bad words")
+    reader, version = bookmarks(tmp_path).resume(Words)
+    assert (reader.words, version) == ([], 0)
+    assert "_replay cannot be read (a bad word)" in caplog.text

@@ -7,7 +7,7 @@ import pytest
 from ciml.runs.outputs import KeptOutput
 from ciml.transforms.logs.profile import OutputProfile, printed_templates, profile_of
 from ciml.transforms.logs.ranking import scan
-from ciml.verdicts.evidence.line import is_quoted, quote
+from ciml.verdicts.evidence.output import is_quoted, quote
 
 PASSING = "collecting\nERROR: no cache\n9 passed\n"
 ERROR = "E   ModuleNotFoundError: No module named 'attrs'"

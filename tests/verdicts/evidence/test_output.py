@@ -16,10 +16,10 @@ from ciml.transforms.logs.ranking import scan
 from ciml.verdicts.evidence import evidence_of
 from ciml.verdicts.evidence import output as output_module
 from ciml.verdicts.evidence.check import follows
-from ciml.verdicts.evidence.line import QuotedLine
 from ciml.verdicts.evidence.observe import AS_USUAL
 from ciml.verdicts.evidence.output import (
     OutputEvidence,
+    QuotedLine,
     RunTest,
     failed_tests_sentence,
     note_sentence,

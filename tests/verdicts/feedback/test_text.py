@@ -14,8 +14,14 @@ from ciml.events.records import RunFacts
 from ciml.integrations.markup import cut, inert
 from ciml.integrations.review import ChangeRef, Format
 from ciml.transforms.logs.failed_tests import OtherChanges
-from ciml.verdicts.evidence.line import QuotedLine, shortened
-from ciml.verdicts.evidence.output import RunTest, failed_tests_sentence, note_sentence, spread_sentence
+from ciml.verdicts.evidence.output import (
+    QuotedLine,
+    RunTest,
+    failed_tests_sentence,
+    note_sentence,
+    shortened,
+    spread_sentence,
+)
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.judgement import Item, decide_feedback
 from ciml.verdicts.feedback.text import Finding, Style, causes_in, marker_of, render, stamped
