@@ -162,7 +162,7 @@ def test_equal_weights_change_nothing_and_runs_without_weight_are_not_learned(
 
 def test_boosted_summaries_and_pipelines_pass_the_weights_on(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(BoostedViews, "fit", lambda self, runs, labels, weights: seen.append(weights) or self)
+    monkeypatch.setattr(BoostedViews, "fit", lambda self, *_, sample_weight: seen.append(sample_weight) or self)
     weights = np.arange(1.0, len(rows) + 1)
     fit(Experiment(estimator="boosted_summaries"), weighted(rows, weights), None, 4)
     np.testing.assert_allclose(seen[0], weights / weights.mean(), rtol=1e-6)

@@ -17,10 +17,11 @@ from ciml.events.outcomes import CAUSE
 from ciml.progress import Progress
 from ciml.training.estimators import keras_models, networks, scikit
 from ciml.training.estimators.base import Estimator, Fitted, Rows, Training, Watch
-from ciml.training.estimators.boosted import BoostedEstimator
+from ciml.training.estimators.boosted import boosted_summaries
 from ciml.training.estimators.description import build, has_parameter, modules_of, packages_of
 from ciml.training.estimators.named import named_estimator
 from ciml.training.estimators.names import find_class
+from ciml.training.estimators.views import RECORDED
 from ciml.training.experiment import DEFAULT_ESTIMATOR, Experiment
 from ciml.training.normalise import Normalisation
 
@@ -62,7 +63,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "svm": scikit.ScikitEstimator(scikit.svm, _SCIKIT),
     "random_forest": scikit.ScikitEstimator(scikit.random_forest, _SCIKIT),
     "hist_gradient_boosting": scikit.ScikitEstimator(scikit.hist_gradient_boosting, _SCIKIT | {"early_stopping"}),
-    "boosted_summaries": BoostedEstimator(_ALL | {"parameters"}),
+    "boosted_summaries": scikit.ScikitEstimator(boosted_summaries, _ALL | {"parameters"}, RECORDED),
 }
 
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from ciml.errors import CimlError
 from ciml.tensorflow import load_tensorflow
 from ciml.training.conversion.step import Variables
-from ciml.training.estimators.base import Graph, Rows, Training, present_classes, spread, spread_graph
 from ciml.training.estimators.summaries import View, columns_of, summarise, view_of
+from ciml.training.estimators.views import Windows
 from ciml.training.experiment import Experiment
 
 #: Default parameters: the number of members over each view; the rest is scikit-learn's.
@@ -31,13 +30,6 @@ DEFAULTS = {
     "max_leaf_nodes": 15,
     "max_features": 0.3,
 }
-
-
-class Windows(NamedTuple):
-    """Runs, not normalised: inputs float32 [n, L, F] and n_windows int32 [n]."""
-
-    inputs: np.ndarray
-    n_windows: np.ndarray
 
 
 class BoostedViews:
@@ -59,7 +51,7 @@ class BoostedViews:
         self.classes_ = np.zeros(0, np.int64)
         self._fitted: list[tuple[View, np.ndarray, Any]] = []
 
-    def fit(self, runs: Windows, labels: np.ndarray, weights: np.ndarray | None = None) -> BoostedViews:
+    def fit(self, runs: Windows, labels: np.ndarray, sample_weight: np.ndarray | None = None) -> BoostedViews:
         """Fit all members on labels int64 [n], and perhaps weights float32 [n]."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -70,7 +62,7 @@ class BoostedViews:
             drawn = self._drawn_numbers(view, number, runs.inputs.shape[2])
             usable = drawn[~np.isnan(values[:, drawn]).all(axis=0)]  # all runs are too short for the other numbers
             model = HistGradientBoostingClassifier(**self.parameters, random_state=self.seed + number)
-            return view, usable, model.fit(values[:, usable], labels, weights)
+            return view, usable, model.fit(values[:, usable], labels, sample_weight)
 
         with _one_thread():
             self._fitted = [member(view, index) for view, count in self.members.items() for index in range(count)]
@@ -129,8 +121,8 @@ class BoostedViews:
         return {view: summarise(*runs, view) for view, count in self.members.items() if count}
 
 
-def boosted_summaries(experiment: Experiment) -> BoostedViews:
-    """Build the ensemble of an experiment.
+def boosted_summaries(experiment: Experiment, smallest: int) -> BoostedViews:
+    """Build the ensemble of an experiment. Its inputs are as recorded, since ratios and ticks need those numbers.
 
     Raises:
       CimlError: for an invalid number of members or share of columns.
@@ -147,69 +139,6 @@ def boosted_summaries(experiment: Experiment) -> BoostedViews:
         raise CimlError(f"experiment: parameters.columns: invalid share {columns!r}; use more than 0 and at most 1")
     weights = {} if experiment.class_weights == "none" else {"class_weight": experiment.class_weights}
     return BoostedViews(members, columns, {"early_stopping": False, **options, **weights}, experiment.seed)
-
-
-@dataclass(frozen=True)
-class BoostedEstimator:
-    """`boosted_summaries` as an estimator; see `ciml.training.estimators.base.Estimator`.
-
-    Its inputs are not normalised, since ratios and ticks need the recorded numbers.
-    """
-
-    keys: frozenset[str]
-    normalises = False
-    over_time = True
-    reports_epochs = False
-    streams = False
-
-    def load(self) -> None:
-        import sklearn.ensemble  # noqa: F401
-
-    def takes_weights(self, experiment: Experiment) -> bool:
-        return True
-
-    def check(self, experiment: Experiment) -> None:
-        labels = np.arange(12) % 2  # a dozen rows: scikit-learn validates parameters in fit
-        inputs = np.random.default_rng(0).random((12, 1, 2), np.float32)
-        self.fit(experiment, Training(Rows(inputs, np.ones(12, np.int32), labels), None, 2))
-
-    def fit(self, experiment: Experiment, training: Training) -> FittedBoosted:
-        rows: Rows = training.train
-        present, labels, _ = present_classes(experiment, rows.labels)
-        try:
-            windows = Windows(rows.inputs, rows.n_windows)
-            model = boosted_summaries(experiment).fit(windows, labels, rows.sample_weights())
-        except (TypeError, ValueError) as error:
-            raise CimlError(f"{experiment.estimator}: {' '.join(str(error).split())}") from None
-        return FittedBoosted(model, present, training.classes, len(rows))
-
-
-@dataclass(frozen=True)
-class FittedBoosted:
-    """A fitted ensemble, as `ciml.training.estimators.base.Fitted`.
-
-    Attributes:
-      model: the ensemble; it knows the P present classes as 0 … P - 1.
-      present: int64 [P], the classes that training runs have.
-      classes: C.
-      runs: number of training runs.
-    """
-
-    model: BoostedViews
-    present: np.ndarray
-    classes: int
-    runs: int
-
-    def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
-        if not len(inputs):
-            return np.zeros((0, self.classes))
-        return spread(self.model.predict_proba(Windows(inputs, n_windows)), self.present, self.classes)
-
-    def graph(self, variables: Variables) -> Graph:
-        return spread_graph(self.model.graph(variables), self.present, self.classes)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"runs": self.runs}
 
 
 @contextmanager

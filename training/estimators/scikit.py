@@ -15,7 +15,7 @@ import numpy as np
 from ciml.errors import CimlError, NoTrainingDataError
 from ciml.tensorflow import load_tensorflow, threads
 from ciml.training.estimators.base import Graph, Rows, Training, present_classes, spread, spread_graph
-from ciml.training.estimators.views import UNROLLED, AnyView, graph_of, names_of, values_of
+from ciml.training.estimators.views import RECORDED, UNROLLED, AnyView, graph_of, names_of, values_of
 from ciml.training.experiment import Experiment
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class ScikitEstimator:
 
     @property
     def over_time(self) -> bool:
-        return self.view in ("windows", "summary")
+        return self.view in ("windows", "summary", RECORDED)
 
     def for_view(self, view: AnyView | None) -> Self:
         """Return the estimator on another view; None keeps its own."""
@@ -121,6 +121,8 @@ class FittedScikit:
         return spread(answers, self.present, self.classes)
 
     def graph(self, variables: Variables) -> Graph:
+        if self.view == RECORDED:
+            return spread_graph(self.model.graph(variables), self.present, self.classes)
         from ciml.training.conversion.functions import convert
 
         tf = load_tensorflow()
@@ -138,7 +140,7 @@ class FittedScikit:
 
 
 def features(view: AnyView, names: tuple[str, ...], inputs: np.ndarray, n_windows: np.ndarray) -> Any:
-    """Return the view of some runs: an array, or a DataFrame if the columns have names."""
+    """Return the view of some runs, as a DataFrame if the columns have names."""
     values = values_of(view, inputs, n_windows)
     if not names:
         return values

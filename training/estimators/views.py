@@ -7,13 +7,13 @@
 The last number of *flat* and *summary* is the number of windows. None is normalised.
 
 *unrolled* is the view of the talk, which no experiment names: normalised windows, all of a column, then those of the
-next, float32 [n, F L].
+next, float32 [n, F L]. *recorded*, which no experiment names either, is the windows with their number, as `Windows`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -24,7 +24,15 @@ View = Literal["windows", "flat", "summary"]
 #: The views that an experiment can name.
 VIEWS: tuple[View, ...] = get_args(View)
 UNROLLED: Final = "unrolled"
-AnyView = View | Literal["unrolled"]
+RECORDED: Final = "recorded"
+AnyView = View | Literal["unrolled", "recorded"]
+
+
+class Windows(NamedTuple):
+    """Runs, not normalised: inputs float32 [n, L, F] and n_windows int32 [n]."""
+
+    inputs: Any
+    n_windows: Any
 
 
 def names_of(view: View, features: Sequence[str], windows: int) -> list[str]:
@@ -46,7 +54,7 @@ def names_of(view: View, features: Sequence[str], windows: int) -> list[str]:
     return summary_names(features)
 
 
-def values_of(view: AnyView, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
+def values_of(view: AnyView, inputs: np.ndarray, n_windows: np.ndarray) -> Any:
     """Compute a view of runs. A run's values depend neither on other runs nor on what its padding contains.
 
     Args:
@@ -62,8 +70,7 @@ def values_of(view: AnyView, inputs: np.ndarray, n_windows: np.ndarray) -> np.nd
       array([[1., 0., 5., 0., 1.]])
     """
     with np.errstate(all="ignore"):
-        values: np.ndarray = _VIEWS[view](inputs, n_windows, np)
-    return values
+        return _VIEWS[view](inputs, n_windows, np)
 
 
 def graph_of(view: AnyView, inputs: Any, n_windows: Any) -> Any:
@@ -75,7 +82,7 @@ def graph_of(view: AnyView, inputs: Any, n_windows: Any) -> Any:
       n_windows: a tensor int32 [n], from 1 to L.
 
     Returns:
-      A tensor of the same shape and dtype as the values of `values_of`.
+      A tensor of the same shape and dtype as the values of `values_of`, or `Windows` of tensors.
     """
     return _VIEWS[view](inputs, n_windows, load_tensorflow().experimental.numpy)
 
@@ -94,6 +101,10 @@ def _unrolled(inputs: Any, n_windows: Any, xp: Any) -> Any:
     return xp.reshape(xp.transpose(inputs, (0, 2, 1)), (-1, features * windows))
 
 
+def _recorded(inputs: Any, n_windows: Any, xp: Any) -> Windows:
+    return Windows(inputs, n_windows)
+
+
 def _own(inputs: Any, n_windows: Any, xp: Any) -> Any:
     """Return which windows are the run's own, bool [n, L, 1]."""
     return (xp.arange(inputs.shape[1]) < xp.asarray(n_windows, xp.int64)[:, None])[..., None]
@@ -104,4 +115,5 @@ _VIEWS: dict[AnyView, Callable[[Any, Any, Any], Any]] = {
     "flat": _flat,
     "summary": summary,
     UNROLLED: _unrolled,
+    RECORDED: _recorded,
 }

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ciml.errors import CimlError
-from ciml.training.estimators.boosted import BoostedViews, Windows, boosted_summaries
+from ciml.training.estimators.boosted import BoostedViews, boosted_summaries
+from ciml.training.estimators.views import Windows
 from ciml.training.experiment import Experiment
 
 RNG = np.random.default_rng(0)
@@ -19,7 +20,7 @@ LABELS = (np.arange(80) % 4 == 0).astype(np.int64)  # a quarter, which no featur
 def fitted(weights: np.ndarray | None = None, class_weights: str = "none", **parameters: Any) -> BoostedViews:
     parameters = {"levels": 3, "shapes": 0, "max_iter": 2, **parameters}
     experiment = Experiment(estimator="boosted_summaries", parameters=parameters, class_weights=class_weights, seed=5)
-    return boosted_summaries(experiment).fit(RUNS, LABELS, weights)
+    return boosted_summaries(experiment, 1).fit(RUNS, LABELS, weights)
 
 
 def test_each_member_has_a_seed_and_columns_of_its_own() -> None:

@@ -13,9 +13,9 @@ import pytest
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.tensorflow import load_tensorflow
 from ciml.training.conversion.step import Variables
-from ciml.training.estimators.boosted import BoostedViews, Windows
+from ciml.training.estimators.boosted import BoostedViews
 from ciml.training.estimators.summaries import STATISTICS, summarise, view_of
-from ciml.training.estimators.views import VIEWS, graph_of, names_of, values_of
+from ciml.training.estimators.views import VIEWS, Windows, graph_of, names_of, values_of
 from ciml.transforms.examples.prepare import prepare_many
 from tests.transforms.samples import corpus
 
