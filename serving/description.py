@@ -1,6 +1,6 @@
 """The self-description of a model: the outputs of its signature ``describe``, and the signature ``classify``.
 
-`ciml.training.signatures` writes both into a SavedModel. Each output of ``describe`` is a constant, repeated for each
+`ciml.training.export` writes both into a SavedModel. Each output of ``describe`` is a constant, repeated for each
 row of the request, because TensorFlow Serving answers in rows. Any client reads it with one call of Predict.
 """
 

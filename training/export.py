@@ -2,6 +2,9 @@
 
 The model takes runs prepared by `ciml.transforms.examples.prepare.prepare`. If the estimator learned normalised inputs,
 the export contains the graph that tf.Transform wrote for the training data, so training and serving cannot differ.
+
+It describes itself by the signatures ``classify`` and ``describe``, whose outputs `ciml.serving.description` names.
+``serving_default`` has numbers alone, so that tools without texts, such as OpenVINO, convert it.
 """
 
 from __future__ import annotations
@@ -23,14 +26,13 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.http.intake import RequestError
 from ciml.limits import MAX_MODEL_CALL_S, MAX_MODEL_LOAD_S
-from ciml.serving.description import CLASSIFY
+from ciml.serving.description import CLASSIFY, DESCRIBE, ROW, describe_values
 from ciml.serving.server.model.loaded_model import LoadedModel, load_model
 from ciml.storage import open_store
 from ciml.tensorflow import load_tensorflow
 from ciml.training.calibration.calibrators import Calibrator
 from ciml.training.conversion.step import Variables
 from ciml.training.estimators.base import Fitted
-from ciml.training.signatures import described_signatures
 
 SERVING = "serving_default"
 EXAMPLES = "examples"
@@ -63,7 +65,7 @@ def export(
         ``probabilities`` float32 [batch, C].
       ``examples``: ``examples`` string [batch], serialized ``tf.Example`` (each feature by its name, L floats;
         ``n_windows``, an int64), to the same.
-      ``classify`` and ``describe``: see `ciml.training.signatures`.
+      ``classify`` and ``describe``: see `described_signatures`.
 
     Args:
       fitted: the estimator.
@@ -285,3 +287,44 @@ def load_exported(folder: Path | str) -> Exported:
         if name not in loaded.signatures:
             raise IntegrityError(f"{folder} has no signature {name!r}")
     return Exported(folder, definition, loaded.signatures, loaded)
+
+
+def described_signatures(
+    serve: Callable[..., Mapping[str, Any]], resolved: ResolvedDefinition, name: str
+) -> dict[str, Any]:
+    """Return the functions of ``classify`` and ``describe`` by the name of their signature.
+
+    Args:
+      serve: the function of ``serving_default``; ``classify`` calls it.
+      resolved: the data set definition of the model.
+      name: the model's name.
+    """
+    tf = load_tensorflow()
+    values = describe_values(resolved, name)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, resolved.windows, len(resolved.features)], tf.float32, "inputs"),
+            tf.TensorSpec([None], tf.int32, "n_windows"),
+        ]
+    )
+    def classify(inputs: Any, n_windows: Any) -> Any:
+        probabilities = serve(inputs, n_windows)["probabilities"]
+        classes = tf.constant(resolved.classes)
+        return {
+            "class": tf.gather(classes, tf.argmax(probabilities, axis=1)),
+            "classes": _repeat(classes, n_windows),
+            "probabilities": probabilities,
+        }
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, ROW)])
+    def describe(row: Any) -> Any:
+        return {key: _repeat(tf.constant(value, dtype), row) for key, (dtype, value) in values.items()}
+
+    return {CLASSIFY: classify, DESCRIBE: describe}
+
+
+def _repeat(value: Any, rows: Any) -> Any:
+    """Return a constant once for each row: [batch, …]."""
+    tf = load_tensorflow()
+    return tf.broadcast_to(value, tf.concat([tf.shape(rows), tf.shape(value)], axis=0))

@@ -17,7 +17,7 @@ from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.serving.server.model.loaded_model import masked_crc
 from ciml.storage import open_store
-from ciml.training.signatures import described_signatures
+from ciml.training.export import described_signatures
 
 L, F, C = 5, 3, 4
 DEFINITION = ResolvedDefinition(

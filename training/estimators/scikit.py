@@ -34,7 +34,7 @@ class ScikitEstimator:
       build: a function of (experiment, runs of the smallest class) that returns a new one.
       keys: see `Estimator`.
       view: the view of a run that it gets.
-      takes_frames: whether it gets a pandas DataFrame, whose columns have names.
+      takes_frames: whether it gets a pandas DataFrame, whose columns have names. Not of *unrolled* or *recorded*.
       tries: whether an experiment is checked by fitting a dozen rows: scikit-learn validates parameters in ``fit``.
     """
 
@@ -76,7 +76,7 @@ class ScikitEstimator:
         train = training.train
         present, labels, counts = present_classes(experiment, train.labels)
         names: tuple[str, ...] = ()
-        if self.takes_frames and self.view != UNROLLED:
+        if self.takes_frames:
             names = tuple(names_of(self.view, training.feature_names(), train.inputs.shape[1]))
         further: dict[str, Any] = {}
         try:

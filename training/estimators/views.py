@@ -35,11 +35,11 @@ class Windows(NamedTuple):
     n_windows: Any
 
 
-def names_of(view: View, features: Sequence[str], windows: int) -> list[str]:
+def names_of(view: AnyView, features: Sequence[str], windows: int) -> list[str]:
     """Return the names of a view's columns.
 
     Args:
-      view: the view.
+      view: one that an experiment can name.
       features: the names of F features.
       windows: L.
 
