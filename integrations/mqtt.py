@@ -82,7 +82,7 @@ class BoundedClient(mqtt.Client):
         if is_message and header & 0x04:
             raise HostileBroker("a message of QoS 2, though QoS 1 was subscribed to")
         if self.oversized and not is_message:
-            raise HostileBroker(f"a packet of {length} bytes that is no message")
+            raise HostileBroker(f"a packet of {length} bytes that is not a message")
 
 
 class MqttSession(Session):

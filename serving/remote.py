@@ -72,7 +72,7 @@ def parse_url(url: str, model: str = "", version: int | None = None, label: str 
     parts = None if grpc else _split_url(url)
     match = grpc or (_REST_PATH.fullmatch(parts.path) if parts else None)
     if match is None:
-        raise CimlError(f"{url!r:.200} is no address of a model server; want {_EXAMPLE}")
+        raise CimlError(f"{url!r:.200} is not the address of a model server; want {_EXAMPLE}")
     named = {name: value for name, value in match.groupdict().items() if value}
     if model and named.get("model", model) != model:
         raise CimlError(f"the address names the model {named['model']!r}, not {model!r}")
@@ -233,7 +233,7 @@ class RestServer:
         try:
             self._rest = Limited(served.url, tls_context(""), lambda: b"", "the server wants credentials", lambda _: {})
         except RejectedInput as error:
-            raise CimlError(f"{served.url!r:.200} is no address of a model server: {error.detail}") from None
+            raise CimlError(f"{served.url!r:.200} is not the address of a model server: {error.detail}") from None
         self._lock = threading.Lock()  # one thread uses `Rest`
         self.served = served if served.model else replace(served, model=self._only_model(served))
 
@@ -278,7 +278,7 @@ class RestServer:
         version = metadata.model_spec.version
         signatures = metadata.metadata.get("signature_def", {}).get("signature_def", {})
         if not (version.isascii() and version.isdigit() and len(version) < 19):
-            raise EngineError(f"{self.served}: {version!r:.40} is no version")
+            raise EngineError(f"{self.served}: {version!r:.40} is not a version")
         if DESCRIBE not in signatures:
             raise NotDescribedError(self.served)
         rows = self._predict(int(version), {"signature_name": DESCRIBE, "instances": [0]}, _Rows).predictions

@@ -134,7 +134,7 @@ def _check_age(key: str, text: str) -> None:
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
     if not 0 < seconds < _MAX_AGE_S:
-        raise ValueError(f"{key}: {text!r:.80} is no age of runs; choose one such as 90d")
+        raise ValueError(f"{key}: {text!r:.80} is not an age; choose one such as 90d")
 
 
 def _leaves(value: Any, path: str = "parameters", depth: int = 0) -> Iterator[tuple[str, Any]]:

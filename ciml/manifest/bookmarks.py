@@ -79,7 +79,7 @@ class Bookmarks:
             version = int(fields["version"])
             return Bookmark(version, state) if fields["delta"] == self._digest_of(version) else None
         except (ValueError, KeyError, TypeError, FileNotFoundError):
-            _log.warning("%s is no bookmark of this manifest; reading it from its first delta", self._where)
+            _log.warning("%s is not a bookmark of this manifest; reading it from its first delta", self._where)
             return None
 
     def resume(self, make: Callable[[], R]) -> tuple[R, int]:

@@ -50,7 +50,7 @@ class GerritSystem(System, frozen=True, kw_only=True):
         super().__post_init__()
         check_base("url", self.url, "https://review.example.org")
         if not self.user or ":" in self.user or not self.user.isprintable():
-            raise ValueError(f"user: {self.user!r:.120} is no name of an account")
+            raise ValueError(f"user: {self.user!r:.120} is not a valid account name")
 
     def client(self, where: str, folder: Path) -> RestClient:
         secret = self.secret_reader(where, folder, "the HTTP password of the account", bytes)

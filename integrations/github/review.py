@@ -58,11 +58,11 @@ class GitHubSystem(System, frozen=True, kw_only=True):
         super().__post_init__()
         check_base("api", self.api, API)
         if self.app < 0:
-            raise ValueError(f"app: {self.app} is no id of an App")
+            raise ValueError(f"app: {self.app} is not the id of an App")
         if self.report == "check" and not self.app:
             raise ValueError('report: only an App may write check runs; set app, or report = "comment"')
         if not 0 < len(self.check) <= 100 or not self.check.isprintable():
-            raise ValueError(f"check: {self.check!r:.120} is no name of a check run")
+            raise ValueError(f"check: {self.check!r:.120} is not a valid name of a check run")
 
     def client(self, where: str, folder: Path) -> RestClient:
         checks = bool(self.app) and self.report != "comment"

@@ -148,7 +148,7 @@ class GitLab(RestClient):
 def _project(change: ChangeRef) -> str:
     """Return the project as one segment of a path: always a path, because a number would be another project's id."""
     if "/" not in change.project:
-        raise Refused("invalid", f"{change.project!r:.80} is no path of a project, GROUP/NAME")
+        raise Refused("invalid", f"{change.project!r:.80} is not the path of a project, GROUP/NAME")
     return path_segment(change.project)
 
 

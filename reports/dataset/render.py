@@ -153,7 +153,7 @@ def _features(runs: Runs, pattern: str | None) -> list[int]:
 
 def _excluded(runs: Runs) -> Table | None:
     rows = tuple(cells(reason.replace("_", " "), count) for reason, count in sorted(runs.excluded.items()))
-    return Table(("why selected runs are no examples", "runs"), rows) if rows else None
+    return Table(("why selected runs have no example", "runs"), rows) if rows else None
 
 
 def _columns(runs: Runs) -> Section:

@@ -87,7 +87,7 @@ def examine(data: DataRoot, progress: Progress | None = None) -> RootFindings:
         kind = kind_of(entry.path)
         findings.objects[kind] += 1
         if kind == Kind.OTHER and findings.objects[Kind.OTHER] <= _MOST_NAMED:
-            findings.notes.append(f"{data.store.url(entry.path)} is no object of ciml's; it is not read")
+            findings.notes.append(f"{data.store.url(entry.path)} was not written by ciml; it is not read")
         if not number % 1000:
             report("objects", number, None)
     for check, kinds in _CHECKS.items():

@@ -54,7 +54,7 @@ def test_an_address_may_name_the_model(url: str, served: ServedModel) -> None:
 @pytest.mark.parametrize(
     ("url", "arguments", "message"),
     [
-        ("h:1", {}, "is no address of a model server; want http://"),
+        ("h:1", {}, "is not the address of a model server; want http://"),
         ("ftp://h:1", {}, "is no address"),
         ("grpc://h", {}, "is no address"),
         ("http://user:secret@h:1", {}, "is no address"),
@@ -198,7 +198,7 @@ HOSTILE: list[tuple[Any, Any, Any, type[Exception], str]] = [
     ((200, b"[" * 100_000), GOOD, {}, EngineError, "unexpected JSON"),
     ((200, b" " * (9 << 20)), GOOD, {}, EngineError, "MAX_ANSWER_BYTES"),
     ((500, b"\x1b[31mno"), GOOD, {}, EngineError, "answers 500"),
-    ({**METADATA, "model_spec": {"version": "../2"}}, GOOD, {}, EngineError, "is no version"),
+    ({**METADATA, "model_spec": {"version": "../2"}}, GOOD, {}, EngineError, "is not a version"),
     (METADATA, {"predictions": []}, {}, EngineError, "0 descriptions"),
     (METADATA, answer_of(DEFINITION, definition=3), {}, IntegrityError, "has no definition"),
     (METADATA, answer_of(DEFINITION, definition="{}"), {}, IntegrityError, "invalid definition"),

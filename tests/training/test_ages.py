@@ -231,7 +231,7 @@ def test_a_wrong_age_is_reported_with_file_and_key(tmp_path: Path, key: str) -> 
     file = tmp_path / "forest.toml"
     for text, problem in {
         "90 days": "invalid time '90 days'; give a number with ms, s, min, h or d",
-        "0d": "'0d' is no age of runs; choose one such as 90d",
+        "0d": "'0d' is not an age; choose one such as 90d",
     }.items():
         file.write_text(f'{key} = "{text}"\n')
         with pytest.raises(CimlError, match=f"^{file}: {key}: {problem}"):

@@ -188,7 +188,7 @@ def _missing(x: Any, marker: Any) -> Any:
 
 
 def _require_number(step: Step, value: Any, name: str) -> None:
-    step.require(isinstance(value, int | float | np.number), f"{name} is {value!r}, which is no number")
+    step.require(isinstance(value, int | float | np.number), f"{name} is {value!r}, which is not a number")
 
 
 def _imputer(step: Step) -> Function:

@@ -101,7 +101,7 @@ def _check(config: dict[str, Any]) -> None:
             continue
         registered = item.get("registered_name")
         if registered not in (None, name):
-            raise InvalidSettingError(f"parameters.config: {registered!s:.80} is no layer of Keras; {_REMEDY}")
+            raise InvalidSettingError(f"parameters.config: {registered!s:.80} is not a layer of Keras; {_REMEDY}")
         _check_class(str(item.get("module")), str(name))
 
 
@@ -116,7 +116,9 @@ def _check_class(module: str, name: str) -> None:
     allowed = any(isinstance(kind, type) and issubclass(kind, tuple(kinds)) for kind in candidates)
     model = name in _MODELS and module.split(".")[0] == "keras"
     if not (allowed or model) or name in _REJECTED:
-        raise InvalidSettingError(f"parameters.config: {module}.{name} is no layer that a config may name; {_REMEDY}")
+        raise InvalidSettingError(
+            f"parameters.config: {module}.{name} is not a layer that a config may name; {_REMEDY}"
+        )
 
 
 _PARTS = ("layers", "initializers", "regularizers", "constraints")

@@ -116,7 +116,7 @@ def _of_library(name: str, module: str, own: str) -> Any:
             return candidate
     if own == "FrozenEstimator":
         raise InvalidSettingError(f"{name} holds a fitted estimator; give one that is not fitted")
-    raise InvalidSettingError(f"{name} is no estimator or function that a description may name{_hint(own, module)}")
+    raise InvalidSettingError(f"{name} is not an estimator or function that a description may name{_hint(own, module)}")
 
 
 def _library_module(module: str) -> Any:
@@ -204,7 +204,7 @@ def _name_of_ufunc(function: Any) -> str:
     for module in ("numpy", "scipy.special"):
         if getattr(sys.modules.get(module), own, None) is function:
             return f"{module}:{own}"
-    raise InvalidSettingError(f"{own} is no function of numpy or scipy.special; define one in a module")
+    raise InvalidSettingError(f"{own} is not a function of numpy or scipy.special; define one in a module")
 
 
 def _public_module(module: str, own: str, value: Any) -> str:

@@ -152,7 +152,7 @@ def _construct(data: bytes, allowed: tuple[str, ...]) -> Any:
     try:
         types = io.get_untrusted_types(data=data)
     except Exception as error:  # noqa: BLE001 - a damaged schema raises errors of all kinds
-        raise IntegrityError(f"is no valid file of skops ({type(error).__name__}); {_REMEDY}") from None
+        raise IntegrityError(f"is not a valid skops file ({type(error).__name__}); {_REMEDY}") from None
     for name in types:
         if not _TRUSTED.fullmatch(name):
             _check_own(name, allowed)
@@ -200,7 +200,7 @@ def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
     elif _ARRAY.fullmatch(entry.filename):
         _check_array(archive, entry)
     elif not _BYTES.fullmatch(entry.filename):
-        raise IntegrityError(f"{entry.filename!r:.80} is no file of an estimator; {_REMEDY}")
+        raise IntegrityError(f"{entry.filename!r:.80} does not belong to an estimator; {_REMEDY}")
 
 
 def _check_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:

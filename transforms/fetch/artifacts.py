@@ -81,7 +81,7 @@ def artifacts_on(page: bytes) -> tuple[list[Artifact], bool]:
 
 
 def _not_a_list(detail: str) -> LogUnavailableError:
-    return LogUnavailableError("log_unavailable", f"the answer is no list of artifacts: {detail}")
+    return LogUnavailableError("log_unavailable", f"the answer is not a list of artifacts: {detail}")
 
 
 def _artifact(entry: Any) -> Artifact | None:

@@ -105,6 +105,6 @@ def _encode(templates: KnownTemplates) -> str:
 def _decode(text: str) -> KnownTemplates:
     data = base64.b64decode(text, validate=True)
     if len(data) % DIGEST_BYTES:
-        raise ValueError(f"{len(data)} bytes are no digests")
+        raise ValueError(f"{len(data)} bytes are not a list of digests")
     starts = range(0, len(data), DIGEST_BYTES)
     return KnownTemplates({data[start : start + DIGEST_BYTES] for start in starts})

@@ -111,7 +111,7 @@ def _epoch_us(number: int | float) -> int:
             return round(number * unit)
     if EARLIEST_US <= number / 1000 < LATEST_US:  # nanoseconds
         return int(number // 1000)
-    raise RejectedInput("bad_time", f"{number!s:.40} is no epoch number of 2000 to 2099")
+    raise RejectedInput("bad_time", f"{number!s:.40} is not an epoch time from 2000 to 2099")
 
 
 def _in_zone(moment: datetime, name: str | None) -> datetime:
@@ -202,7 +202,7 @@ def parse_result(cell: Any, column: str) -> tuple[str, OutcomeWord]:
             return text, "success" if (number == 1) == (column in _PASSED) else "failure"
         if not is_flag and abs(number) <= _MAX_EXIT_CODE:
             return text, "failure" if number else "success"
-    raise RejectedInput("bad_result", f"{shown(text)} is no known result")
+    raise RejectedInput("bad_result", f"{shown(text)} is not a known result")
 
 
 def is_result_word(cell: Any) -> bool:

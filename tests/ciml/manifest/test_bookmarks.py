@@ -48,7 +48,7 @@ def test_anything_else_is_left_aside_with_a_warning(
 ) -> None:
     (tmp_path / "_replay").write_bytes(data)
     assert bookmarks(tmp_path).load() is None
-    assert "_replay is no bookmark of this manifest" in caplog.text
+    assert "_replay is not a bookmark of this manifest" in caplog.text
 
 
 def test_a_store_that_rejects_it_costs_nothing(

@@ -280,7 +280,7 @@ def test_objects_that_are_gone_or_not_of_ciml_are_named(root: Callable[[str], Pa
     data = root("stored")
     (data / "notes.txt").write_text("x")
     shown = migrate(data)
-    assert f"note: {data}/notes.txt is no object of ciml's; it is not read" in shown.replace("\n", " ")
+    assert f"note: {data}/notes.txt was not written by ciml; it is not read" in shown.replace("\n", " ")
 
 
 def test_a_malformed_record_costs_only_its_own_manifest(root: Callable[[str], Path]) -> None:

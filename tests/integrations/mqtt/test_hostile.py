@@ -127,7 +127,10 @@ def test_a_huge_message_costs_only_itself(
 
 BROKEN = {
     "QoS 2": (SUBACK["5"] + publish(GOOD, qos=2), "a message of QoS 2, though QoS 1 was subscribed to"),
-    "a huge packet": (SUBACK["5"] + b"\xa0" + length(200 * MIB), f"a packet of {200 * MIB} bytes that is no message"),
+    "a huge packet": (
+        SUBACK["5"] + b"\xa0" + length(200 * MIB),
+        f"a packet of {200 * MIB} bytes that is not a message",
+    ),
     "an unknown reason": (SUBACK["5"] + b"\xe0\x02\x03\x00", "ended the connection"),
     "an unknown method": (SUBACK["5"] + b"\xf0\x02\x99\x00", ""),
     "an endless length": (SUBACK["5"] + b"\x30\xff\xff\xff\xff\xff", ""),

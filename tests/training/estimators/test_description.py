@@ -454,7 +454,9 @@ def test_a_keras_model_is_its_architecture(rows: tuple[Any, Any]) -> None:
     np.testing.assert_array_equal(built.predict(X, verbose=0), again.predict(X, verbose=0))
     assert np.abs(built.predict(X, verbose=0) - other.predict(X, verbose=0)).max() > 1e-3
     assert packages_of(description).keys() == {"keras"}
-    with pytest.raises(InvalidSettingError, match="Lambda is no layer that a config may name; build such a model in a"):
+    with pytest.raises(
+        InvalidSettingError, match="Lambda is not a layer that a config may name; build such a model in a"
+    ):
         describe(keras().Sequential([keras().Input((2,)), layers.Lambda(lambda values: values)]))
 
 

@@ -187,7 +187,7 @@ def _npy(array: np.ndarray, *, shape: tuple[int, ...] | None = None) -> bytes:
 HOSTILE: dict[str, tuple[Callable[[dict[str, bytes]], None], str]] = {
     "class of another module": (_typed("os", "system"), r"holds a os\.system: .*module os is not allowed"),
     "module that is not allowed": (_typed("evil", "Model"), r"holds a evil\.Model: .*module evil is not allowed"),
-    "call": (_reduced("os", "system"), "module os is not allowed|is no valid file of skops"),
+    "call": (_reduced("os", "system"), "module os is not allowed|is not a valid skops file"),
     "imported by an allowed module": (_typed(OWN, "system"), f"{OWN} has no class or function system"),
     "class of a library": (_typed("sklearn.utils._testing", "TempMemmap"), "TempMemmap, which is not trusted"),
     "name that begins as a trusted one": (_typed("sklearn.utils._bunch", "Bunches"), "Bunches, which is not trusted"),
@@ -195,9 +195,9 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, bytes]], None], str]] = {
     "huge array": (_array(_npy(np.zeros(2), shape=(10**15,))), "has not the values that its header names"),
     "pickled array": (_array(_npy(np.array([None]))), "has not the values that its header names"),
     "no array": (_array(b"not an array"), "is damaged"),
-    "deep schema": (lambda files: files.update({"schema.json": b"[" * 100_000}), "is no valid file of skops"),
-    "no schema": (lambda files: files.pop("schema.json") and None, "is no valid file of skops"),
-    "further file": (lambda files: files.update({"../evil.py": b"x"}), "is no file of an estimator"),
+    "deep schema": (lambda files: files.update({"schema.json": b"[" * 100_000}), "is not a valid skops file"),
+    "no schema": (lambda files: files.pop("schema.json") and None, "is not a valid skops file"),
+    "further file": (lambda files: files.update({"../evil.py": b"x"}), "does not belong to an estimator"),
 }
 
 

@@ -122,7 +122,7 @@ def test_an_entry_that_is_no_artifact_is_left_out(entry_of: Any) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b'{"artifacts": 3}', b'{"artifacts"', b"[" * 900_000])
 def test_a_page_that_is_no_list_is_tried_again_later(both: Systems, body: bytes) -> None:
-    with pytest.raises(LogUnavailableError, match="log_unavailable: the answer is no list of artifacts"):
+    with pytest.raises(LogUnavailableError, match="log_unavailable: the answer is not a list of artifacts"):
         artifacts_on(body)
     both.lists()
     both.api.answers = {path: (200, body, {}) for path in both.api.answers}

@@ -299,7 +299,7 @@ WRONG: list[tuple[type[System], dict[str, Any], str]] = [
     (GitHubSystem, {"api": "api.example.org"}, "api: 'api.example.org' is not an address"),
     (GitHubSystem, {"report": "check"}, "report: only an App may write check runs"),
     (GitHubSystem, {"report": "mail"}, "report: 'mail' is unknown; choose from , check, comment"),
-    (GitHubSystem, {"app": -1}, "app: -1 is no id of an App"),
+    (GitHubSystem, {"app": -1}, "app: -1 is not the id of an App"),
     (GitHubSystem, {"check": ""}, "check: '' is no name"),
     (GitHubSystem, {"tokens": "x"}, "tokens: unknown key"),
     (GerritSystem, {"url": "https://r.example.org?x=1", "user": "ci"}, "url: .* is not an address"),
