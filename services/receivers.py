@@ -6,21 +6,18 @@ thread of its own; the service itself only checks the broker.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import socket
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from ciml.errors import EngineError
 from ciml.http.intake import ConnectionLimiter, Intake, check_open_files
-from ciml.http.server import HttpServer, listen
+from ciml.http.server import listen, serve_in_thread
 from ciml.integrations.config import GerritSource, MqttSource, Receivers, WebhookSource
 from ciml.integrations.producer import DeliveryProducer, ReceiverMetrics
 from ciml.integrations.sessions import ANSWER_S, Inbox, Session
@@ -34,7 +31,7 @@ from ciml.services.service import NotReadyError, Service
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
-_END_S = 20.0  # for all threads to end
+_END_S = 20.0  # for all sessions to end
 _BROKER_S = 5.0  # longest wait for the broker's answer
 _LAST_ANSWERS_S = 2.0  # at the end, in addition to the time for an acknowledgement
 _log = logging.getLogger(__name__)
@@ -55,7 +52,6 @@ class Receiver(Service):
       receiver: its kind, as in `ciml.services.options.KINDS` and in the configuration.
       metrics: of its deliveries.
       broker_error: why the broker cannot be used at present; "" if it can.
-      end_s: time for all threads to end, seconds.
     """
 
     receiver: ClassVar[str]
@@ -69,48 +65,22 @@ class Receiver(Service):
         self.kafka = replace(kafka, timeout_s=min(kafka.timeout_s, _BROKER_S))
         self.metrics = ReceiverMetrics(self.receiver)
         self.broker_error = "it was not asked yet"
-        self.end_s = _END_S
         self._producer: DeliveryProducer | None = None
-        self._threads: list[threading.Thread] = []
-        self._failure: BaseException | None = None
 
     @abstractmethod
     def open(self) -> None:
         """Begin to receive. Raises `CimlError` where that is impossible."""
 
-    def begin(self, name: str, receive: Callable[[], object]) -> None:
-        """Receive in a thread until `close`; `check_alive` reports its error."""
-        thread = threading.Thread(target=self._run, args=(receive,), name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _run(self, receive: Callable[[], object]) -> None:
-        try:
-            receive()
-        except BaseException as error:  # noqa: BLE001 - `check_alive`, in another thread, raises it
-            self._failure = error
-
     def close(self) -> None:
         """Finish what has been received, and end. Nothing is done before `open`, as in a supervisor."""
-        until_s = time.monotonic() + self.end_s
-        for thread in self._threads:
-            thread.join(max(0.0, until_s - time.monotonic()))
-            if thread.is_alive():  # a sender keeps it waiting, in a handshake for example; it sends its delivery again
-                _log.warning("source %s does not end within %.0f s", thread.name, self.end_s)
         if self._producer is not None:
             self._producer.close()
 
     def timings(self) -> Sequence[Collector]:
         return self.metrics.collectors
 
-    def check_alive(self) -> None:
-        """Raise the error that ended a thread."""
-        if self._failure is not None:
-            raise RuntimeError(f"a thread of the receiver {self.receiver} ended by itself") from self._failure
-
     def observe(self) -> ServiceProgress:
-        """Check that it still receives, and that the broker has the topic."""
-        self.check_alive()
+        """Check that the broker has the topic."""
         try:
             topic_of(self.kafka, self.topic)
         except EngineError as error:
@@ -122,7 +92,7 @@ class Receiver(Service):
 
 
 class SessionReceiver(Receiver):
-    """Receives from sources that it connects to.
+    """Receives from sources that it connects to, each in a thread.
 
     Args:
       receivers, kafka, topic: see `Receiver`.
@@ -135,6 +105,8 @@ class SessionReceiver(Receiver):
         super().__init__(receivers, kafka, topic)
         self.sessions = self.connections()
         self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._failure: BaseException | None = None
 
     @abstractmethod
     def connections(self) -> Sequence[tuple[Session, int]]:
@@ -150,13 +122,29 @@ class SessionReceiver(Receiver):
         for session, max_waiting in self.sessions:
             inbox = Inbox(session.name, self._producer, self.metrics, max_waiting)
             inbox.set_connected(False)
-            self.begin(session.name, partial(session.run, inbox, self._stop))
+            thread = threading.Thread(target=self._receive, args=(session, inbox), name=session.name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _receive(self, session: Session, inbox: Inbox) -> None:
+        try:
+            session.run(inbox, self._stop)
+        except BaseException as error:  # noqa: BLE001 - `observe`, in another thread, raises it
+            self._failure = error
 
     def close(self) -> None:
         self._stop.set()
+        until_s = time.monotonic() + _END_S
+        for thread in self._threads:
+            thread.join(max(0.0, until_s - time.monotonic()))
+            if thread.is_alive():  # a sender keeps it waiting, in a handshake for example; it sends its delivery again
+                _log.warning("source %s does not end within %.0f s", thread.name, _END_S)
         super().close()
 
     def observe(self) -> ServiceProgress:
+        """Check that it still receives, and that the broker has the topic."""
+        if self._failure is not None:
+            raise RuntimeError(f"a thread of the receiver {self.receiver} ended by itself") from self._failure
         progress = super().observe()
         problems = [f"source {session.name}: {session.problem}" for session, _ in self.sessions if session.problem]
         if self._threads and problems:
@@ -209,10 +197,8 @@ class WebhooksService(Receiver):
         super().__init__(receivers, kafka, topic)
         self.settings = receivers.webhooks
         self.port = receivers.webhooks.port
-        self.end_s += self.settings.answer_s
         self._endpoints = make_endpoints(receivers)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop = asyncio.Event()
+        self._serving = ExitStack()
 
     @property
     def url(self) -> str:
@@ -221,39 +207,25 @@ class WebhooksService(Receiver):
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def open(self) -> None:
-        check_open_files({"webhook": self.settings.connections}, "connections of [webhooks]")
-        listener = listen(self.settings.host, self.port)
+        settings = self.settings
+        check_open_files({"webhook": settings.connections}, "connections of [webhooks]")
+        listener = listen(settings.host, self.port)
         self.port = listener.getsockname()[1]
-        producer = self._producer = DeliveryProducer(self.kafka, self.topic, self.settings.answer_s)
-        started: Future[None] = Future()
-        self.begin("webhooks", lambda: asyncio.run(self._serve(listener, producer, started)))
-        started.result()
+        self._producer = DeliveryProducer(self.kafka, self.topic, settings.answer_s)
+        limiter = ConnectionLimiter(
+            settings.connections, settings.header_s, settings.body_s, settings.answer_s, "MAX_HOOK_CONNECTIONS"
+        )
+        intake = Intake(
+            body_s=settings.body_s,
+            max_bytes=MAX_DELIVERY_BYTES,
+            max_reading=settings.connections,
+            limit="MAX_DELIVERY_BYTES",
+        )
+        answers = Answers(self._producer, intake, self.metrics, lambda: self.broker_error)
+        grace_s = round(settings.answer_s + _LAST_ANSWERS_S)
+        app = answers.application(self._endpoints)
+        self._serving.enter_context(serve_in_thread(app, listener, limiter, "webhooks", grace_s))
 
     def close(self) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stop.set)
+        self._serving.close()
         super().close()
-
-    async def _serve(self, listener: socket.socket, producer: DeliveryProducer, started: Future[None]) -> None:
-        settings = self.settings
-        self._loop = asyncio.get_running_loop()
-        try:
-            limiter = ConnectionLimiter(
-                settings.connections, settings.header_s, settings.body_s, settings.answer_s, "MAX_HOOK_CONNECTIONS"
-            )
-            intake = Intake(
-                body_s=settings.body_s,
-                max_bytes=MAX_DELIVERY_BYTES,
-                max_reading=settings.connections,
-                limit="MAX_DELIVERY_BYTES",
-            )
-            answers = Answers(producer, intake, self.metrics, lambda: self.broker_error)
-            app = answers.application(self._endpoints)
-            server = HttpServer(app, listener, limiter, round(settings.answer_s + _LAST_ANSWERS_S))
-            await server.start()
-        except BaseException as error:
-            started.set_exception(error)  # `open`, in another thread, raises it
-            raise
-        started.set_result(None)
-        await self._stop.wait()
-        await server.stop()

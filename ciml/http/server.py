@@ -57,11 +57,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def serve_in_thread(
-    app: Application, listener: socket.socket, limiter: ConnectionLimiter, thread_name: str
+    app: Application, listener: socket.socket, limiter: ConnectionLimiter, thread_name: str, grace_s: int = 1
 ) -> Iterator[None]:
     """Serve an application in a thread of its own while the context is open. Arguments as for `HttpServer`."""
     loop = asyncio.new_event_loop()
-    server = HttpServer(app, listener, limiter, grace_s=1)
+    server = HttpServer(app, listener, limiter, grace_s)
     thread = threading.Thread(target=loop.run_forever, name=thread_name, daemon=True)
     thread.start()
     asyncio.run_coroutine_threadsafe(server.start(), loop).result()
