@@ -1,4 +1,4 @@
-"""Erases runs from a data root: from its plan to its receipt.
+"""Erases runs from a data root: from its plan to its receipt; and their records from topics.
 
 The plan names the runs, and is stored before anything is changed. Every step may be repeated, so an erasure that was
 killed is completed by the next call, whatever that call asks for. At the end, all bytes of the data root are searched
@@ -10,16 +10,22 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka.admin import ConfigResource, ResourceType
 
 from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
-from ciml.errors import CimlError
+from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import records_of
 from ciml.events.run_id import ERASED, erased_id, is_erased
-from ciml.manifest.log import Delta, ManifestLog, commit
+from ciml.kafka import KafkaOptions
+from ciml.kafka.connect import admin, as_engine_error
+from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
+from ciml.pipelines.kafka.publish import enqueue
 from ciml.progress import Progress, no_progress
 from ciml.runs.erased import ErasedRuns, RunCriteria
 from ciml.runs.pack_index import split_path
@@ -28,15 +34,120 @@ from ciml.services.files import now_us
 from ciml.services.stored.erasure_steps import STEPS, Work, begin, published_tables, remove_unnamed
 from ciml.services.stored.findings import Kind, kind_of
 from ciml.services.stored.names import OWNER, Names, contents
-from ciml.services.stored.receipts import PLAN, Plan, Receipt, Receipts, read_plan
 from ciml.serving.registry import Signature
-from ciml.storage.json_files import seal
+from ciml.storage.json_files import read_stored, seal
 from ciml.stored_trust import read_policies
 
 #: The most runs of one erasure; `erase` begins the next one for those that are left.
 MOST_RUNS = 10_000
 #: How often all steps are repeated, because other processes have written names meanwhile.
 _ROUNDS = 5
+#: The plan, next to the manifest of receipts.
+PLAN = "plan.json"
+#: The topics of ciml whose records have the run id as their key.
+TOPICS = ("runs", "predictions")
+_BROKER_S = 30.0
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An erasure that is under way.
+
+    Attributes:
+      criteria: by which the runs were found.
+      run_ids: the runs.
+      origins: of messages that name them and are stored, because they could not be processed.
+      letters: paths of such messages, below the raw store.
+      folders: those of the runs' objects.
+      tables: names of the published tables.
+      author, reason: of the erasure.
+      began_us: epoch microseconds.
+    """
+
+    criteria: RunCriteria
+    run_ids: tuple[str, ...]
+    origins: tuple[tuple[str, int, int], ...]
+    letters: tuple[str, ...]
+    folders: tuple[str, ...]
+    tables: tuple[str, ...]
+    author: str
+    reason: str
+    began_us: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What an erasure did. It names no erased run by its own id, and no person but its author.
+
+    Attributes:
+      version: of the receipt in its manifest.
+      author, reason: of the erasure.
+      by: the criteria: ``owner``, ``change``, ``run``, ``before``.
+      runs: ids of the erased runs, as they are now.
+      changed: number of changed and removed objects by kind.
+      remaining: number of objects in which a name is left, by folder: a word like that of the owner, or an id in an
+        object that ciml did not write.
+      searched_bytes: of the objects that were searched, compressed content included.
+      began_us, time_us: of the first step and of the receipt, epoch microseconds.
+    """
+
+    version: int
+    author: str
+    reason: str
+    by: tuple[str, ...]
+    runs: tuple[str, ...]
+    changed: dict[str, int]
+    remaining: dict[str, int]
+    searched_bytes: int
+    began_us: int
+    time_us: int
+
+    def lines(self) -> list[str]:
+        """Return the receipt as lines of text."""
+        changed = ", ".join(f"{number:,} {kind}" for kind, number in sorted(self.changed.items()) if number)
+        return [
+            f"receipt {self.version}: {len(self.runs):,} runs erased (by {', '.join(self.by)}): {self.reason}",
+            f"  changed or removed: {changed or 'nothing'}",
+            f"  searched: {self.searched_bytes / 1e6:,.1f} MB; objects with a name left: "
+            f"{sum(self.remaining.values()):,}",
+        ]
+
+
+@dataclass
+class Receipts:
+    """The receipts of a data root, in order. ``version`` is that of their manifest."""
+
+    version: int = 0
+    receipts: list[Receipt] = field(default_factory=list)
+
+    def apply(self, version: int, delta: Delta) -> None:
+        """Apply the next delta. Raises `IntegrityError` if it is not one of this log."""
+        if version != self.version + 1:
+            raise IntegrityError(f"erasures: version {version} follows {self.version}")
+        if delta["kind"] != ERASED:
+            raise IntegrityError(f"erasures: version {version} has the unknown kind {delta['kind']!r}; upgrade ciml")
+        try:
+            self.receipts.append(msgspec.convert({**delta["receipt"], "version": version}, Receipt))
+        except msgspec.ValidationError as error:
+            raise IntegrityError(f"erasures: version {version}: {error}") from None
+        self.version = version
+
+
+def read_receipts(data: DataRoot) -> list[Receipt]:
+    """Return the receipts of a data root, in order. Raises `IntegrityError` if one is malformed."""
+    state = Receipts()
+    catch_up(ManifestLog(data.erasures), state)
+    return state.receipts
+
+
+def read_plan(data: DataRoot) -> Plan | None:
+    """Return the plan of the erasure that is under way; None without one."""
+    value = read_stored(data.erasures, PLAN)
+    if value is None:
+        return None
+    try:
+        return msgspec.convert(value, Plan)
+    except msgspec.ValidationError as error:
+        raise IntegrityError(f"{data.erasures.url(PLAN)} is not a plan: {error}") from None
 
 
 class Erased(NamedTuple):
@@ -262,3 +373,42 @@ def _store_receipt(
     commit(ManifestLog(data.erasures), state, build)
     data.erasures.delete(PLAN)
     return state.receipts[-1]
+
+
+def write_tombstones(kafka: KafkaOptions, topic: str, run_ids: Collection[str]) -> None:
+    """Write a tombstone for each run to a topic: a record of its key without a value.
+
+    The broker removes the records of the key when it compacts the topic.
+
+    Raises:
+      EngineError: the broker does not answer, or there is no such topic.
+    """
+    failures: list[KafkaError] = []
+
+    def delivered(error: KafkaError | None, _: Any) -> None:
+        if error is not None:
+            failures.append(error)
+
+    producer = Producer(
+        {**kafka.common(), "enable.idempotence": True, "linger.ms": 5, "allow.auto.create.topics": False}
+    )
+    for run_id in run_ids:
+        enqueue(producer, topic, None, run_id.encode(), on_delivery=delivered)
+    if producer.flush(_BROKER_S):
+        raise EngineError(f"topic {topic}: the broker did not accept all tombstones within {_BROKER_S:g} s")
+    if failures:
+        raise as_engine_error(kafka, topic, KafkaException(failures[0]))
+
+
+def is_compacted(kafka: KafkaOptions, topic: str) -> bool:
+    """Return whether a topic is compacted, so that tombstones remove records.
+
+    Raises:
+      EngineError: the broker does not answer, or there is no such topic.
+    """
+    resource = ConfigResource(ResourceType.TOPIC, topic)
+    try:
+        entries = admin(kafka).describe_configs([resource], request_timeout=_BROKER_S)[resource].result()
+    except KafkaException as error:
+        raise as_engine_error(kafka, topic, error) from None
+    return "compact" in entries["cleanup.policy"].value

@@ -24,8 +24,8 @@ from ciml.progress import Progress, no_progress, renamed
 from ciml.runs.state import RAW
 from ciml.runs.tables.row_tables import part_of
 from ciml.runs.verify import verify_raw
+from ciml.services.stored.erase import read_plan, read_receipts
 from ciml.services.stored.findings import Kind, RootFindings, kind_of
-from ciml.services.stored.receipts import read_plan, read_receipts
 from ciml.serving.model_files import CONFIG_NAME, render_config
 from ciml.serving.predict.log import prediction_checkpoints
 from ciml.serving.push import verify_versions
@@ -286,16 +286,15 @@ def _check_sweeps(data: DataRoot, findings: RootFindings, progress: Progress) ->
                 _read_json(store, path)
 
 
-def _check_exclusions(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
-    """Read the log of exclusions."""
-    with findings.guard(Kind.EXCLUSIONS, data.exclusions.url()):
-        read_state(data.exclusions)
-
-
-def _check_trust(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
-    """Read the log of trust policies."""
-    with findings.guard(Kind.TRUST, data.trust.url()):
-        read_policies(data.trust)
+def _check_logs(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
+    """Read the small logs: of exclusions, trust policies and notes on failure signatures."""
+    for kind, (store, read) in {
+        Kind.EXCLUSIONS: (data.exclusions, read_state),
+        Kind.TRUST: (data.trust, read_policies),
+        Kind.FAILURE_NOTES: (data.failures, read_notes),
+    }.items():
+        with findings.guard(kind, store.url()):
+            read(store)
 
 
 def _check_erasures(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
@@ -307,12 +306,6 @@ def _check_erasures(data: DataRoot, findings: RootFindings, progress: Progress) 
             findings.notes.append(
                 f"{data.erasures.url()}: an erasure of {len(plan.run_ids):,} runs is not complete; repeat ciml erase"
             )
-
-
-def _check_failures(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
-    """Read the log of notes on failure signatures."""
-    with findings.guard(Kind.FAILURE_NOTES, data.failures.url()):
-        read_notes(data.failures)
 
 
 def _check_trainers(data: DataRoot, findings: RootFindings, progress: Progress) -> None:
@@ -394,10 +387,8 @@ _CHECKS: Mapping[Check, tuple[Kind, ...]] = {
     _check_tables: (Kind.DERIVED,),
     _check_experiments: (Kind.RESULTS, Kind.EXPERIMENTS, Kind.RESULT_PREDICTIONS),
     _check_sweeps: (Kind.SWEEPS,),
-    _check_exclusions: (Kind.EXCLUSIONS,),
-    _check_trust: (Kind.TRUST,),
+    _check_logs: (Kind.EXCLUSIONS, Kind.TRUST, Kind.FAILURE_NOTES),
     _check_erasures: (Kind.ERASURES,),
-    _check_failures: (Kind.FAILURE_NOTES,),
     _check_trainers: (Kind.SNAPSHOTS, Kind.ANALYSES, Kind.TRAINING_METRICS),
     _check_models: (Kind.REGISTRY_DELTAS, Kind.MODELS),
     _check_predictions: (Kind.PREDICTIONS_DELTAS, Kind.SEGMENTS, Kind.CHECKPOINTS, Kind.ID_INDEX),

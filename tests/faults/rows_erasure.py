@@ -8,7 +8,7 @@ import signal
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from ciml.services.stored.receipts import read_receipts
+from ciml.services.stored.erase import read_receipts
 from ciml.storage import LocalStore
 from tests.faults.offline import Stop
 from tests.faults.results import Verdict

@@ -14,8 +14,8 @@ from ciml.events.records import RunFacts
 from ciml.events.run_id import is_erased
 from ciml.runs.latest_runs import latest_runs
 from ciml.runs.state import open_raw
+from ciml.services.stored.erase import read_receipts
 from ciml.services.stored.examine import examine
-from ciml.services.stored.receipts import read_receipts
 from ciml.services.trainer import Triggers
 from ciml.serving.ledger import Entry, history
 from ciml.training.evaluation.gate import GatePolicy

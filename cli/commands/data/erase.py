@@ -17,7 +17,7 @@ from ciml.options import BrokerOptions, flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.runs.erased import RunCriteria
-    from ciml.services.stored.receipts import Receipt
+    from ciml.services.stored.erase import Receipt
 
 
 class EraseOptions(Data, Signed, Json, BrokerOptions):
@@ -78,8 +78,7 @@ def command(options: EraseOptions) -> int:
       ciml erase --older-than 400d --reason retention --apply --data-path s3://bucket/data
     """
     from ciml.cli.output import bars
-    from ciml.services.stored.erase import count_runs, erase
-    from ciml.services.stored.receipts import read_receipts
+    from ciml.services.stored.erase import count_runs, erase, read_receipts
     from ciml.serving.registry import Signature
 
     data = options.root
@@ -112,7 +111,7 @@ def _topics_of(options: EraseOptions) -> Callable[[Collection[str]], None] | Non
     """Return the function that removes the records of runs from topics; None without a broker."""
     if options.kafka is None:
         return None
-    from ciml.services.stored.tombstones import TOPICS, is_compacted, write_tombstones
+    from ciml.services.stored.erase import TOPICS, is_compacted, write_tombstones
 
     kafka = options.connection()
     topics = options.topics or TOPICS

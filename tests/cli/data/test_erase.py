@@ -15,8 +15,7 @@ from ciml.data_root import DataRoot
 from ciml.manifest import rewrite
 from ciml.runs.latest_runs import latest_runs
 from ciml.runs.state import open_raw
-from ciml.services.stored.erase import Erased
-from ciml.services.stored.receipts import Receipt
+from ciml.services.stored.erase import Erased, Receipt
 
 PRESENT = Path(__file__).parents[2] / "golden" / "present"
 

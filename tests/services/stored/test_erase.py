@@ -21,8 +21,7 @@ from ciml.runs.reader import read_run
 from ciml.runs.state import open_raw
 from ciml.services.stored import erase as erase_module
 from ciml.services.stored import erasure_steps
-from ciml.services.stored.erase import count_runs, erase
-from ciml.services.stored.receipts import read_plan, read_receipts
+from ciml.services.stored.erase import count_runs, erase, read_plan, read_receipts
 from ciml.serving.predict.log import read_predictions
 from ciml.serving.registry import Signature
 from ciml.storage import LocalStore

@@ -13,8 +13,8 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from ciml.errors import EngineError
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.kafka.broker import make_topic
-from ciml.services.stored import tombstones
-from ciml.services.stored.tombstones import is_compacted, write_tombstones
+from ciml.services.stored import erase as erase_module
+from ciml.services.stored.erase import is_compacted, write_tombstones
 
 COMPACTED = {
     "cleanup.policy": "compact",
@@ -96,7 +96,7 @@ def test_a_tombstone_that_is_not_delivered_is_an_error(monkeypatch: pytest.Monke
             return 0
 
     calls: list[Any] = []
-    monkeypatch.setattr(tombstones, "Producer", Refusing)
+    monkeypatch.setattr(erase_module, "Producer", Refusing)
     with pytest.raises(EngineError):
         write_tombstones(KafkaOptions("localhost:1"), "runs", [OTHER, ERASED])
     assert len(calls) == 2
