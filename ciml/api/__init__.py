@@ -3,11 +3,10 @@
 It calls the functions of the commands, from all rooms but `ciml.cli`. Libraries are imported when they are used.
 """
 
-from ciml.api.client import Client
 from ciml.api.data import Data, open
 from ciml.api.dataset import Dataset
 from ciml.api.model import Model
-from ciml.api.predictions import Prediction
+from ciml.api.predictions import Client, Prediction
 from ciml.api.telemetry import parse_log
 from ciml.api.types import CrossValidation, DatasetKeys, ExperimentKeys, Figure, RefreshResult, TrainingResult
 from ciml.api.verdicts import RunVerdict

@@ -11,7 +11,6 @@ from weakref import WeakSet
 from ciml.api.dataset import Dataset
 from ciml.api.experiments import experiment_for, refreshed_experiment
 from ciml.api.model import Model
-from ciml.api.progress import OldProgress, present_progress
 from ciml.api.stored_runs import StoredRuns
 from ciml.api.types import (
     Classifier,
@@ -19,9 +18,11 @@ from ciml.api.types import (
     DatasetKeys,
     ExperimentKeys,
     NetworkFunction,
+    OldProgress,
     Path,
     RefreshResult,
     TrainingResult,
+    present_progress,
 )
 from ciml.data_root import DataRoot
 from ciml.errors import NoDataError

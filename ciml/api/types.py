@@ -1,17 +1,20 @@
 """The types of the arguments and the results of the public Python API.
 
 Results of trainings and of cross-validations are figures with intervals, next to the base rate and the baselines of one
-run statistic.
+run statistic. Progress callbacks may have a former form (`present_progress`).
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypedDict, TypeGuard
+
+from ciml.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from ciml.training.trainer import TrainResult
@@ -295,3 +298,30 @@ class RefreshResult:
 
     def __repr__(self) -> str:
         return "\n".join(self._result.lines(self.model))
+
+
+#: Forms of a progress callback before `ciml.Progress`: (done, total) and (step).
+OldProgress = Callable[[int, int], None] | Callable[[str], None]
+
+
+def present_progress(progress: Progress | OldProgress | None) -> Progress:
+    """Return a progress callback in its present form."""
+    if progress is None:
+        return no_progress
+    if _has_present_form(progress):
+        return progress
+    warnings.warn("a progress callback takes (step, done, total): see ciml.Progress", DeprecationWarning, stacklevel=3)
+    former: Any = progress
+    if len(inspect.signature(former).parameters) == 1:
+        return lambda step, done, total: former(step)
+    return lambda step, done, total: former(done, total)
+
+
+def _has_present_form(progress: Progress | OldProgress) -> TypeGuard[Progress]:
+    try:
+        inspect.signature(progress).bind("", 0, 0)
+    except ValueError:  # a builtin without a signature
+        return True
+    except TypeError:
+        return False
+    return True

@@ -31,7 +31,7 @@ MODULES = """
     runs.accounting runs.writer runs.tables.delta_log runs.tables.publish integrations.registry
     integrations.connect_files transforms.ingest.decode transforms.fetch.fetch transforms.parse.logs
     transforms.examples.downsample serving.client serving.predict.predictor
-    api.client serving.predict.remote
+    api.predictions serving.predict.remote
     transforms.examples.prepare transforms.drift.compare transforms.drift.statistics transforms.results.convert
     transforms.results.table training.data.examples pipelines.backfill.load pipelines.datasets.build
     pipelines.datasets.validate cli.commands.data.load cli.commands.data.drift cli.commands.data.tables

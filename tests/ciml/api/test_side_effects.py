@@ -52,8 +52,7 @@ def test_every_error_is_public_and_a_ciml_error() -> None:
 
 
 def test_former_progress_callbacks_and_outcomes_work_with_a_warning() -> None:
-    from ciml.api.progress import present_progress
-    from ciml.api.types import _Outcome
+    from ciml.api.types import _Outcome, present_progress
 
     calls: list[object] = []
     with pytest.warns(DeprecationWarning, match="step, done, total"):
