@@ -1,4 +1,4 @@
-"""Queries of the raw manifest: all stored runs as they are now, and the records and attempts of one run.
+"""Queries of the raw manifest: all stored runs as they are now, their selection, and the records of one run.
 
 A *row* stores a run, or replaces its row (a reclaim); the last row of a run counts. Later deltas may change its
 outcome, its trust and its facts.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ciml.events.records import OutputFile, RawFile, RunFacts, Trust, records_of
 from ciml.events.run_id import source_of
+from ciml.globs import matches_any
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.progress import Progress
 from ciml.runs.run_log import StoredRunLog
@@ -107,6 +109,55 @@ class StoredRow(NamedTuple):
     run: StoredRun
     is_reclaim: bool
     counts: bool
+
+
+@dataclass(frozen=True)
+class RunSelection:
+    """Criteria of stored runs; a run must meet all of them. By default every run does.
+
+    Attributes:
+      jobs: globs of the jobs.
+      outcomes: the outcomes, with corrections.
+      sources: names of the sources.
+      since_us, until_us: bounds of the time of the run, see `ran_within`.
+      trusted: the last stored decision on the run's trust.
+    """
+
+    jobs: Sequence[str] = ()
+    outcomes: Sequence[str] = ()
+    sources: Sequence[str] = ()
+    since_us: int | None = None
+    until_us: int | None = None
+    trusted: bool | None = None
+
+    def matches(self, run: StoredRun) -> bool:
+        """Return whether a run meets all criteria."""
+        return (
+            (self.trusted is None or run.trust.trusted is self.trusted)
+            and (not self.outcomes or run.outcome in self.outcomes)
+            and (not self.jobs or matches_any(self.jobs, run.facts.build_name))
+            and (not self.sources or source_name(run.facts) in self.sources)
+            and ran_within(run.facts, self.since_us, self.until_us)
+        )
+
+
+def source_name(facts: RunFacts) -> str:
+    """Return the name of a run's source: as its event names it, else from its run id."""
+    return facts.source or source_of(facts.run_id)
+
+
+def ran_within(facts: RunFacts, since_us: int | None, until_us: int | None) -> bool:
+    """Return whether a run ran at some time in [since, until), epoch microseconds. None is no bound.
+
+    A single time of a run stands for both its start and its end. A run without times is within no bound.
+    """
+    if since_us is None and until_us is None:
+        return True
+    start_us = facts.end_us if facts.start_us is None else facts.start_us
+    end_us = facts.start_us if facts.end_us is None else facts.end_us
+    if start_us is None or end_us is None:
+        return False
+    return (since_us is None or end_us >= since_us) and (until_us is None or start_us < until_us)
 
 
 def changed_runs(log: ManifestLog, state: RawState, since: int) -> set[str]:

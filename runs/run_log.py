@@ -161,14 +161,13 @@ def find_rows(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RunRecord]:
     return rows
 
 
-def find_facts(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RunFacts]:
-    """Return the own facts of those runs that are stored, from each run's last row, by run id."""
-    return {run_id: row.mention for run_id, row in find_rows(log, run_ids).items()}
-
-
-def find_files(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
-    """Return the raw objects of those runs that are stored, from each run's last row, by run id."""
-    return {run_id: row.file for run_id, row in find_rows(log, run_ids).items()}
+def stored_rows(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RunRecord]:
+    """Return `find_rows` of runs that are known to be stored. Raises `IntegrityError` if one is not."""
+    run_set = set(run_ids)
+    rows = find_rows(log, run_set)
+    if missing := run_set - rows.keys():
+        raise IntegrityError(f"{log.url()}: the raw manifest does not have the run {min(missing)}")
+    return rows
 
 
 class RunFiles:
@@ -185,15 +184,6 @@ class RunFiles:
             self._files |= {row.mention.run_id: row.file for row in delta.rows}
             self._version = version
         return self._files.get(run_id)
-
-
-def files_of(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
-    """Return `find_files` of runs that are known to be stored. Raises `IntegrityError` if one is not."""
-    run_set = set(run_ids)
-    files = find_files(log, run_set)
-    if missing := run_set - files.keys():
-        raise IntegrityError(f"{log.url()}: the raw manifest does not have the run {min(missing)}")
-    return files
 
 
 class Settled(NamedTuple):

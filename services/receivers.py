@@ -142,7 +142,11 @@ class SessionReceiver(Receiver):
         super().close()
 
     def observe(self) -> ServiceProgress:
-        """Check that it still receives, and that the broker has the topic."""
+        """Check that it still receives, and that the broker has the topic.
+
+        Raises:
+          RuntimeError: a thread has ended by itself; its cause is the error that ended it.
+        """
         if self._failure is not None:
             raise RuntimeError(f"a thread of the receiver {self.receiver} ended by itself") from self._failure
         progress = super().observe()

@@ -27,7 +27,7 @@ from ciml.events.records import Record, RunFacts
 from ciml.globs import matches_any
 from ciml.limits import MAX_TEXT_CHARACTERS
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
-from ciml.runs.selection import ran_within, source_name
+from ciml.runs.latest_runs import ran_within, source_name
 from ciml.storage import Store
 
 #: Fields of an exclusion that are globs, and those that are compared with the whole fact.

@@ -58,14 +58,14 @@ class Model(Predicts):
     def _facts(self, requests: Sequence[Request], argument_facts: RunFacts) -> list[RunFacts]:
         """Return the facts of each run: of a stored run from the raw manifest, of any other run as given."""
         from ciml.manifest.log import ManifestLog
-        from ciml.runs.run_log import find_facts
+        from ciml.runs.run_log import find_rows
 
         if not self._compares_runs and self._prepared.rules is None:
             return [argument_facts] * len(requests)  # the model needs no facts
         run_ids = [request.name for request in requests if request.is_stored]
-        stored_facts = find_facts(ManifestLog(self._data.raw), run_ids) if run_ids else {}
+        rows = find_rows(ManifestLog(self._data.raw), run_ids) if run_ids else {}
         return [
-            stored_facts.get(request.name, argument_facts) if request.is_stored else argument_facts
+            rows[request.name].mention if request.is_stored and request.name in rows else argument_facts
             for request in requests
         ]
 
@@ -80,17 +80,17 @@ class Model(Predicts):
     def _stored_telemetry(self, run_ids: Sequence[str]) -> Iterator[pa.Table | RejectedInput]:
         from ciml.manifest.log import ManifestLog
         from ciml.runs.reader import read_runs
-        from ciml.runs.run_log import find_files
+        from ciml.runs.run_log import find_rows
         from ciml.telemetry import OWN_COLUMNS
 
         raw = self._data.raw
         columns = [*OWN_COLUMNS, *self._prepared.definition.columns]
-        files = find_files(ManifestLog(raw), run_ids)
+        rows = find_rows(ManifestLog(raw), run_ids)
         for start in range(0, len(run_ids), _RUNS_PER_READ):
             batch = run_ids[start : start + _RUNS_PER_READ]
-            tables = iter(read_runs(raw, [files[run_id] for run_id in batch if run_id in files], columns=columns))
+            tables = iter(read_runs(raw, [rows[run_id].file for run_id in batch if run_id in rows], columns=columns))
             for run_id in batch:
-                if run_id in files:
+                if run_id in rows:
                     yield next(tables)
                 else:
                     yield UnknownRun("unknown_run", f"no file, and no run in {raw.url()}, has this name")

@@ -136,8 +136,7 @@ class StoredRuns:
           {('unit', 'small'): 60.0}
         """
         from ciml.events.outcomes import OUTCOMES
-        from ciml.runs.latest_runs import latest_runs
-        from ciml.runs.selection import RunSelection
+        from ciml.runs.latest_runs import RunSelection, latest_runs
         from ciml.runs.state import open_raw
         from ciml.runs.tables.row_tables import run_table, with_label_columns
 

@@ -98,12 +98,13 @@ def _computed_prediction(
 ) -> Mapping[str, Any]:
     """Return the record of a prediction that a model of causes makes now in this process; it is not stored."""
     from ciml.manifest.log import ManifestLog
-    from ciml.runs.run_log import find_facts
+    from ciml.runs.run_log import find_rows
     from ciml.serving.predict.answers import recorded_facts
 
-    facts = find_facts(ManifestLog(data.raw), [run_id]).get(run_id)
-    if facts is None:
+    row = find_rows(ManifestLog(data.raw), [run_id]).get(run_id)
+    if row is None:
         raise UnknownRunError(f"no run {run_id!r} in {data.url}; list runs by ciml runs list")
+    facts = row.mention
     if facts.outcome not in FAILED:
         raise CimlError(
             f"run {run_id!r} has the outcome {facts.outcome or 'unknown'}; verdicts are given on failed runs"

@@ -250,26 +250,14 @@ def with_label_columns(runs: pa.Table, most: int = MAX_LABEL_COLUMNS) -> pa.Tabl
       runs: a `run_table`.
       most: maximum number of columns: senders choose the names of labels. The most frequent labels have one.
     """
+    import pyarrow.compute as pc
+
     labels = runs["labels"].combine_chunks()
-    lengths = np.diff(np.from_dlpack(labels.offsets))
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    keys = labels.keys.dictionary_encode()
-    names = keys.dictionary.to_pylist()
-    codes = np.from_dlpack(keys.indices)
-    counts = np.bincount(codes, minlength=len(names)).tolist()
-    frequent = sorted(range(len(names)), key=lambda code: (-counts[code], names[code]))[:most]
-    for code in sorted(frequent, key=names.__getitem__):
-        entries = np.flatnonzero(codes == code)
-        entry_of_row = np.full(len(lengths), -1, np.int64)
-        entry_of_row[rows[entries]] = entries
-        runs = runs.append_column(f"label.{names[code]}", labels.items.take(_positions(entry_of_row)))
+    counts = {entry["values"]: entry["counts"] for entry in labels.keys.value_counts().to_pylist()}
+    frequent = sorted(counts, key=lambda name: (-counts[name], name))[:most]
+    for name in sorted(frequent):
+        runs = runs.append_column(f"label.{name}", pc.map_lookup(labels, name, "first"))
     return runs
-
-
-def _positions(values: np.ndarray) -> pa.Array:
-    """Convert positions int64 [n] to Arrow; null where they are negative."""
-    present = np.packbits(values >= 0, bitorder="little")
-    return pa.Array.from_buffers(pa.int64(), values.size, [pa.py_buffer(present), pa.py_buffer(values)])
 
 
 def make_dead_letters(log: ManifestLog, version: int, plan: PartPlan) -> Iterator[tuple[Part, pa.Table]]:

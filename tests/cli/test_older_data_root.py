@@ -22,7 +22,7 @@ from ciml.data_root import DataRoot
 from ciml.digest import sha256_json
 from ciml.manifest.log import ManifestLog
 from ciml.runs.reader import read_runs
-from ciml.runs.run_log import find_files
+from ciml.runs.run_log import find_rows
 from ciml.serving.client import ModelClient
 from ciml.serving.registry import Registry
 from ciml.serving.server.server import ModelServer, ServerOptions
@@ -69,8 +69,8 @@ def write_new_logs(root: Path, folder: Path) -> None:
     """Write a dstat log of each of the ten lines that the data root lacks, with the values of a run that it has."""
     raw, lines = DataRoot.open(root).raw, (GOLDEN / "builds.jsonl").read_text().splitlines()
     builds = [json.loads(line) for line in lines[-20:]]
-    files = find_files(ManifestLog(raw), [f"backfill~{line['build_uuid']}~1" for line in builds[:10]])
-    for line, table in zip(builds[10:], read_runs(raw, list(files.values())), strict=True):
+    rows = find_rows(ManifestLog(raw), [f"backfill~{line['build_uuid']}~1" for line in builds[:10]])
+    for line, table in zip(builds[10:], read_runs(raw, [row.file for row in rows.values()]), strict=True):
         start_us, names = make_logs.instant(line["start_time"]), table.column_names[2:]
         grouped = groupby(names, lambda name: name.partition(":")[0])
         groups = [(group, tuple(name.partition(":")[2] for name in some)) for group, some in grouped]

@@ -10,7 +10,7 @@ import pytest
 from ciml.errors import IntegrityError
 from ciml.events.records import LISTS, UNJUDGED, Origin, Outcome, RawFile, RunFacts, Trust, rows_of
 from ciml.manifest.log import ManifestLog
-from ciml.runs.run_log import Settled, StoredRunLog, files_of, outcomes_of
+from ciml.runs.run_log import Settled, StoredRunLog, outcomes_of, stored_rows
 from ciml.storage import open_store
 
 TRUST = Trust(True, "gated", "p")
@@ -113,9 +113,9 @@ def test_the_file_of_a_run_is_that_of_its_last_row(tmp_path: Path) -> None:
     again = {**rows[0], "file": {**rows[0]["file"], "path": "runs/reclaimed"}}
     corrected = [{"mention": mention(1)}]
     assert log.try_append(2, {"runs": rows[2:], "reclaims": [again], "corrections": corrected})
-    found = files_of(log, ["zuul~0~1", "zuul~3~1", "zuul~1~1"])
-    assert {run_id: file.path for run_id, file in found.items()} == {
+    found = stored_rows(log, ["zuul~0~1", "zuul~3~1", "zuul~1~1"])
+    assert {run_id: row.file.path for run_id, row in found.items()} == {
         "zuul~0~1": "runs/reclaimed", "zuul~1~1": "runs/1", "zuul~3~1": "runs/3"
     }  # fmt: skip
     with pytest.raises(IntegrityError, match="does not have the run zuul~7~1"):
-        files_of(log, ["zuul~1~1", "zuul~7~1"])
+        stored_rows(log, ["zuul~1~1", "zuul~7~1"])

@@ -12,7 +12,7 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import IntegrityError
 from ciml.manifest.log import ManifestLog
 from ciml.runs.reader import read_runs
-from ciml.runs.run_log import files_of
+from ciml.runs.run_log import stored_rows
 from ciml.serving.contract import check_candidate
 from ciml.serving.server.model.loaded_model import load_model
 from ciml.storage import LocalStore
@@ -112,9 +112,9 @@ def test_a_run_straight_from_the_raw_store_is_answered_the_same(
 ):
     data, model = DataRoot.open(made), load_exported(folder)
     run_ids = [run.run_id for run in snapshot.runs("test")]
-    files = files_of(ManifestLog(data.raw), run_ids)
+    rows = stored_rows(ManifestLog(data.raw), run_ids)
     inputs, n_windows, rejected = prepare_many(
-        read_runs(data.raw, [files[run_id] for run_id in run_ids]), model.definition
+        read_runs(data.raw, [rows[run_id].file for run_id in run_ids]), model.definition
     )
     assert rejected == []
     np.testing.assert_array_equal(inputs, tested.inputs)

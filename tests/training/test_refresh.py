@@ -17,7 +17,7 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
-from ciml.runs.run_log import files_of
+from ciml.runs.run_log import stored_rows
 from ciml.runs.writer import write_run
 from ciml.storage import Store
 from ciml.storage.json_files import read_object
@@ -217,9 +217,9 @@ def test_a_run_without_an_answer_of_the_champion_is_wrong(made: Path, snapshot: 
     champion = Champion(save_model(tmp_path / "other", definition=other), 1)
     before = right_answers(data.raw, champion, snapshot, runs, test)
     assert before.any()
-    for file in files_of(ManifestLog(data.raw), [run.run_id for run in runs]).values():
-        path = Path(data.url, "raw", file.path)
-        path.write_bytes(write_run(pq.read_table(path).drop_columns(["total cpu usage:usr"]), file.path))
+    for row in stored_rows(ManifestLog(data.raw), [run.run_id for run in runs]).values():
+        path = Path(data.url, "raw", row.file.path)
+        path.write_bytes(write_run(pq.read_table(path).drop_columns(["total cpu usage:usr"]), row.file.path))
     assert not right_answers(data.raw, champion, snapshot, runs, test).any()
     nothing = right_answers(data.raw, champion, snapshot, [], test.take(np.zeros(0, np.int64)))
     assert nothing.tolist() == []  # a test split without runs: the gate says so

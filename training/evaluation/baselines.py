@@ -19,7 +19,7 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
-from ciml.runs.run_log import files_of
+from ciml.runs.run_log import stored_rows
 from ciml.storage import Store
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.evaluation.metrics import predicted_classes
@@ -46,10 +46,10 @@ def first_memory(raw: Store, run_ids: Sequence[str]) -> np.ndarray:
     """
     from ciml.runs.reader import read_runs
 
-    files = files_of(ManifestLog(raw), run_ids)
+    rows = stored_rows(ManifestLog(raw), run_ids)
     columns = [f"memory usage:{name}" for name in MEMORY]
     # With the time, since the rows of a log without memory could not be counted otherwise.
-    tables = read_runs(raw, [files[run_id] for run_id in run_ids], columns=["time", *columns])
+    tables = read_runs(raw, [rows[run_id].file for run_id in run_ids], columns=["time", *columns])
     return np.array([_memory_of(table.drop_columns("time")) for table in tables], np.float64)
 
 

@@ -20,7 +20,7 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
-from ciml.runs.run_log import files_of, find_facts
+from ciml.runs.run_log import stored_rows
 from ciml.storage import Store
 from ciml.tensorflow import load_tensorflow
 from ciml.training.calibration.calibrate import Calibrated
@@ -275,19 +275,17 @@ def _predict_from_raw(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) 
     from ciml.transforms.examples.prepare import prepare_many
     from ciml.transforms.logs.run_outputs import outputs_of_stored
 
-    log = ManifestLog(raw)
     run_ids = [run.run_id for run in runs]
-    files = files_of(log, run_ids)
+    rows = stored_rows(ManifestLog(raw), run_ids)
     context = model.definition.definition.context or ()
-    facts = find_facts(log, run_ids) if context else None
     output_of = outputs_of_stored(raw, run_ids) if "log" in context else None
     parts = [np.zeros((0, len(model.definition.classes)), np.float32)]
     for start in range(0, len(runs), _BATCH_RUNS):
         batch = run_ids[start : start + _BATCH_RUNS]
         columns = [*OWN_COLUMNS, *model.definition.columns]
-        tables = read_runs(raw, [files[run_id] for run_id in batch], columns=columns)
-        batch_facts = None if facts is None else [facts[run_id] for run_id in batch]
-        inputs, n_windows, rejected = prepare_many(tables, model.definition, batch_facts, output_of=output_of)
+        tables = read_runs(raw, [rows[run_id].file for run_id in batch], columns=columns)
+        facts = [rows[run_id].mention for run_id in batch] if context else None
+        inputs, n_windows, rejected = prepare_many(tables, model.definition, facts, output_of=output_of)
         answers = model.predict(inputs, n_windows)
         answers[[row for row, _ in rejected]] = np.nan
         answers[n_windows == 0] = np.nan

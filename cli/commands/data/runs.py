@@ -56,8 +56,7 @@ def list_runs(options: ListOptions) -> None:
     """
     from itertools import islice
 
-    from ciml.runs.latest_runs import latest_runs
-    from ciml.runs.selection import RunSelection
+    from ciml.runs.latest_runs import RunSelection, latest_runs
     from ciml.runs.state import open_raw
 
     selection = RunSelection(options.jobs, options.outcomes, trusted=options.trusted)

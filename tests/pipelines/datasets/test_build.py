@@ -14,7 +14,7 @@ from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.build import build_dataset, remove_dataset
 from ciml.pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
-from ciml.runs.run_log import files_of
+from ciml.runs.run_log import stored_rows
 from ciml.training.data.snapshot import make_snapshot
 from ciml.trust import TrustPolicy
 from tests.durable import Steps
@@ -87,7 +87,7 @@ def test_raw_store_and_data_sets_may_lie_in_different_places(anywhere: DataRoot,
     snapshot = make_snapshot(target.dataset("cpu"), TrustPolicy.load(None))
     assert [run.run_id for run in snapshot.runs()] == [f"zuul~{number}~1" for number in range(1, 6)]
     taken = {run.run_id for run in snapshot.runs()}
-    assert files_of(ManifestLog(target.dataset("cpu").raw()), taken).keys() == taken
+    assert stored_rows(ManifestLog(target.dataset("cpu").raw()), taken).keys() == taken
 
 
 def test_without_a_slicer_the_same_line_takes_in_what_has_come(data: DataRoot, raw: RawStore) -> None:
