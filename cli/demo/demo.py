@@ -15,7 +15,7 @@ from ciml.cli.demo import DemoOptions, checks
 from ciml.cli.demo.corpus import MODELS, STATUS
 from ciml.cli.demo.processes import Steps
 from ciml.cli.demo.result import Check, DemoResult, render, show, summary
-from ciml.cli.demo.review import Answers, answer_changes, begin_review, missing_servers
+from ciml.cli.demo.review import Review, answer_changes, begin_review, missing_servers
 from ciml.cli.demo.run import PREDICTIONS, RUNS, Demo, Predictions, end_commands, run, start_demo
 from ciml.datasets.state import DatasetState
 from ciml.errors import EngineError
@@ -103,25 +103,24 @@ def recount(demo: Demo, report: Callable[[str], None]) -> DemoResult:
     )
 
 
-def with_answers(result: DemoResult, answers: Answers) -> DemoResult:
-    """Return the result with the notes of the last act, and its lines and their check if there are any."""
-    result = msgspec.structs.replace(result, notes=[*result.notes, *answers.notes])
-    if not answers.lines:
-        return result
-    all_checks = [*result.checks, checks.check_messages(answers.lines)]
-    return msgspec.structs.replace(result, answers=answers.lines, checks=all_checks)
+def with_answers(result: DemoResult, review: Review) -> DemoResult:
+    """Return the result with the notes of the last act, and its answers and their check if there are any."""
+    all_checks = [*result.checks, *([checks.check_messages(review.answers)] if review.answers else [])]
+    notes = [*result.notes, *review.notes]
+    return msgspec.structs.replace(result, answers=review.answers, checks=all_checks, notes=notes)
 
 
 def _left_running_lines(demo: Demo) -> Iterator[str]:
     """Yield the addresses and processes that --keep left running, and how to stop them."""
-    if not demo.left_running:
+    if not demo.options.keep:
         return
+    left_running = demo.children.running.values()
     models = demo.engines.models
     addresses = {"Kafka": demo.engines.kafka, "logs": demo.engines.logs, "models (gRPC)": models["grpc"]}
     addresses["models (REST)"] = f"{models['rest']}/v1/models/{STATUS}"
-    addresses |= {f"ciml {child.name}": f"pid {child.process.pid}, {child.log}" for child in demo.left_running}
+    addresses |= {f"ciml {child.name}": f"pid {child.process.pid}, {child.log}" for child in left_running}
     yield from (f"{name:<15} {address}" for name, address in addresses.items())
-    pids = " ".join(str(child.process.pid) for child in demo.left_running)
+    pids = " ".join(str(child.process.pid) for child in left_running)
     yield f"Stop by:        kill {pids}; ciml down --home {demo.options.engines_home}"
 
 

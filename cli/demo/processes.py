@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,17 +98,24 @@ class Child:
 
 @dataclass
 class Children:
-    """The running commands. A context manager that stops them."""
+    """The running commands. A context manager that stops them.
+
+    Args:
+      logs: folder of their logs.
+      cwd: their working directory.
+      environment: variables that all of them get, such as the ones of the data root and the broker.
+    """
 
     logs: Path
     cwd: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
     running: dict[str, Child] = field(default_factory=dict)
 
     def start(self, name: str, *arguments: str) -> Child:
         """Start ``ciml <arguments>`` with its output in ``<logs>/<name>.log``."""
         log = self.logs / f"{name}.log"
         command = processes.python_command("ciml", *arguments)
-        environment = {**processes.python_environment(), "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
+        environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1", **self.environment}
         child = self.running[name] = Child(name, processes.spawn(command, log, environment, self.cwd), log)
         return child
 

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
@@ -92,18 +92,12 @@ class Review:
     Attributes:
       notes: on the model that answers, or the reason why there is no last act.
       starting: the start of mosquitto and Gerrit; None if there is no last act.
+      answers: ciml's answers on changes, at the end.
     """
 
     notes: list[str]
     starting: Future[engines.Engines] | None = None
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Ciml's answers on changes, and notes on them; without answers, a note has the reason."""
-
-    lines: list[AnswerLine]
-    notes: list[str]
+    answers: list[AnswerLine] = field(default_factory=list)
 
 
 class Published(NamedTuple):
@@ -162,20 +156,20 @@ def _push_rejected(registry: Registry) -> str:
     return rejected
 
 
-def answer_changes(demo: Demo, review: Review) -> Answers:
-    """Propose changes with failed runs that no training has seen, and return ciml's answers on them.
+def answer_changes(demo: Demo, review: Review) -> Review:
+    """Propose changes with failed runs that no training has seen, and return the review with ciml's answers on them.
 
     Raises:
       EngineError: if a prediction, or the message of a verdict that the policy lets pass, does not arrive.
     """
     if review.starting is None:
-        return Answers([], review.notes)
+        return review
     with demo.steps.step("start Gerrit and mosquitto") as report:
         try:
             running = review.starting.result()
         except EngineError as error:
             report(f"left out: {error}")
-            return Answers([], [_note_without_answers(str(error))])
+            return Review([_note_without_answers(str(error))])
         gerrit = Gerrit(running.gerrit)
         gerrit.set_up()
         feedback = load_feedback(start_commands(demo, running))
@@ -198,7 +192,7 @@ def answer_changes(demo: Demo, review: Review) -> Answers:
         demo.children.wait_for(answered, "waiting for messages on changes")
         time.sleep(2 * SETTLE_S)  # for messages that should not come
         answered()
-    return Answers([line for *_, line in published], review.notes)
+    return replace(review, answers=[line for *_, line in published])
 
 
 def notes_on_model(rejected: str) -> list[str]:
@@ -241,9 +235,8 @@ def start_commands(demo: Demo, running: engines.Engines) -> Path:
     )
     demo.children.end("predict")
     start_predict(demo, CAUSE)
-    places = (*demo.kafka_option, *demo.data_option)
-    demo.children.start("feedback", "feedback", "stream", "--config", str(feedback), *places)
-    receiver = demo.children.start("receive", "receive", "mqtt", "--config", str(receivers), *demo.kafka_option)
+    demo.children.start("feedback", "feedback", "stream", "--config", str(feedback))
+    receiver = demo.children.start("receive", "receive", "mqtt", "--config", str(receivers))
     # The broker keeps messages for a receiver from its first connection on.
     demo.children.wait_for(lambda: "receiving mqtt" in receiver.log.read_text(), "connecting to mosquitto")
     return feedback

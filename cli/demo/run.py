@@ -7,7 +7,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ from ciml.cli.demo.corpus import (
     unpack_logs,
 )
 from ciml.cli.demo.plan import WAVES, Expected, Key, LogRoot, Plan, make_plan, produce
-from ciml.cli.demo.processes import Child, Children, Steps
+from ciml.cli.demo.processes import Children, Steps
 from ciml.cli.demo.result import Refresh
 from ciml.data_root import DataRoot
 from ciml.engines import processes
@@ -135,7 +135,6 @@ class Demo:
       models: the models; that of causes only where changes are answered.
       produced: the producer's list of acknowledged (event, run) pairs.
       refreshes: the results of ``ciml refresh``, after the last wave.
-      left_running: the commands that ``--keep`` leaves running.
     """
 
     options: DemoOptions
@@ -150,21 +149,10 @@ class Demo:
     produced: list[Expected] = field(default_factory=list)
     accounts: Accounts = field(default_factory=Accounts)
     refreshes: list[Refresh] = field(default_factory=list)
-    left_running: list[Child] = field(default_factory=list)
 
     @property
     def on_flink(self) -> bool:
         return self.options.engine != "micro-batches" and not self.engines.states["flink"].light
-
-    @property
-    def kafka_option(self) -> tuple[str, str]:
-        """The option that points a command to the demo's broker."""
-        return "--kafka", self.engines.kafka
-
-    @property
-    def data_option(self) -> tuple[str, str]:
-        """The option that points a command to the demo's data root."""
-        return "--data-path", self.data.url
 
 
 @contextmanager
@@ -188,11 +176,12 @@ def start_demo(options: DemoOptions, steps: Steps, answers: bool) -> Iterator[De
     logs = LogRoot(Path(data.demo.url("served-logs")), unpack_logs(corpus, Path(data.demo.url("corpus"))))
     logs.folder.mkdir(parents=True)
     settings = engines.Settings(logs_root=str(logs.folder), models_config=data.models.url(CONFIG_NAME))
-    # Commands end before the engines that they use.
-    with (
-        _running_engines(options, settings, steps) as running,
-        Children(Path(data.demo.url("logs")), options.folder) as children,
-    ):
+    with ExitStack() as started_processes:
+        started_processes.callback(engines.stop, None, options.engines_home)  # also after an error of the start
+        running = _start_engines(options, settings, steps)
+        environment = {"CIML_DATA_PATH": data.url, "CIML_KAFKA": running.kafka}
+        # Commands end before the engines that they use.
+        children = started_processes.enter_context(Children(Path(data.demo.url("logs")), options.folder, environment))
         plan = make_plan(samples, running.logs)
         logs.make(plan)
         engines.create_topics(running.kafka, TOPICS)
@@ -203,9 +192,8 @@ def start_demo(options: DemoOptions, steps: Steps, answers: bool) -> Iterator[De
         demo = Demo(options, steps, children, running, data, plan, logs, started, models)
         yield demo
         if options.keep:  # reached only when nothing failed
-            demo.left_running += children.running.values()
-            children.running.clear()
-            data.demo.replace(KEPT, json.dumps([child.process for child in demo.left_running]).encode())
+            data.demo.replace(KEPT, json.dumps([child.process for child in children.running.values()]).encode())
+            started_processes.pop_all()
 
 
 def make_folder(options: DemoOptions) -> None:
@@ -227,26 +215,15 @@ def make_folder(options: DemoOptions) -> None:
     (folder / MARK).write_text("written by ciml demo, which empties this folder\n")
 
 
-@contextmanager
-def _running_engines(options: DemoOptions, settings: engines.Settings, steps: Steps) -> Iterator[engines.Engines]:
-    """Start the engines. At the end, stop them unless ``--keep``; after an error, also stop the engines that started.
-
-    Raises:
-      EngineError: an engine does not start, or ``--engine flink`` has no Java.
-    """
+def _start_engines(options: DemoOptions, settings: engines.Settings, steps: Steps) -> engines.Engines:
+    """Start the engines. Raises `EngineError` if one does not start, or if ``--engine flink`` has no Java."""
     names = ["kafka", "logs", "models", *["flink"] * (options.engine != "micro-batches")]
-    keep = False
-    try:
-        with steps.step("start engines") as report:
-            running = engines.start(names, options.engines_home, settings)
-            report(", ".join(state.what.split(" of ")[0] for state in running.states.values()))
-        if options.engine == "flink" and running.states["flink"].light:
-            raise EngineError("--engine flink: no Java is installed; install it or use --engine micro-batches")
-        yield running
-        keep = options.keep
-    finally:
-        if not keep:
-            engines.stop(None, options.engines_home)
+    with steps.step("start engines") as report:
+        running = engines.start(names, options.engines_home, settings)
+        report(", ".join(state.what.split(" of ")[0] for state in running.states.values()))
+    if options.engine == "flink" and running.states["flink"].light:
+        raise EngineError("--engine flink: no Java is installed; install it or use --engine micro-batches")
+    return running
 
 
 def run(demo: Demo) -> None:
@@ -282,22 +259,20 @@ def start_ingest(demo: Demo) -> None:
     engine = f"flink:{demo.engines.flink}" if demo.on_flink else "micro-batches"
     policies = ("--allow-host", demo.engines.logs)
     retries = [part for delay in RETRIES_S for part in ("--retry-after", f"{delay}s")]
-    places = (*demo.kafka_option, *demo.data_option)
-    demo.children.start("ingest", "ingest", "--engine", engine, *policies, *retries, *places)
+    demo.children.start("ingest", "ingest", "--engine", engine, *policies, *retries)
 
 
 def start_predict(demo: Demo, model: str) -> None:
     """Start the predictions of a model, in micro-batches: a second Flink job would need another gigabyte."""
     options = ("--engine", "micro-batches", "--server", demo.engines.models["grpc"], "--model", model)
-    demo.children.start("predict", "predict", "stream", *options, *demo.kafka_option, *demo.data_option)
+    demo.children.start("predict", "predict", "stream", *options)
 
 
 def start_refreshes(demo: Demo, model: str) -> None:
     """Start the command that refreshes a model whenever the data set of the same name grows."""
     experiment = examples() / f"{model}-experiment.toml"
     options = ("--experiment", str(experiment)) if experiment.exists() else ()
-    command = ("refresh", "--dataset", model, "--watch", "--json", *options)
-    demo.children.start(f"refresh-{model}", *command, *demo.data_option)
+    demo.children.start(f"refresh-{model}", "refresh", "--dataset", model, "--watch", "--json", *options)
 
 
 def ingest_wave(demo: Demo, wave: int) -> None:

@@ -20,7 +20,7 @@ from ciml.cli.demo.demo import with_answers
 from ciml.cli.demo.plan import LOG_NAME, OUTPUT_NAME, LogRoot
 from ciml.cli.demo.result import AnswerLine
 from ciml.cli.demo.review import (
-    Answers,
+    Review,
     answer_changes,
     begin_review,
     comparable_first,
@@ -142,8 +142,8 @@ def test_without_mosquitto_or_java_the_last_act_is_left_out(monkeypatch: pytest.
     missing = missing_servers()
     assert missing == "CIML_NO_JAVA is set"
     unused: Any = None
-    answers = answer_changes(unused, begin_review(unused, missing))
-    result = with_answers(demo_result(answers=[]), answers)
+    review = answer_changes(unused, begin_review(unused, missing))
+    result = with_answers(demo_result(answers=[]), review)
     assert result.notes[-1] == "no changes were answered: CIML_NO_JAVA is set"
     assert result.passed
     monkeypatch.setattr("shutil.which", lambda *_arguments, **_options: None)
@@ -155,7 +155,7 @@ def test_an_answer_by_a_rejected_model_is_noted() -> None:
     assert last.endswith("that the gate had rejected: accuracy 0.7 does not beat the base rate 0.8")
     assert first == ["model cause posts immediately because of active_models; a new model is in shadow"]
     assert first == notes_on_model("")
-    result = with_answers(demo_result(answers=[]), Answers([line("code", "it is this change")], first))
+    result = with_answers(demo_result(answers=[]), Review(first, answers=[line("code", "it is this change")]))
     assert result.notes == [*demo_result().notes, *first]
     assert result.checks[-1].passed
 
@@ -165,7 +165,7 @@ def test_the_files_of_the_last_act_are_private_where_they_hold_a_password(
 ) -> None:
     monkeypatch.setattr("ciml.cli.demo.review.start_predict", lambda *_: None)
     children = SimpleNamespace(end=lambda _: None, start=lambda *_: None, wait_for=lambda *_: None)
-    demo: Any = SimpleNamespace(data=DataRoot.open(tmp_path), children=children, kafka_option=(), data_option=())
+    demo: Any = SimpleNamespace(data=DataRoot.open(tmp_path), children=children)
     running: Any = SimpleNamespace(mosquitto="mqtt://127.0.0.1:1", gerrit="http://127.0.0.1:2")
     feedback = load_feedback(start_commands(demo, running))
     (password,) = feedback.systems[0].secret_file
