@@ -30,63 +30,57 @@ if TYPE_CHECKING:
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 _INTERNAL_ERROR = 1
 _WRONG_USE = 2
-#: By group and command name: its import path (module:attribute) and its help line.
+#: By group and command name: its path, relative to `ciml.cli` (module:attribute), and its help line.
 Table: TypeAlias = Mapping[str, Mapping[str, tuple[str, str]]]
 
 COMMANDS: Table = {
     "Data": {
-        "load": ("ciml.cli.commands.data.load:command", "Load your own logs and results."),
-        "runs": ("ciml.cli.commands.data.runs:command", "Show, verify and compact stored runs."),
-        "dataset": ("ciml.cli.commands.data.dataset:command", "Build, update, show and verify data sets."),
-        "tables": ("ciml.cli.commands.data.tables:command", "Publish Delta tables for other engines."),
-        "plot": ("ciml.cli.commands.data.plot:command", "Plot a data set, or one log."),
-        "cluster": ("ciml.cli.commands.data.plot:cluster", "Cluster the runs of a data set."),
-        "explain": ("ciml.cli.commands.data.explain:command", "Show the lines that explain a failed job."),
-        "failures": ("ciml.cli.commands.data.failures:command", "Show lines that failed runs share."),
-        "drift": ("ciml.cli.commands.data.drift:command", "Detect data drift."),
-        "trust": ("ciml.cli.commands.data.trust:command", "Check and apply trust policies, explain a run."),
-        "erase": ("ciml.cli.commands.data.erase:command", "Erase runs and all derived data."),
-        "dead-letters": ("ciml.cli.commands.data.dead_letters:command", "List, count, show and replay dead letters."),
+        "load": (".commands.data.load:command", "Load your own logs and results."),
+        "runs": (".commands.data.runs:command", "Show, verify and compact stored runs."),
+        "dataset": (".commands.data.dataset:command", "Build, update, show and verify data sets."),
+        "tables": (".commands.data.tables:command", "Publish Delta tables for other engines."),
+        "plot": (".commands.data.plot:command", "Plot a data set, or one log."),
+        "cluster": (".commands.data.plot:cluster", "Cluster the runs of a data set."),
+        "explain": (".commands.data.explain:command", "Show the lines that explain a failed job."),
+        "failures": (".commands.data.failures:command", "Show lines that failed runs share."),
+        "drift": (".commands.data.drift:command", "Detect data drift."),
+        "trust": (".commands.data.trust:command", "Check and apply trust policies, explain a run."),
+        "erase": (".commands.data.erase:command", "Erase runs and all derived data."),
+        "dead-letters": (".commands.data.dead_letters:command", "List, count, show and replay dead letters."),
     },
     "Learn": {
-        "experiment": ("ciml.cli.commands.learn.experiment:command", "Define, train and compare experiments."),
-        "refresh": ("ciml.cli.commands.learn.models:refresh", "Train, evaluate and push a model."),
-        "exclude": (
-            "ciml.cli.commands.learn.exclude:command",
-            "Exclude runs from training, list and revert exclusions.",
-        ),
-        "purge": ("ciml.cli.commands.learn.purge:purge_command", "Withdraw and retrain models without some runs."),
-        "why-trained": ("ciml.cli.commands.learn.purge:why_trained", "Show which models learned from a run, and why."),
-        "gate": ("ciml.cli.commands.learn.gate:command", "Explain decisions of the gate."),
-        "models": ("ciml.cli.commands.learn.models:command", "List, compare, promote and withdraw models."),
-        "export": ("ciml.cli.commands.learn.models:export", "Export experiments and models to MLflow."),
-        "predict": ("ciml.cli.commands.learn.predict:command", "Predict for logs, or for a stream of runs."),
-        "verdict": ("ciml.cli.commands.learn.verdict:command", "Show the verdict on a failed run."),
+        "experiment": (".commands.learn.experiment:command", "Define, train and compare experiments."),
+        "refresh": (".commands.learn.models:refresh", "Train, evaluate and push a model."),
+        "exclude": (".commands.learn.exclude:command", "Exclude runs from training, list and revert exclusions."),
+        "purge": (".commands.learn.exclude:purge_command", "Withdraw and retrain models without some runs."),
+        "why-trained": (".commands.learn.exclude:why_trained", "Show which models learned from a run, and why."),
+        "gate": (".commands.learn.gate:command", "Explain decisions of the gate."),
+        "models": (".commands.learn.models:command", "List, compare, promote and withdraw models."),
+        "export": (".commands.learn.models:export", "Export experiments and models to MLflow."),
+        "predict": (".commands.learn.predict:command", "Predict for logs, or for a stream of runs."),
+        "verdict": (".commands.learn.verdict:command", "Show the verdict on a failed run."),
     },
     "Serve": {
-        "serve": ("ciml.cli.commands.serve.serve:command", "Serve pushed models over gRPC and REST."),
-        "feedback": ("ciml.cli.commands.serve.feedback:command", "Comment on changes whose runs fail."),
-        "service": ("ciml.cli.commands.serve.service:command", "Start, stop and watch supervised services."),
-        "status": ("ciml.cli.commands.operate.up:status", "Show the status of local engines."),
+        "serve": (".commands.serve.serve:command", "Serve pushed models over gRPC and REST."),
+        "feedback": (".commands.serve.feedback:command", "Comment on changes whose runs fail."),
+        "service": (".commands.serve.service:command", "Start, stop and watch supervised services."),
+        "status": (".commands.operate.up:status", "Show the status of local engines."),
     },
     "Operate": {
-        "up": ("ciml.cli.commands.operate.up:command", "Start local engines: Kafka, Flink, S3 and others."),
-        "down": ("ciml.cli.commands.operate.up:down", "Stop local engines."),
-        "connect": ("ciml.cli.commands.operate.connect:command", "Connect a CI system."),
-        "record": ("ciml.cli.commands.operate.record:command", "Run a command and record its machine's telemetry."),
-        "receive": ("ciml.cli.commands.operate.streams:receive", "Receive deliveries of CI systems."),
-        "ingest": ("ciml.cli.commands.operate.streams:ingest", "Ingest CI events into the raw store."),
-        "topics": ("ciml.cli.commands.operate.streams:topics", "Continue with a recreated topic."),
-        "adapter": ("ciml.cli.commands.operate.adapter:command", "List adapters of CI systems; try a delivery."),
-        "backfill": ("ciml.cli.commands.operate.backfill:command", "Load historical logs into the raw store."),
-        "live": ("ciml.cli.commands.operate.streams:live", "Stream windows of running jobs."),
-        "schema": ("ciml.cli.commands.operate.describe:schema", "Print the JSON Schema of a topic."),
-        "migrate": (
-            "ciml.cli.commands.operate.migrate:command",
-            "Verify a data root; rewrite data of older versions.",
-        ),
-        "graph": ("ciml.cli.commands.operate.describe:graph", "Show the Beam graph of a pipeline."),
-        "demo": ("ciml.cli.demo:command", "Run the whole chain on sample runs."),
+        "up": (".commands.operate.up:command", "Start local engines: Kafka, Flink, S3 and others."),
+        "down": (".commands.operate.up:down", "Stop local engines."),
+        "connect": (".commands.operate.connect:command", "Connect a CI system."),
+        "record": (".commands.operate.record:command", "Run a command and record its machine's telemetry."),
+        "receive": (".commands.operate.streams:receive", "Receive deliveries of CI systems."),
+        "ingest": (".commands.operate.streams:ingest", "Ingest CI events into the raw store."),
+        "topics": (".commands.operate.streams:topics", "Continue with a recreated topic."),
+        "adapter": (".commands.operate.adapter:command", "List adapters of CI systems; try a delivery."),
+        "backfill": (".commands.operate.backfill:command", "Load historical logs into the raw store."),
+        "live": (".commands.operate.streams:live", "Stream windows of running jobs."),
+        "schema": (".commands.operate.describe:schema", "Print the JSON Schema of a topic."),
+        "migrate": (".commands.operate.migrate:command", "Verify a data root; rewrite data of older versions."),
+        "graph": (".commands.operate.describe:graph", "Show the Beam graph of a pipeline."),
+        "demo": (".demo:command", "Run the whole chain on sample runs."),
     },
 }
 
@@ -119,7 +113,7 @@ class LazyGroup(click.Group):
         if cmd_name != "record":  # the recorder also runs on older versions of Python
             require_python(f"ciml {cmd_name}")
         module, _, attribute = target.partition(":")
-        command = getattr(importlib.import_module(module), attribute)
+        command = getattr(importlib.import_module(module, "ciml.cli"), attribute)
         if not isinstance(command, click.Command):
             raise TypeError(f"{target} is not a click command")
         return command

@@ -392,11 +392,26 @@ class JsonLines(Json):
     """
 
     def show_all(
-        self, subjects: Iterable[T], text: Callable[[list[T]], None], to_json: Callable[[T], Any] | None = None
+        self,
+        subjects: Iterable[T],
+        text: Callable[[list[T]], None],
+        to_json: Callable[[T], Any] | None = None,
+        none: str = "",
     ) -> None:
-        """Print all subjects by the function ``text``, or each as a line of JSON."""
+        """Print all subjects by the function ``text``, or each as a line of JSON.
+
+        Args:
+          subjects: the objects.
+          text: prints them for people.
+          to_json: returns the JSON of one; by default it is JSON itself.
+          none: printed in place of ``text`` if there are no subjects.
+        """
         if not self.json:
-            text(list(subjects))
+            rows = list(subjects)
+            if rows or not none:
+                text(rows)
+            else:
+                click.echo(none)
             return
         for subject in subjects:
             click.echo(json.dumps(to_json(subject) if to_json else subject))

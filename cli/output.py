@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
+
 from ciml.events.records import KIND_WORDS
 from ciml.progress import Progress as ProgressCallback
 from ciml.progress import no_progress
@@ -29,8 +31,6 @@ _WIDTH = 128
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:
     """Print rows as aligned columns, for commands that work without rich and for pipes to other programs."""
-    import click
-
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -38,8 +38,6 @@ def print_columns(rows: Sequence[Sequence[str]]) -> None:
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines on standard output, each as soon as it is there."""
-    import click
-
     for line in lines:
         click.echo(line)
 
@@ -56,8 +54,6 @@ def printable(text: str) -> str:
 
 def print_warnings(lines: Iterable[str]) -> None:
     """Print lines on standard error, each as a warning."""
-    import click
-
     for line in lines:
         click.echo(f"warning: {line}", err=True)
 

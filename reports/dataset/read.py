@@ -15,6 +15,7 @@ from ciml.datasets.definition import SPLITS, ResolvedDefinition, label_of
 from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError, IntegrityError
 from ciml.progress import Progress, no_progress
+from ciml.training.data.analysis import SpanAnalysis, normalisation_of
 from ciml.training.normalise import Normalisation
 from ciml.transforms.examples.prepare import run_facts
 from ciml.transforms.examples.spans import inputs_of, read_examples
@@ -119,14 +120,15 @@ def read_runs(
         length = f" with {min_windows} windows or more" if min_windows > 1 else ""
         raise CimlError(f"data set {name!r} has no example{of_class}{length} in {', '.join(splits)}")
     sampled = _sample(total, max(1, max_values // (resolved.windows * len(resolved.features))), seed)
-    ranges: list[_Range] = []
+    analyses: list[SpanAnalysis] = []
     tables: list[pa.Table] = []
     facts: dict[str, list[str]] = {fact: [] for fact in fact_names}
     inputs: list[np.ndarray] = []
     start = 0  # index of the file's first selected run among those of all files, as in `sampled`
     for split, table, arrays in _read_files(dataset, state, resolved, {"train", *splits}, progress):
         if split == "train":
-            ranges.append(_Range.of(arrays))  # before the selection: all runs of the split count
+            # Before the selection: all runs of the split count.
+            analyses.append(SpanAnalysis.of([arrays], resolved.windows, len(resolved.features)))
         if split not in splits:
             continue
         selected, selected_arrays = selection.filter(table, arrays)
@@ -154,7 +156,7 @@ def read_runs(
         sampled=sampled,
         inputs=sampled_inputs,
         # Without training runs it comes from those that were read.
-        normalisation=_normalisation(ranges) if ranges else Normalisation.of(sampled_inputs),
+        normalisation=normalisation_of(analyses, resolved) if analyses else Normalisation.of(sampled_inputs),
     )
 
 
@@ -213,25 +215,6 @@ def _add_facts(facts: Mapping[str, list[str]], table: pa.Table) -> None:
     for run in run_facts(table):
         for name, values in facts.items():
             values.append(label_of(run, name, {}) or "")
-
-
-class _Range(NamedTuple):
-    """The sum and the range of each unrolled feature over the runs of a file, and their number."""
-
-    total: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    runs: int
-
-    @classmethod
-    def of(cls, arrays: np.ndarray) -> _Range:
-        return cls(arrays.sum(axis=0, dtype=np.float64), arrays.min(axis=0), arrays.max(axis=0), len(arrays))
-
-
-def _normalisation(ranges: Sequence[_Range]) -> Normalisation:
-    mean = np.sum([part.total for part in ranges], axis=0) / sum(part.runs for part in ranges)
-    low = np.min([part.low for part in ranges], axis=0)
-    return Normalisation.of_range(mean, low, np.max([part.high for part in ranges], axis=0))
 
 
 def _sample(total: int, limit: int, seed: int) -> np.ndarray:

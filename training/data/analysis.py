@@ -81,7 +81,7 @@ def analyse(root: Store, snapshot: Snapshot, cache: AnalysisCache | None = None)
     analyses = {key: known.get(key) or made[key] for key in keys.values()}
     if cache is not None and new:
         cache.write(name, analyses)
-    return Analysis(_normalisation(list(analyses.values()), resolved), len(new), len(spans) - len(new))
+    return Analysis(normalisation_of(list(analyses.values()), resolved), len(new), len(spans) - len(new))
 
 
 def _analyse_span(root: Store, snapshot: Snapshot, span: SnapshotSpan) -> SpanAnalysis:
@@ -95,7 +95,8 @@ def _analyse_span(root: Store, snapshot: Snapshot, span: SnapshotSpan) -> SpanAn
     return analysis
 
 
-def _normalisation(analyses: Sequence[SpanAnalysis], resolved: ResolvedDefinition) -> Normalisation:
+def normalisation_of(analyses: Sequence[SpanAnalysis], resolved: ResolvedDefinition) -> Normalisation:
+    """Return the normalisation of all analysed examples, one at least."""
     shape = (len(analyses), resolved.windows, len(resolved.features))
     total = np.frombuffer(b"".join(analysis.total for analysis in analyses), "<f8").reshape(shape).sum(axis=0)
     low = np.frombuffer(b"".join(analysis.low for analysis in analyses), "<f4").reshape(shape).min(axis=0)

@@ -58,15 +58,12 @@ def list_failures(options: ListOptions) -> None:
         for signature in failures(options.root, since_us=since_us, jobs=options.job)
         if signature.runs >= options.runs
     ]
-    options.show_all(signatures[: options.last], _print_table, FailedRuns.to_json)
+    options.show_all(signatures[: options.last], _print_table, FailedRuns.to_json, "no failure signatures")
 
 
-def _print_table(found: list[FailedRuns]) -> None:
-    if not found:
-        click.echo("no failure signatures")
-        return
+def _print_table(signatures: list[FailedRuns]) -> None:
     headings = ("id", "line", "runs", "changes", "jobs", "last seen", "indicates")
-    print_table(headings, [_row(signature) for signature in found])
+    print_table(headings, [_row(signature) for signature in signatures])
 
 
 def _row(one: FailedRuns) -> tuple[str | int, ...]:

@@ -1,21 +1,29 @@
-"""``ciml exclude``: add, list and revert the exclusions of runs that no model may learn from."""
+"""Runs that no model may learn from: ``ciml exclude`` lists them, and ``ciml purge`` takes back what models learned.
+
+``ciml models who-learned`` and ``ciml why-trained`` show what models learned from a run.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 import click
 
 from ciml.cli.command import DefaultGroup, make_command
-from ciml.cli.options import Data, Json, Signed
-from ciml.cli.output import minute_of, print_warnings
+from ciml.cli.options import Data, Json, JsonLines, Signed
+from ciml.cli.output import minute_of, print_table, print_warnings, printable
+from ciml.cli.running import find_own_modules
 from ciml.data_root import DataRoot
-from ciml.options import Options, argument, flag, option
+from ciml.options import Options, TrustOptions, argument, flag, option, repeated
 
 if TYPE_CHECKING:
     from ciml.training.exclusions import Exclusion, StoredExclusion
+    from ciml.training.learned import Learning, ModelWithExcludedRuns
+
+#: Exit code of a purge that leaves a model which does not serve a version known to be clean.
+INCOMPLETE = 5
 
 
 class RunChoice(Options):
@@ -191,3 +199,123 @@ def command() -> None:
       ciml exclude list --data-path data
       ciml exclude revert 1 --data-path data
     """
+
+
+class PurgeOptions(RunChoice, Data, Signed, TrustOptions):
+    """Options of ``ciml purge``.
+
+    Attributes:
+      reason: Why, for readers of the ledger and of the exclusions.
+      models: Model to purge; may be repeated. [default: all models]
+      retrain: Train each model again, or leave that to its trainer.
+    """
+
+    reason: str = option(metavar="TEXT", required=True)
+    models: tuple[str, ...] = repeated(flags="--model", metavar="MODEL")
+    retrain: bool = flag("--retrain/--no-retrain", default=True)
+
+
+@make_command("purge")
+def purge_command(options: PurgeOptions) -> int:
+    """Withdraw and retrain models without some runs.
+
+    It excludes the runs, withdraws every version that learned from them, and trains these models again. The last clean
+    version serves meanwhile; without one, none does. The same command completes a purge that was interrupted. The exit
+    code is 5 if a model is left without a version that is known to be clean.
+
+    \b
+    Example:
+      ciml purge --source zuul-fork --since 2026-11-01 --reason "forged results" --data-path data
+    """
+    from ciml.serving.registry import Signature
+    from ciml.training.purge import purge
+    from ciml.training.refresh import TrainConfig
+    from ciml.training.trainer import TrainResult, run_once
+
+    find_own_modules()
+    data = options.root
+
+    def retrain(model: str, dataset: str) -> TrainResult:
+        def step(name: str, done: int = 0, total: int | None = None) -> None:
+            click.echo(f"{model}: {name}", err=True)
+
+        return run_once(
+            TrainConfig(data, dataset, model, trust=options.trust_of(data)),
+            progress=step,
+            reason=f"purge: {options.reason}",
+        )
+
+    signed = Signature(options.signed_by(), options.reason)
+    purged = purge(
+        data,
+        options.exclusion(options.reason),
+        signed,
+        retrain if options.retrain else None,
+        models=options.models or None,
+    )
+    for model in purged:
+        click.echo("\n".join(model.lines()))
+    if not purged:
+        click.echo("no version of a model learned from these runs; they are excluded from now on")
+    return INCOMPLETE if any(model.missing or model.champion is None for model in purged) else 0
+
+
+class WhoLearnedOptions(RunChoice, Data, JsonLines):
+    """Options of ``ciml models who-learned``."""
+
+
+@make_command("who-learned")
+def who_learned(options: WhoLearnedOptions) -> None:
+    """List the versions that learned from some runs.
+
+    \b
+    Example:
+      ciml models who-learned --source zuul-fork --since 2026-11-01 --data-path data
+    """
+    from ciml.training.exclusions import Exclusions
+    from ciml.training.learned import versions_that_learned
+
+    versions = versions_that_learned(options.root, Exclusions((options.exclusion("who learned"),)))
+    options.show_all(versions, _print_versions, asdict, "no version learned from these runs")
+
+
+def _print_versions(versions: list[ModelWithExcludedRuns]) -> None:
+    rows = []
+    for version in versions:
+        state = "withdrawn" if version.withdrawn else ", ".join(version.labels) or "not served"
+        runs = version.fault or f"{len(version.runs):,}, such as {version.runs[0]}"
+        rows.append((version.model, version.version, state, printable(runs)))
+    print_table(("model", "version", "state", "runs"), rows)
+
+
+class WhyTrainedOptions(Data, Json):
+    """Options of ``ciml why-trained``."""
+
+    run_id: str = argument()
+
+
+@make_command("why-trained")
+def why_trained(options: WhyTrainedOptions) -> None:
+    """Show which models learned from a run, and why.
+
+    Of each version it shows the run's part (train, dev or test), its class, and the trust rule that accepted it.
+
+    \b
+    Example:
+      ciml why-trained zuul~5f0c~1 --data-path data
+    """
+    from ciml.training.learned import parts_of_run
+
+    parts = list(parts_of_run(options.root, options.run_id))
+    options.show(parts, _print_parts, lambda parts: [asdict(part) for part in parts])
+
+
+def _print_parts(parts: list[Learning]) -> None:
+    rows = [
+        (part.model, part.version, part.role, printable(part.label), printable(part.rule), "withdrawn" * part.withdrawn)
+        for part in parts
+    ]
+    if rows:
+        print_table(("model", "version", "part", "class", "trust rule", ""), rows)
+    else:
+        click.echo("no version of a model used this run; ciml trust explain shows whether it is trusted")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.cli.command import make_command
-from ciml.cli.commands.learn.purge import who_learned
+from ciml.cli.commands.learn.exclude import who_learned
 from ciml.cli.commands.learn.versions import COMMANDS
 from ciml.cli.options import Data, Json
 from ciml.cli.output import print_warnings

@@ -193,13 +193,11 @@ def report(options: ConfigOptions) -> None:
     policy = load_feedback(options.config).policy
     with feedback_replica(options.root).state() as state:
         rows = report_standings(list(state.history), policy, int(time.time() * 1e6))
-    options.show_all(rows, _print_report, Row.to_json)
+    none = "no verdicts yet; ciml service start feedback records them"
+    options.show_all(rows, _print_report, Row.to_json, none)
 
 
 def _print_report(rows: Sequence[Row]) -> None:
-    if not rows:
-        click.echo("no verdicts yet; ciml service start feedback records them")
-        return
     numbers = ("settled", "open", "precision", "base rate", "duration alone", "reruns passed")
     print_table(("model", "project", "verdict", "state", *numbers), map(_report_cells, rows), right=numbers)
     click.echo("intervals of 95 %; runs of one change count once")
