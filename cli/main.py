@@ -54,7 +54,7 @@ COMMANDS: Table = {
         "exclude": (".commands.learn.exclude:command", "Exclude runs from training, list and revert exclusions."),
         "purge": (".commands.learn.exclude:purge_command", "Withdraw and retrain models without some runs."),
         "why-trained": (".commands.learn.exclude:why_trained", "Show which models learned from a run, and why."),
-        "gate": (".commands.learn.gate:command", "Explain decisions of the gate."),
+        "gate": (".commands.learn.versions:gate", "Explain decisions of the gate."),
         "models": (".commands.learn.models:command", "List, compare, promote and withdraw models."),
         "export": (".commands.learn.models:export", "Export experiments and models to MLflow."),
         "predict": (".commands.learn.predict:command", "Predict for logs, or for a stream of runs."),

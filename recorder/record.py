@@ -26,9 +26,8 @@ from ciml.recorder.command import (
     reap_children,
 )
 from ciml.recorder.output import Output
-from ciml.recorder.producer import Sender
 from ciml.recorder.sampler import Recorder, find_dool
-from ciml.recorder.spool.delivery import Delivery
+from ciml.recorder.spool.delivery import Delivery, Sender
 from ciml.recorder.spool.flush import Leftovers
 from ciml.recorder.spool.recording import End, Plan, Recording
 from ciml.recorder.spool.seals import seal_recording, secrets_of

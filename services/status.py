@@ -1,4 +1,4 @@
-"""Gathers the status of a supervised service, which `ciml.cli.status_table` shows.
+"""Gathers the status of a supervised service, which `ciml.cli.commands.serve.service` shows.
 
 A running supervisor writes the status. If it died, this module queries job and data in a child process: a query needs
 the folder and the environment of the service's start, and a library may wait longer than it should. *Figures* are the

@@ -1,8 +1,8 @@
 """Delivery of a recording: events and samples to Kafka, the log to its folder. The queue is on disk, not in memory.
 
 With a broker, the messages are a start event, the samples, an end for each start of the recorder, and a finished event.
-Without a broker, only the log is stored, with a line of a listing for ``ciml backfill``. The output of the command is
-stored next to the log, if it was recorded.
+`Sender` sends them without blocking. Without a broker, only the log is stored, with a line of a listing for
+``ciml backfill``. The output of the command is stored next to the log, if it was recorded.
 """
 
 from __future__ import annotations
@@ -13,25 +13,110 @@ import io
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import log_address
 from ciml.events.run_id import path_safe
+from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_LABELS
-from ciml.recorder.producer import Headers, Sender
 from ciml.recorder.spool.recording import LOG, OUTPUT, End, Recording
 from ciml.recorder.tail import Mark, Piece, Tail
 
+if TYPE_CHECKING:
+    from confluent_kafka import KafkaError, Message, Producer
+
+Headers = Sequence[tuple[str, bytes]]
+
+_QUEUE_KIB = 4096  # of the sender: unsent messages are on disk, not in memory
 _MAX_IN_FLIGHT = 32  # messages of samples; the others are read from the log later
 _RETRY_S = 5.0
 _READ_BYTES = 1 << 20
 _FAST = 1  # the level of gzip for outputs: the command's end waits for it
+
+
+class Sender:
+    """Sends messages to one broker, without blocking; librdkafka reconnects to a broker that is unavailable.
+
+    Args:
+      options: connection options.
+
+    Attributes:
+      connection_error: why the broker is unavailable or rejects the connection; "" without a known error.
+    """
+
+    def __init__(self, options: KafkaOptions) -> None:
+        self.connection_error = ""
+        self._options = options
+        self._producer: Producer | None = None
+
+    def send(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        headers: Headers,
+        done: Callable[[str], None],
+    ) -> bool:
+        """Queue a message; `poll` calls ``done`` with "" after delivery, else with the error.
+
+        Returns:
+          False if the message was not queued: the queue is full, or the producer failed. Try again later.
+
+        Raises:
+          CimlError: a Kafka property is invalid.
+        """
+
+        def delivered(error: KafkaError | None, _: Message) -> None:
+            if error is None:
+                self.connection_error = ""
+            done(self._describe(error, topic) if error is not None else "")
+
+        if self._producer is None:
+            self._producer = self._make_producer()
+        from confluent_kafka import KafkaException  # already imported by `_make_producer`
+
+        try:
+            self._producer.produce(topic, value, key=key, headers=list(headers), on_delivery=delivered)
+        except BufferError:
+            return False
+        except KafkaException:  # a fatal error of this producer: the next call makes another one
+            self._producer.purge()
+            self._producer.poll(0)
+            self._producer = None
+            return False
+        return True
+
+    def poll(self, wait_s: float = 0.0) -> None:
+        """Call ``done`` of delivered and failed messages; wait for one at most ``wait_s`` seconds."""
+        if self._producer is not None:
+            self._producer.poll(wait_s)
+
+    def _describe(self, error: KafkaError, topic: str) -> str:
+        return f"Kafka at {self._options.bootstrap}, topic {topic}: {self._options.hide(error.str())}"
+
+    def _make_producer(self) -> Producer:
+        from confluent_kafka import Producer
+
+        from ciml.kafka.connect import make_client
+
+        def on_error(error: KafkaError) -> None:
+            self.connection_error = f"Kafka at {self._options.bootstrap}: {self._options.hide(error.str())}"
+
+        properties: dict[str, Any] = {
+            "linger.ms": 5,
+            "compression.type": "zstd",
+            "queue.buffering.max.kbytes": _QUEUE_KIB,
+            "message.timeout.ms": 0,  # no limit: the log keeps unsent samples
+            "enable.idempotence": True,
+            **self._options.common(),
+        }
+        return make_client(Producer, self._options, properties, on_error)
 
 
 class _Content(NamedTuple):

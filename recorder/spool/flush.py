@@ -16,8 +16,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_SPOOL_BYTES
 from ciml.recorder import Settings, report
-from ciml.recorder.producer import Sender
-from ciml.recorder.spool.delivery import Delivery
+from ciml.recorder.spool.delivery import Delivery, Sender
 from ciml.recorder.spool.folder import Folder, open_private
 from ciml.recorder.spool.recording import Destination, End, Recording, list_spool, size_of
 from ciml.recorder.spool.seals import POLICY_FACTS, lacks_facts, plan_for_command, plan_for_recorder

@@ -18,7 +18,7 @@ from ciml.events.cloudevents import decode_message
 from ciml.events.records import Message, RunFacts
 from ciml.kafka import KafkaOptions
 from ciml.recorder import Settings
-from ciml.recorder.producer import Sender
+from ciml.recorder.spool.delivery import Sender
 from ciml.recorder.spool.flush import Leftovers, send_leftovers
 from ciml.recorder.spool.recording import Destination, Plan, Recording
 from ciml.recorder.spool.seals import POLICY_FACTS, UNSEALED

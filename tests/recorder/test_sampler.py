@@ -16,8 +16,8 @@ from ciml.kafka import KafkaOptions
 from ciml.recorder import Settings
 from ciml.recorder import record as record_module
 from ciml.recorder import sampler as module
-from ciml.recorder.producer import Sender
 from ciml.recorder.sampler import GROUPS, Recorder, Sampler
+from ciml.recorder.spool.delivery import Sender
 from ciml.recorder.spool.seals import is_sealed, secrets_of
 from tests.recorder.planted import plant, taken
 

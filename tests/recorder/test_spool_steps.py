@@ -24,11 +24,10 @@ from ciml.events.samples import Samples, decode
 from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_LABELS
 from ciml.recorder import Settings
-from ciml.recorder.producer import Headers
 from ciml.recorder.spool import delivery as module
 from ciml.recorder.spool import flush, seals
 from ciml.recorder.spool import recording as recording_module
-from ciml.recorder.spool.delivery import Delivery
+from ciml.recorder.spool.delivery import Delivery, Headers
 from ciml.recorder.spool.flush import trim
 from ciml.recorder.spool.folder import open_private
 from ciml.recorder.spool.recording import End, Plan, Recording, Start, default_spool

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ciml.cli.command import make_command
-from ciml.cli.dataflow import require_s3
 from ciml.cli.options import Json, NewData, S3Environment
 from ciml.cli.output import by_frequency, counted_bar, counts_text, print_table
-from ciml.cli.running import INTERRUPTED, BatchRunning, collecting_rarely, stop_on_signals
+from ciml.cli.running import INTERRUPTED, BatchRunning, collecting_rarely, require_s3, stop_on_signals
 from ciml.options import PolicyOptions, argument, flag, option, repeated
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ciml.cli.dataflow import print_launched
+from ciml.cli.running import print_launched
 from ciml.pipelines.dataflow.job import Launched
 from ciml.pipelines.dataflow.settings import DataflowSettings
 from tests.pipelines.dataflow.test_settings import MINIMAL

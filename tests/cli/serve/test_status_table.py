@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ciml.cli.status_table import show
+from ciml.cli.commands.serve.service import print_status
 
 NOTHING = {
     "name": "one", "health": "starting", "why": "", "remedy": None, "uptime_s": None, "last_commit_age_s": None,
@@ -16,7 +16,7 @@ NOTHING = {
 
 
 def rows(capsys: pytest.CaptureFixture[str], **changes: Any) -> dict[str, str]:
-    show({**NOTHING, **changes})  # type: ignore[typeddict-item]
+    print_status({**NOTHING, **changes})  # type: ignore[typeddict-item]
     lines = [line.strip().partition("  ") for line in capsys.readouterr().out.splitlines()]
     return {title: text.strip() for title, _, text in lines}
 
@@ -36,7 +36,7 @@ def test_ages_are_shown_and_left_out_if_there_is_no_time(capsys: pytest.CaptureF
 
 def test_the_last_resubmissions_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     resubmissions = [{"time_us": number * 1_000_000, "why": f"reason {number}."} for number in range(20)]
-    show({**NOTHING, "resubmissions": resubmissions, "resubmitted": 20})  # type: ignore[typeddict-item]
+    print_status({**NOTHING, "resubmissions": resubmissions, "resubmitted": 20})  # type: ignore[typeddict-item]
     shown = capsys.readouterr().out
     assert "reason 19." in shown
     assert "reason 0." not in shown

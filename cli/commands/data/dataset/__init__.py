@@ -20,10 +20,9 @@ from ciml.cli.commands.data.dataset.text import (
     state_lines,
     warn_of_padding,
 )
-from ciml.cli.dataflow import require_s3
 from ciml.cli.options import Data, Json, NewData
 from ciml.cli.output import print_lines, print_warnings, progress_bar
-from ciml.cli.running import BatchRunning, collecting_rarely
+from ciml.cli.running import BatchRunning, collecting_rarely, require_s3
 from ciml.errors import CimlError
 from ciml.options import TrustOptions, argument, flag, option
 

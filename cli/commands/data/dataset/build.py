@@ -12,10 +12,9 @@ import click
 
 from ciml.cli.command import command_of, make_command
 from ciml.cli.commands.data.dataset.text import contents, warn_of_padding
-from ciml.cli.dataflow import require_s3
 from ciml.cli.options import S3Environment, TargetData, Windows, assignments, require_data
 from ciml.cli.output import print_lines, print_warnings, progress_bar
-from ciml.cli.running import BatchRunning, collecting_rarely, processors
+from ciml.cli.running import BatchRunning, collecting_rarely, processors, require_s3
 from ciml.errors import CimlError
 from ciml.options import Options, flag, option, repeated
 
