@@ -25,7 +25,7 @@ from ciml.transforms.logs.profile import OutputProfile, differences_of, printed_
 from ciml.transforms.logs.ranking import ScannedOutput
 from ciml.transforms.logs.templates import template_digest
 from studies.figures import RESAMPLES
-from studies.verdict_outputs import DEV_OF, macro_f1, make_output_profiles, read_outputs, with_outputs
+from studies.verdict_outputs import DEV_OF, macro_f1, make_output_profiles, read_with_outputs, with_outputs
 from studies.verdicts import (
     EXAMPLES,
     NETWORK,
@@ -34,9 +34,7 @@ from studies.verdicts import (
     Verdicts,
     by_experiment,
     differences,
-    folds_of,
-    read,
-    telemetry_definition,
+    folds_by,
     verdicts_by,
 )
 
@@ -97,10 +95,8 @@ def with_candidates(
 ) -> Iterator[tuple[int, Fold]]:
     """Yield folds with the values of all candidates, named ``candidate:NAME:NUMBER``."""
     spread = spreads(runs, outputs)
-    failed = np.array(runs.failed)
-    facts = [runs.facts[index] for index in failed]
     for repeat, fold in with_outputs(runs, outputs, folds):
-        hidden = set(runs.groups[failed][fold.held])
+        hidden = set(runs.failed_groups[fold.held])
         visible = [runs.facts[index] for index in range(len(runs.facts)) if runs.groups[index] not in hidden]
         profiles = make_output_profiles((run, outputs[run.build_uuid]) for run in visible)
         rows = [
@@ -110,7 +106,7 @@ def with_candidates(
                 spread[run.run_id],
                 run.labels.get("exit_code", ""),
             )
-            for run in facts
+            for run in runs.failed_facts
         ]
         names = [f"candidate:{name}:{number}" for name in CANDIDATES for number in range(len(rows[0][name]))]
         values = np.array([[value for name in CANDIDATES for value in row[name]] for row in rows], np.float32)
@@ -149,17 +145,9 @@ def main() -> None:
     parser.add_argument("--hold", choices=("changes", "jobs"), default="changes", help="what is held out whole")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    outputs = read_outputs(options.folders)
-    runs = read(options.folders)
-    runs = runs.of([index for index, facts in enumerate(runs.facts) if facts.build_uuid in outputs])
-    if options.hold == "jobs":
-        runs = replace(runs, groups=np.array([facts.build_name for facts in runs.facts]))
-    facts = [runs.facts[index] for index in runs.failed]
-    labels = np.array([CAUSES.index(runs.truth(run.run_id)) for run in facts])
-    groups = runs.groups[runs.failed]
-    prepared = list(
-        with_candidates(runs, outputs, folds_of(runs, telemetry_definition(), labels, 5, options.repeats, DEV_OF))
-    )
+    runs, outputs = read_with_outputs(options.folders, options.hold)
+    facts, labels, groups = runs.failed_facts, runs.labels, runs.failed_groups
+    prepared = list(with_candidates(runs, outputs, folds_by(runs, None, 5, options.repeats, DEV_OF)))
     example = Experiment.load(EXAMPLES / "cause-experiment.toml")
     for estimator, experiment in (("extra trees", example), ("logistic", NETWORK.replace(hidden_layers=()))):
         alone = verdicts_by(by_experiment(experiment, (LOG_PREFIX,)), prepared, labels, facts, example.coverage)

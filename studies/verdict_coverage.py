@@ -25,7 +25,7 @@ from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
 from ciml.transforms.examples.prepare import prepare_many, split_of
-from studies.verdicts import Recorded, _resolved, read, telemetry_definition
+from studies.verdicts import Recorded, read, resolved_of
 from tests.training.calibration.test_exact_coverage import exact
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -44,10 +44,8 @@ def refreshes(
     runs: Recorded, resolved: ResolvedDefinition, experiment: Experiment, splits: int, *, by_change: bool
 ) -> Iterator[Covered]:
     """Yield the result of each split that has runs of both classes to learn, and some to calibrate and to test."""
-    failed = runs.failed
-    facts = [runs.facts[index] for index in failed]
-    labels = np.array([CAUSES.index(runs.truth(run.run_id)) for run in facts])
-    inputs, n_windows, rejected = prepare_many([runs.tables[index] for index in failed], resolved, facts)
+    facts, labels = runs.failed_facts, runs.labels
+    inputs, n_windows, rejected = prepare_many([runs.tables[index] for index in runs.failed], resolved, facts)
     assert not rejected, rejected
     weights = resolved.definition.tdt_split
     if not by_change:
@@ -103,9 +101,8 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=400)
     parser.add_argument("--estimator", default="svm", help="of the experiment")
     options = parser.parse_args()
-    definition = telemetry_definition()
     runs = read(options.folders)
-    resolved = _resolved(runs, definition, range(len(runs.facts)))
+    resolved = resolved_of(runs, range(len(runs.facts)))
     print("| splits | stated | mean | spread | 5, 25, 50, 75, 95 % | at most 0.61 | below the exact 5 % |")
     print("|---|---|---|---|---|---|---|")
     for coverage in (0.8, 0.9):

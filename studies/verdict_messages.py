@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from ciml.datasets.definition import DatasetDefinition
 from ciml.events.outcomes import CAUSES
 from ciml.events.records import RunFacts
 from ciml.training.experiment import Experiment
@@ -37,12 +35,11 @@ from studies.verdicts import (
     Fold,
     Recorded,
     by_experiment,
+    day_us,
     divide,
     features_of,
-    fold_of_later_runs,
-    folds_of,
+    folds_by,
     read,
-    telemetry_definition,
     verdicts_of_fold,
 )
 
@@ -67,15 +64,12 @@ class Judged:
     said: frozenset[str]
 
 
-def judged(
-    runs: Recorded, folds: Iterable[tuple[int, Fold]], answer: Answer, labels: np.ndarray, coverage: float
-) -> list[Judged]:
+def judged(runs: Recorded, folds: Iterable[tuple[int, Fold]], answer: Answer, coverage: float) -> list[Judged]:
     """Return the verdicts on all held-out runs, with the rules up to ``same machines`` that say them."""
-    facts = [runs.facts[index] for index in runs.failed]
     judgements = []
     for repeat, fold in folds:
         assert fold.profiles is not None
-        for row, _, verdict in verdicts_of_fold(answer, fold, labels, facts, coverage):
+        for row, _, verdict in verdicts_of_fold(answer, fold, runs.labels, runs.failed_facts, coverage):
             judgements.append(Judged(repeat, row, verdict, rules_of(verdict, runs, row, fold.profiles)))
     return judgements
 
@@ -97,7 +91,7 @@ def rules_of(verdict: Verdict, runs: Recorded, row: int, profiles: Profiles) -> 
     return frozenset(rules)
 
 
-def with_history(verdicts: Sequence[Judged], runs: Recorded, labels: np.ndarray, base: str) -> list[Judged]:
+def with_history(verdicts: Sequence[Judged], runs: Recorded, base: str) -> list[Judged]:
     """Add the rules of settled verdicts, in the order of the runs' ends. A rerun settles when its run has ended."""
     rerun_us = rerun_times(runs)
     added: dict[tuple[int, int], set[str]] = {}
@@ -112,7 +106,7 @@ def with_history(verdicts: Sequence[Judged], runs: Recorded, labels: np.ndarray,
                 standing = Standings(settled, Policy(), now_us).of("cause", facts.project, judgement.verdict.cause)
                 if base in judgement.said and standing.mode == "active":
                     added.setdefault((repeat, judgement.row), set()).add(rule)
-                truth = runs.rerun.get(facts.run_id, "") if by == RERUNS else CAUSES[labels[judgement.row]]
+                truth = runs.rerun.get(facts.run_id, "") if by == RERUNS else runs.truth(facts.run_id)
                 settled_us = rerun_us.get(facts.run_id, 0) if by == RERUNS else now_us
                 if truth:
                     history.append(_recorded(judgement, facts, base in judgement.said, truth, by, settled_us))
@@ -159,11 +153,11 @@ def _end_us(runs: Recorded, row: int) -> int:
     return runs.facts[runs.failed[row]].end_us or 0
 
 
-def rows_of(verdicts: Sequence[Judged], runs: Recorded, labels: np.ndarray) -> list[tuple[str, ...]]:
+def rows_of(verdicts: Sequence[Judged], runs: Recorded) -> list[tuple[str, ...]]:
     """Return a row for each rule and cause: messages, right and wrong a repeat, precision with interval, base rate."""
     repeats = len({verdict.repeat for verdict in verdicts})
     held = sorted({verdict.row for verdict in verdicts})
-    groups = runs.groups[runs.failed]
+    labels, groups = runs.labels, runs.failed_groups
     rows = []
     for rule in RULES:
         for cause in (*CAUSES, "all"):
@@ -191,26 +185,22 @@ def interval(right: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     return low, high
 
 
-def transfer_folds(
-    runs: Recorded, definition: DatasetDefinition, labels: np.ndarray, places: np.ndarray, held_places: Sequence[str]
-) -> Iterator[tuple[int, Fold]]:
+def transfer_folds(runs: Recorded, places: np.ndarray, held_places: Sequence[str]) -> Iterator[tuple[int, Fold]]:
     """Yield a fold for each place: its runs are held out, and the model learns on runs of the other places.
 
     Args:
       runs: the recordings.
-      definition: of the data set.
-      labels: int64 [failed].
       places: str [n], the place of each run.
       held_places: the places to hold out.
     """
     failed = np.array(runs.failed)
     for place in held_places:
         held = np.flatnonzero(places[failed] == place)
-        hidden = set(runs.groups[failed][held])
+        hidden = set(runs.failed_groups[held])
         is_seen = (places != place) & ~np.isin(runs.groups, list(hidden))
         training = np.flatnonzero(is_seen[failed])
-        learned, dev = divide(training, labels, runs.groups[failed], 0)
-        yield 0, Fold(learned, dev, held, *features_of(runs, definition, np.flatnonzero(is_seen).tolist()))
+        learned, dev = divide(training, runs.labels, runs.failed_groups, 0)
+        yield 0, Fold(learned, dev, held, *features_of(runs, np.flatnonzero(is_seen).tolist()))
 
 
 def provider_places(runs: Recorded) -> tuple[np.ndarray, list[str]]:
@@ -237,25 +227,19 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--since", type=datetime.fromisoformat, help="hold out all runs of this day (UTC) and later")
+    parser.add_argument("--since", type=day_us, help="hold out all runs of this day (UTC) and later")
     transfers = {"provider": provider_places, "load": load_places}
     parser.add_argument("--transfer", choices=list(transfers), help="learn elsewhere: each provider, or the quiet runs")
     options = parser.parse_args()
-    definition = telemetry_definition()
     experiment = Experiment.load(EXAMPLES / "cause-experiment.toml")
     runs = read(options.folders)
-    labels = np.array([CAUSES.index(runs.truth(runs.facts[place].run_id)) for place in runs.failed])
+    folds = folds_by(runs, options.since, options.folds, options.repeats)
     if options.transfer:
-        folds = list(transfer_folds(runs, definition, labels, *transfers[options.transfer](runs)))
-    elif options.since is not None:
-        since_us = int(options.since.replace(tzinfo=UTC).timestamp() * 1e6)
-        folds = list(fold_of_later_runs(runs, definition, labels, since_us, options.repeats))
-    else:
-        folds = list(folds_of(runs, definition, labels, options.folds, options.repeats))
-    judgements = judged(runs, folds, by_experiment(experiment), labels, experiment.coverage)
+        folds = transfer_folds(runs, *transfers[options.transfer](runs))
+    judgements = judged(runs, folds, by_experiment(experiment), experiment.coverage)
     for base in ("comparable", "same machines"):
         print(f"settled verdicts on top of: {base}")
-        print(table(rows_of(with_history(judgements, runs, labels, base), runs, labels)))
+        print(table(rows_of(with_history(judgements, runs, base), runs)))
 
 
 if __name__ == "__main__":

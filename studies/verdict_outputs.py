@@ -41,9 +41,8 @@ from studies.verdicts import (
     by_experiment,
     by_outcome,
     figures,
-    folds_of,
+    folds_by,
     read,
-    telemetry_definition,
     verdicts_by,
 )
 
@@ -51,6 +50,16 @@ OUTPUT = "job-output.txt.gz"
 TELEMETRY = ("usr", "stl", "profile:")
 #: Half of the changes that are not held out calibrate, as in the example.
 DEV_OF = 2
+
+
+def read_with_outputs(folders: Sequence[Path], hold: str) -> tuple[Recorded, dict[str, ScannedOutput]]:
+    """Read the runs that have an output, and the outputs. What is held out whole is ``changes``, or ``jobs``."""
+    outputs = read_outputs(folders)
+    runs = read(folders)
+    runs = runs.of([index for index, facts in enumerate(runs.facts) if facts.build_uuid in outputs])
+    if hold == "jobs":
+        runs = replace(runs, groups=np.array([facts.build_name for facts in runs.facts]))
+    return runs, outputs
 
 
 def read_outputs(folders: Iterable[Path]) -> dict[str, ScannedOutput]:
@@ -99,15 +108,13 @@ def with_outputs(
     runs: Recorded, outputs: Mapping[str, ScannedOutput], folds: Iterable[tuple[int, Fold]]
 ) -> Iterator[tuple[int, Fold]]:
     """Yield folds with the features of outputs appended, by what each fold may see. Runs need no output."""
-    failed = np.array(runs.failed)
     for repeat, fold in folds:
-        hidden = set(runs.groups[failed][fold.held])
+        hidden = set(runs.failed_groups[fold.held])
         visible = [runs.facts[index] for index in range(len(runs.facts)) if runs.groups[index] not in hidden]
         profiles = make_output_profiles(
             (facts, outputs[facts.build_uuid]) for facts in visible if facts.build_uuid in outputs
         )
-        facts = [runs.facts[index] for index in failed]
-        rows = [output_features(outputs.get(run.build_uuid), profiles.of(run.build_name)) for run in facts]
+        rows = [output_features(outputs.get(run.build_uuid), profiles.of(run.build_name)) for run in runs.failed_facts]
         window = np.arange(fold.inputs.shape[1])
         is_window = window[None, :, None] < fold.n_windows[:, None, None]
         added = (np.array(rows, np.float32)[:, None, :] * is_window).astype(np.float32)
@@ -159,18 +166,14 @@ def compare(
     runs: Recorded, outputs: Mapping[str, ScannedOutput], folds: int, repeats: int, only: str = ""
 ) -> dict[str, dict[str, tuple[float, float, float]]]:
     """Return the figures of each method; whole groups are held out."""
-    definition = telemetry_definition()
     experiment = Experiment.load(EXAMPLES / "cause-experiment.toml")
-    failed = runs.failed
-    labels = np.array([CAUSES.index(runs.truth(runs.facts[index].run_id)) for index in failed])
-    facts = [runs.facts[index] for index in failed]
-    groups = runs.groups[failed]
-    prepared = list(with_outputs(runs, outputs, folds_of(runs, definition, labels, folds, repeats, DEV_OF)))
+    labels, facts = runs.labels, runs.failed_facts
+    prepared = list(with_outputs(runs, outputs, folds_by(runs, None, folds, repeats, DEV_OF)))
     by_method = {}
     for name, answer in methods(runs, experiment).items():
         if re.search(only, name):
             verdicts = verdicts_by(answer, prepared, labels, facts, experiment.coverage, outside=name not in BASELINES)
-            by_method[name] = figures_of(verdicts, labels, groups)
+            by_method[name] = figures_of(verdicts, labels, runs.failed_groups)
             print(name, {key: round(value[0], 3) for key, value in by_method[name].items()}, flush=True)
             print("  wrong:", _wrong(verdicts, labels, facts))
     return by_method
@@ -198,12 +201,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="", help="a regular expression over the names of methods")
     options = parser.parse_args()
-    outputs = read_outputs(options.folders)
-    runs = read(options.folders)
-    runs = runs.of([index for index, facts in enumerate(runs.facts) if facts.build_uuid in outputs])
-    if options.hold == "jobs":
-        runs = replace(runs, groups=np.array([facts.build_name for facts in runs.facts]))
-    causes = Counter(runs.truth(runs.facts[index].run_id) for index in runs.failed)
+    runs, outputs = read_with_outputs(options.folders, options.hold)
+    causes = Counter(runs.truth(facts.run_id) for facts in runs.failed_facts)
     print(f"{len(runs.facts)} runs; {len(runs.failed)} failed with a cause, {dict(causes)}")
     rows = compare(runs, outputs, options.folds, options.repeats, options.only)
     of_causes = [f"{name} {term}" for name in CAUSES for term in ("precision", "recall")]

@@ -18,10 +18,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from ciml.events.outcomes import CAUSES
 from ciml.events.records import RunFacts
 from ciml.training.experiment import Experiment
 from ciml.transforms.logs.features import output_features
-from ciml.transforms.logs.ranking import ScannedOutput, scan
+from ciml.transforms.logs.ranking import scan
 from studies.figures import table
 from studies.verdict_outputs import DEV_OF, TELEMETRY, figures_of, read_outputs, with_outputs
 from studies.verdicts import (
@@ -45,11 +45,10 @@ from studies.verdicts import (
     by_duration,
     by_experiment,
     by_outcome,
+    day_us,
     divide,
-    fold_of_later_runs,
-    folds_of,
+    folds_by,
     read,
-    telemetry_definition,
     verdicts_by,
     verdicts_of_fold,
 )
@@ -71,46 +70,30 @@ class Bench:
 
     Attributes:
       runs: the recorded runs.
-      outputs: of some of them, by the id of the build.
-      labels: int64 [failed], the causes.
-      facts: of the failed runs.
-      groups: their changes.
       has_output: bool [failed].
       folds: with the features of outputs.
     """
 
     runs: Recorded
-    outputs: Mapping[str, ScannedOutput]
-    labels: np.ndarray
-    facts: Sequence[RunFacts]
-    groups: np.ndarray
     has_output: np.ndarray
     folds: Folds
 
     @classmethod
-    def of(cls, folders: Sequence[Path], since: datetime | None, folds: int, repeats: int) -> Bench:
+    def of(cls, folders: Sequence[Path], since_us: int | None, folds: int, repeats: int) -> Bench:
         """Read recordings."""
         runs = read(folders)
         outputs = read_outputs(folders)
-        facts = [runs.facts[index] for index in runs.failed]
-        labels = np.array([CAUSES.index(runs.truth(run.run_id)) for run in facts])
-        definition = telemetry_definition()
-        if since is None:
-            plain = folds_of(runs, definition, labels, folds, repeats, DEV_OF)
-        else:
-            since_us = int(since.replace(tzinfo=UTC).timestamp() * 1e6)
-            plain = fold_of_later_runs(runs, definition, labels, since_us, repeats, DEV_OF)
-        has_output = np.array([run.build_uuid in outputs for run in facts])
-        prepared = list(with_outputs(runs, outputs, plain))
-        return cls(runs, outputs, labels, facts, runs.groups[runs.failed], has_output, prepared)
+        has_output = np.array([run.build_uuid in outputs for run in runs.failed_facts])
+        plain = folds_by(runs, since_us, folds, repeats, DEV_OF)
+        return cls(runs, has_output, list(with_outputs(runs, outputs, plain)))
 
-    def verdicts(self, answer: Answer, folds: Folds, coverage: float, *, outside: bool = True) -> Verdicts:
-        """Return the verdicts of a method."""
-        return verdicts_by(answer, folds, self.labels, self.facts, coverage, outside=outside)
+    def verdicts(self, answer: Answer, folds: Folds, coverage: float, **options: Any) -> Verdicts:
+        """Return the verdicts of a method; the options are those of `verdicts_by`."""
+        return verdicts_by(answer, folds, self.runs.labels, self.runs.failed_facts, coverage, **options)
 
     def figures(self, verdicts: Verdicts, some: np.ndarray) -> dict[str, tuple[float, float, float]]:
         """Return the figures of some of the failed runs."""
-        return figures_of(verdicts.of(some), self.labels[some], self.groups[some])
+        return figures_of(verdicts.of(some), self.runs.labels[some], self.runs.failed_groups[some])
 
 
 def withheld(folds: Folds) -> Folds:
@@ -145,7 +128,7 @@ def missing(
     """Yield the figures of runs with an output, without one, and with one that is withheld."""
     with_output = np.flatnonzero(bench.has_output)
     without = np.flatnonzero(~bench.has_output)
-    every = np.arange(len(bench.labels))
+    every = np.arange(len(bench.runs.labels))
     telemetry = by_experiment(experiment, (*TELEMETRY, "outcome:"))
     for name, answer, folds, rows in (
         ("all runs: base rate", by_base_rate, bench.folds, every),
@@ -166,14 +149,7 @@ def missing(
             yield name, bench.figures(bench.verdicts(answer, folds, experiment.coverage, outside=outside), rows)
     name = "telemetry withheld: all three"
     if re.search(only, name):
-        verdicts = verdicts_by(
-            by_experiment(experiment),
-            bench.folds,
-            bench.labels,
-            bench.facts,
-            experiment.coverage,
-            hide=without_telemetry,
-        )
+        verdicts = bench.verdicts(by_experiment(experiment), bench.folds, experiment.coverage, hide=without_telemetry)
         yield name, bench.figures(verdicts, with_output)
 
 
@@ -182,6 +158,7 @@ def later(
 ) -> Iterator[tuple[str, dict[str, tuple[float, float, float]]]]:
     """Yield the figures of the later runs, by method."""
     held = np.unique(np.concatenate([fold.held for _, fold in bench.folds]))
+    facts = bench.runs.failed_facts
     logistic = NETWORK.replace(hidden_layers=())
     for name, answer in {
         "base rate": by_base_rate,
@@ -197,12 +174,9 @@ def later(
             continue
         verdicts = bench.verdicts(answer, bench.folds, experiment.coverage, outside=name not in BASELINES)
         yield name, bench.figures(verdicts, held)
-        wrong = (verdicts.probability.argmax(axis=2)[:, held] != bench.labels[held]).sum(axis=0)
-        print(
-            name,
-            "wrong:",
-            [(bench.facts[row].build_uuid, int(count)) for row, count in zip(held, wrong, strict=True) if count],
-        )
+        wrong = (verdicts.probability.argmax(axis=2)[:, held] != bench.runs.labels[held]).sum(axis=0)
+        builds = [facts[row].build_uuid for row in held]
+        print(name, "wrong:", [(build, int(count)) for build, count in zip(builds, wrong, strict=True) if count])
 
 
 def logdx(bench: Bench, experiment: Experiment, checkout: Path, repeats: int) -> Iterator[str]:
@@ -212,14 +186,14 @@ def logdx(bench: Bench, experiment: Experiment, checkout: Path, repeats: int) ->
         [output_features(scan((checkout / "cases" / case["case"] / "raw.log").read_bytes())) for case in cases]
     )
     answers = np.zeros((len(cases), len(CAUSES) + 1), int)
-    facts = [*bench.facts, *(RunFacts(case["case"], case["case"], "other") for case in cases)]
+    facts = [*bench.runs.failed_facts, *(RunFacts(case["case"], case["case"], "other") for case in cases)]
     causes = [CAUSES.index(case["cause"]) if case["cause"] else 0 for case in cases]
-    labels = np.concatenate([bench.labels, causes])
+    labels = np.concatenate([bench.runs.labels, causes])
     for fold in _folds_of_cases(bench, rows.astype(np.float32), repeats):
         answer = by_experiment(experiment, (LOG_PREFIX,))
         for row, _, verdict in verdicts_of_fold(answer, fold, labels, facts, experiment.coverage):
             place = CAUSES.index(verdict.cause) if verdict.cause in CAUSES else len(CAUSES)
-            answers[row - len(bench.labels), place] += 1
+            answers[row - len(bench.runs.labels), place] += 1
     for case, row, counts in zip(cases, rows, answers, strict=True):
         reason = LOG_FEATURES[int(row.argmax())].removeprefix(LOG_PREFIX)
         yield f"| {case['case']} | {case['cause'] or 'neither'} | {reason} | {' | '.join(map(str, counts))} |"
@@ -232,7 +206,7 @@ def _folds_of_cases(bench: Bench, rows: np.ndarray, repeats: int) -> Iterator[Fo
         columns = [fold.features.index(name) for name in LOG_FEATURES]
         learned_rows = fold.inputs[:, :1, columns]
         visible = np.flatnonzero(bench.has_output)
-        learned, dev = divide(visible, bench.labels, bench.groups, repeat, DEV_OF)
+        learned, dev = divide(visible, bench.runs.labels, bench.runs.failed_groups, repeat, DEV_OF)
         inputs = np.concatenate([learned_rows, rows[:, None, :]])
         held = np.arange(len(learned_rows), len(inputs))
         yield Fold(learned, dev, held, inputs, np.ones(len(inputs), np.int32), LOG_FEATURES)
@@ -243,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparison", choices=("missing", "later", "logdx"))
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
-    parser.add_argument("--since", type=datetime.fromisoformat, help="of later: the first day (UTC) that is held out")
+    parser.add_argument("--since", type=day_us, help="of later: the first day (UTC) that is held out")
     parser.add_argument("--logdx", type=Path, metavar="CHECKOUT")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="", help="a regular expression over the names of methods, but of logdx")
@@ -251,7 +225,7 @@ def main() -> None:
     experiment = Experiment.load(EXAMPLES / "cause-experiment.toml")
     folds = 2 if options.comparison == "logdx" else 5  # of the first, only what is known of the runs is used
     bench = Bench.of(options.folders, options.since, folds, options.repeats)
-    print(f"{len(bench.labels)} failed runs, {bench.has_output.sum()} with an output")
+    print(f"{len(bench.runs.labels)} failed runs, {bench.has_output.sum()} with an output")
     if options.comparison == "logdx":
         print("| case | cause | names | code | machine | unknown |\n|---|---|---|---|---|---|")
         for line in logdx(bench, experiment, options.logdx, options.repeats):

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ciml.events.outcomes import CAUSES
 from ciml.training.experiment import Experiment
 from ciml.transforms.profiles import MIN_RUNS, make_profiles
@@ -27,9 +25,8 @@ from studies.verdicts import (
     EXAMPLES,
     Recorded,
     by_experiment,
-    folds_of,
+    folds_by,
     read,
-    telemetry_definition,
     verdicts_by,
 )
 
@@ -49,14 +46,10 @@ def evidence_without(runs: Recorded, at: int) -> tuple[Evidence, str]:
 
 def verdicts(runs: Recorded) -> Iterator[tuple[int, str]]:
     """Yield (run, cause with probability) of the failed runs, each by a model without its change."""
-    definition = telemetry_definition()
     experiment = Experiment.load(EXAMPLES / "cause-experiment.toml")
-    failed = runs.failed
-    labels = np.array([CAUSES.index(runs.truth(runs.facts[index].run_id)) for index in failed])
-    facts = [runs.facts[index] for index in failed]
-    folds = list(folds_of(runs, definition, labels, folds=5, repeats=1))
-    answers = verdicts_by(by_experiment(experiment), folds, labels, facts, experiment.coverage)
-    for row, index in enumerate(failed):
+    folds = list(folds_by(runs, None, folds=5, repeats=1))
+    answers = verdicts_by(by_experiment(experiment), folds, runs.labels, runs.failed_facts, experiment.coverage)
+    for row, index in enumerate(runs.failed):
         verdict = answers.said[0, row]
         likely = int(answers.probability[0, row].argmax())
         share = f"{CAUSES[likely]} {answers.probability[0, row, likely]:.0%}"

@@ -64,12 +64,6 @@ EXAMPLE = "the example"
 BASELINES = frozenset({"base rate", "duration", "exit status and timeout"})
 
 
-def telemetry_definition() -> DatasetDefinition:
-    """Return the definition of the example without the context ``log``."""
-    definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
-    return definition.replace(context=tuple(kind for kind in definition.context or () if kind != "log"))
-
-
 @dataclass(frozen=True)
 class Recorded:
     """The runs of recordings, in order of their ends.
@@ -102,6 +96,21 @@ class Recorded:
     def failed(self) -> list[int]:
         """The indices of the failed runs with a cause."""
         return [index for index, run in enumerate(self.facts) if run.outcome in FAILED and self.truth(run.run_id)]
+
+    @property
+    def failed_facts(self) -> list[RunFacts]:
+        """The facts of the failed runs."""
+        return [self.facts[index] for index in self.failed]
+
+    @property
+    def failed_groups(self) -> np.ndarray:
+        """The groups of the failed runs, str [failed]."""
+        return self.groups[self.failed]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The positions in `CAUSES` of the causes of the failed runs, int64 [failed]."""
+        return np.array([CAUSES.index(self.truth(run.run_id)) for run in self.failed_facts])
 
 
 def read(folders: Sequence[Path]) -> Recorded:
@@ -165,33 +174,35 @@ class Fold:
     profiles: Profiles | None = None
 
 
-def folds_of(
-    runs: Recorded, definition: DatasetDefinition, labels: np.ndarray, folds: int, repeats: int, dev_of: int = DEV_OF
+def folds_by(
+    runs: Recorded, since_us: int | None, folds: int, repeats: int, dev_of: int = DEV_OF
 ) -> Iterator[tuple[int, Fold]]:
+    """Yield the folds of `fold_of_later_runs` if there is a time, else those of `folds_of`."""
+    if since_us is None:
+        return folds_of(runs, folds, repeats, dev_of)
+    return fold_of_later_runs(runs, since_us, repeats, dev_of)
+
+
+def day_us(text: str) -> int:
+    """Return the begin of a day (UTC), epoch microseconds."""
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1e6)
+
+
+def folds_of(runs: Recorded, folds: int, repeats: int, dev_of: int = DEV_OF) -> Iterator[tuple[int, Fold]]:
     """Yield (repeat, fold) with whole changes held out, and others for the calibration."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    failed = np.array(runs.failed)
-    groups = runs.groups[failed]
+    labels, groups = runs.labels, runs.failed_groups
     for repeat in range(repeats):
-        for training, held in StratifiedGroupKFold(folds, shuffle=True, random_state=repeat).split(
-            labels, labels, groups
-        ):
+        splits = StratifiedGroupKFold(folds, shuffle=True, random_state=repeat).split(labels, labels, groups)
+        for training, held in splits:
             hidden = set(groups[held])
             visible = [index for index in range(len(runs.facts)) if runs.groups[index] not in hidden]
             learned, dev = divide(training, labels, groups, repeat, dev_of)
-            inputs, n_windows, features, profiles = features_of(runs, definition, visible)
-            yield repeat, Fold(learned, dev, held, inputs, n_windows, features, profiles)
+            yield repeat, Fold(learned, dev, held, *features_of(runs, visible))
 
 
-def fold_of_later_runs(
-    runs: Recorded,
-    definition: DatasetDefinition,
-    labels: np.ndarray,
-    since_us: int,
-    repeats: int,
-    dev_of: int = DEV_OF,
-) -> Iterator[tuple[int, Fold]]:
+def fold_of_later_runs(runs: Recorded, since_us: int, repeats: int, dev_of: int = DEV_OF) -> Iterator[tuple[int, Fold]]:
     """Yield (repeat, fold) with the runs held out that ended at this time or later.
 
     The repeats differ in the changes that calibrate.
@@ -204,12 +215,12 @@ def fold_of_later_runs(
     if divided:
         raise ValueError(f"change {min(divided)} has runs before and after the time")
     failed = np.array(runs.failed)
-    inputs, n_windows, features, profiles = features_of(runs, definition, np.flatnonzero(~later).tolist())
+    features = features_of(runs, np.flatnonzero(~later).tolist())
     earlier = np.flatnonzero(~later[failed])
     held = np.flatnonzero(later[failed])
     for repeat in range(repeats):
-        learned, dev = divide(earlier, labels, runs.groups[failed], repeat, dev_of)
-        yield repeat, Fold(learned, dev, held, inputs, n_windows, features, profiles)
+        learned, dev = divide(earlier, runs.labels, runs.failed_groups, repeat, dev_of)
+        yield repeat, Fold(learned, dev, held, *features)
 
 
 def divide(
@@ -223,20 +234,19 @@ def divide(
     return visible[learned], visible[dev]
 
 
-def features_of(
-    runs: Recorded, definition: DatasetDefinition, seen: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], Profiles]:
+def features_of(runs: Recorded, seen: Sequence[int]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], Profiles]:
     """Return inputs, numbers of windows and names of the features of the failed runs, and profiles of the seen ones."""
     failed = runs.failed
-    resolved = _resolved(runs, definition, seen)
-    inputs, n_windows, rejected = prepare_many(
-        [runs.tables[index] for index in failed], resolved, [runs.facts[index] for index in failed]
-    )
+    resolved = resolved_of(runs, seen)
+    inputs, n_windows, rejected = prepare_many([runs.tables[index] for index in failed], resolved, runs.failed_facts)
     assert not rejected, rejected
     return inputs, n_windows, resolved.features, profiles_of(resolved)
 
 
-def _resolved(runs: Recorded, definition: DatasetDefinition, seen: Sequence[int]) -> ResolvedDefinition:
+def resolved_of(runs: Recorded, seen: Sequence[int]) -> ResolvedDefinition:
+    """Return the definition of the example without the context ``log``; columns and profiles are of the seen runs."""
+    definition = DatasetDefinition.load(EXAMPLES / "cause.toml", name="cause")
+    definition = definition.replace(context=tuple(kind for kind in definition.context or () if kind != "log"))
     columns = [telemetry_columns(runs.tables[index].column_names) for index in seen]
     passed = [(runs.facts[index], runs.tables[index]) for index in seen]
     return resolve(definition, columns, [], profiles=lambda names: make_profiles(passed, names).to_json())
@@ -271,8 +281,7 @@ def by_base_rate(fold: Fold, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def by_duration(runs: Recorded) -> Answer:
     """A small tree of the seconds from start to end."""
-    times = [((run.end_us or 0) - (run.start_us or 0)) / 1e6 for run in (runs.facts[index] for index in runs.failed)]
-    seconds = np.array(times)
+    seconds = np.array([((run.end_us or 0) - (run.start_us or 0)) / 1e6 for run in runs.failed_facts])
 
     def answer(fold: Fold, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         learned = seconds[fold.learned], labels[fold.learned]
@@ -455,25 +464,16 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="", help="a part of the names of the methods")
-    parser.add_argument("--since", type=datetime.fromisoformat, help="hold out all runs of this day (UTC) and later")
+    parser.add_argument("--since", type=day_us, help="hold out all runs of this day (UTC) and later")
     options = parser.parse_args()
-    definition = telemetry_definition()
     experiment = Experiment.load(EXAMPLES / "cause-experiment.toml")
     runs = read(options.folders)
-    failed = runs.failed
-    labels = np.array([CAUSES.index(runs.truth(runs.facts[index].run_id)) for index in failed])
-    groups = runs.groups[failed]
-    facts = [runs.facts[index] for index in failed]
-    print(
-        f"{len(runs.facts)} runs; {len(failed)} failed with a cause, {dict(Counter(CAUSES[index] for index in labels))}"
-    )
+    labels, groups, facts = runs.labels, runs.failed_groups, runs.failed_facts
+    causes = Counter(runs.truth(run.run_id) for run in facts)
+    print(f"{len(runs.facts)} runs; {len(facts)} failed with a cause, {dict(causes)}")
     for term, count in label_noise(runs).items():
         print(f"  {term}: {count}")
-    if options.since is None:
-        folds = list(folds_of(runs, definition, labels, options.folds, options.repeats))
-    else:
-        since_us = int(options.since.replace(tzinfo=UTC).timestamp() * 1e6)
-        folds = list(fold_of_later_runs(runs, definition, labels, since_us, options.repeats))
+    folds = list(folds_by(runs, options.since, options.folds, options.repeats))
     held = np.unique(np.concatenate([fold.held for _, fold in folds]))
     print(f"features: {len(folds[0][1].features)}; {len(held)} runs held out, {dict(Counter(labels[held].tolist()))}")
     rows = {}

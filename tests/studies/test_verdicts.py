@@ -23,7 +23,6 @@ from studies.verdicts import (
     label_noise,
     read,
     reliability,
-    telemetry_definition,
     verdicts_by,
 )
 from tests.corpus import CORPUS
@@ -44,18 +43,16 @@ def test_the_corpus_knows_causes_and_has_reruns(runs: Recorded) -> None:
     noise = label_noise(runs)
     assert (noise["failed"], noise["known"], noise["by reruns alone"]) == (159, 136, 13)
     assert noise["both"] == 51 == sum(noise[key] for key in noise if key.startswith("known "))
-    assert Counter(runs.truth(runs.facts[at].run_id) for at in runs.failed) == {"code": 50, "machine": 99}
+    assert Counter(runs.labels.tolist()) == {CODE: 50, MACHINE: 99}
     forbidden = {"patch", "trouble", "trouble_s", "cause", "fault"}
     assert not any(forbidden & set(run.labels) for run in runs.facts)  # no feature may know them
 
 
 @pytest.mark.whole
 def test_a_fold_sees_no_held_out_change(runs: Recorded) -> None:
-    labels = np.array([runs.truth(runs.facts[at].run_id) == "machine" for at in runs.failed], np.int64)
-    definition = telemetry_definition()
-    groups = runs.groups[runs.failed]
+    labels, groups = runs.labels, runs.failed_groups
     held = np.zeros(len(labels), int)
-    for _, fold in folds_of(runs, definition, labels, 2, 1):
+    for _, fold in folds_of(runs, 2, 1):
         parts = [set(groups[some]) for some in (fold.learned, fold.dev, fold.held)]
         assert all(not one & other for one, other in combinations(parts, 2))
         assert fold.learned.size + fold.dev.size + fold.held.size == len(labels)
@@ -64,7 +61,7 @@ def test_a_fold_sees_no_held_out_change(runs: Recorded) -> None:
     assert set(held) == {1}
     hidden = set(groups[fold.held])  # of the last fold: its profiles are those of a store without its changes
     visible = runs.of([at for at in range(len(runs.facts)) if runs.groups[at] not in hidden])
-    _, _, _, profiles = features_of(visible, definition, range(len(visible.facts)))
+    _, _, _, profiles = features_of(visible, range(len(visible.facts)))
     assert fold.profiles is not None
     assert fold.profiles.to_json() == profiles.to_json()
 
@@ -73,19 +70,17 @@ def test_nothing_is_learned_from_later_runs(runs: Recorded) -> None:
     ends = np.array([run.end_us for run in runs.facts])
     since_us = int(ends[runs.groups == runs.groups[runs.failed[60]]].min())
     passed_later = [run.outcome not in FAILED and (run.end_us or 0) >= since_us for run in runs.facts]
-    definition = telemetry_definition()
-    labels = np.array([runs.truth(runs.facts[at].run_id) == "machine" for at in runs.failed], np.int64)
     failed = ends[runs.failed]
-    one, other = (fold for _, fold in fold_of_later_runs(runs, definition, labels, since_us, 2))
+    one, other = (fold for _, fold in fold_of_later_runs(runs, since_us, 2))
     for fold in (one, other):
         assert sorted(fold.held) == np.flatnonzero(failed >= since_us).tolist()
         assert sorted([*fold.learned, *fold.dev]) == np.flatnonzero(failed < since_us).tolist()
     assert set(one.dev) != set(other.dev)
     without = runs.of([at for at, left_out in enumerate(passed_later) if not left_out])
-    _, same = next(fold_of_later_runs(without, definition, labels, since_us, 1))
+    _, same = next(fold_of_later_runs(without, since_us, 1))
     assert np.array_equal(one.inputs, same.inputs)  # profiles of earlier runs alone
     with pytest.raises(ValueError, match="has runs before and after"):
-        next(fold_of_later_runs(runs, definition, labels, since_us + 1, 1))
+        next(fold_of_later_runs(runs, since_us + 1, 1))
 
 
 def test_figures_count_the_answers_of_all_repeats() -> None:
