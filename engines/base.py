@@ -133,22 +133,22 @@ class Engine(ABC):
         return processes.end(state.process)
 
 
-def listens(port: int, timeout_s: float = 1.0) -> bool:
+def listens(port: int) -> bool:
     """Return whether a server accepts connections on the port."""
     try:
-        with socket.create_connection((HOST, port), timeout=timeout_s):
+        with socket.create_connection((HOST, port), timeout=1.0):
             return True
     except OSError:
         return False
 
 
-def http_answers(url: str, timeout_s: float = 2.0) -> bool:
+def http_answers(url: str) -> bool:
     """Return whether an HTTP server answers with a status below 500."""
     from http.client import HTTPConnection, HTTPException
     from urllib.parse import urlsplit
 
     parts = urlsplit(url)
-    connection = HTTPConnection(parts.hostname or HOST, parts.port, timeout=timeout_s)
+    connection = HTTPConnection(parts.hostname or HOST, parts.port, timeout=2.0)
     try:
         connection.request("GET", parts.path or "/")
         return connection.getresponse().status < 500

@@ -68,18 +68,18 @@ def worker_hour(cpu: float, memory: float, disk_gb: int) -> float:
     return float(VCPUS * cpu + MEMORY_GB * memory + disk_gb * prices.PD_PER_GB_HR)
 
 
-def streaming_week(one: Measured, workers: int = 1) -> tuple[float, float, float]:
-    """Return (USD of workers, USD of Streaming Engine, the workers' load) of a week."""
+def streaming_week(one: Measured) -> tuple[float, float, float]:
+    """Return (USD of one worker, USD of Streaming Engine, the worker's load) of a week."""
     hour = worker_hour(prices.VCPU_PER_HR_STREAMING, prices.MEM_PER_GB_HR_STREAMING, STREAMING_DISK_GB)
-    load = WEEK_RUNS * one.cpu_s / (WEEK_H * 3600 * VCPUS * workers)
-    return workers * WEEK_H * hour, WEEK_RUNS * one.shuffled / 1e9 * prices.SHUFFLE_PER_GB_STREAMING, load
+    load = WEEK_RUNS * one.cpu_s / (WEEK_H * 3600 * VCPUS)
+    return WEEK_H * hour, WEEK_RUNS * one.shuffled / 1e9 * prices.SHUFFLE_PER_GB_STREAMING, load
 
 
-def batch_job(one: Measured, runs: int = WEEK_RUNS) -> tuple[float, float]:
-    """Return the cost (USD, hours of one worker) of a job with this number of runs."""
-    hours = START_H + runs * one.cpu_s / (VCPUS * USED) / 3600
+def batch_job(one: Measured) -> tuple[float, float]:
+    """Return the cost (USD, hours of one worker) of a job with the runs of a week."""
+    hours = START_H + WEEK_RUNS * one.cpu_s / (VCPUS * USED) / 3600
     hour = worker_hour(prices.VCPU_PER_HR_BATCH, prices.MEM_PER_GB_HR_BATCH, BATCH_DISK_GB)
-    return hours * hour + runs * one.shuffled / 1e9 * prices.SHUFFLE_PER_GB_BATCH, hours
+    return hours * hour + WEEK_RUNS * one.shuffled / 1e9 * prices.SHUFFLE_PER_GB_BATCH, hours
 
 
 def cpu_of(work: Callable[[], object]) -> float:

@@ -242,22 +242,19 @@ class Served(Timed):
 
 
 @contextmanager
-def load_served(
-    folder: Path, *, call_s: float = MAX_MODEL_CALL_S, load_s: float = MAX_MODEL_LOAD_S
-) -> Iterator[Served]:
+def load_served(folder: Path, *, call_s: float = MAX_MODEL_CALL_S) -> Iterator[Served]:
     """Load a model that `export` wrote in a process of its own, which ends with the context.
 
     Args:
       folder: on local disk.
       call_s: limit of a call, seconds.
-      load_s: limit of loading, seconds.
 
     Raises:
       UnservedError: it cannot be loaded, or not in time.
     """
     definition = _definition_in(folder)
     try:
-        model = load_model(open_store(folder), call_s=call_s, load_s=load_s)
+        model = load_model(open_store(folder), call_s=call_s, load_s=MAX_MODEL_LOAD_S)
     except (IntegrityError, EngineError) as error:
         raise UnservedError(f"the exported model cannot be loaded: {error}") from None
     try:

@@ -153,13 +153,13 @@ class Learning:
     withdrawn: bool
 
 
-def parts_of_run(data: DataRoot, run_id: str, models: Sequence[str] | None = None) -> Iterator[Learning]:
-    """Yield the part that a run had in each pushed version of models. A snapshot that cannot be read is left out.
+def parts_of_run(data: DataRoot, run_id: str) -> Iterator[Learning]:
+    """Yield the part that a run had in each pushed version of each model. A snapshot that cannot be read is left out.
 
     Raises:
       EngineError: the store does not answer.
     """
-    for model in registered_models(data) if models is None else models:
+    for model in registered_models(data):
         state = Registry(data, model).state
         for version in state.pushed():
             digest = state.candidates[state.versions[version].candidate].facts.get("snapshot")

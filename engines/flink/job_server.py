@@ -132,13 +132,13 @@ def job_server(port: int, conf: Path, artifacts: Path) -> tuple[str, ...]:
     )
 
 
-def job_service_answers(address: str, timeout_s: float = 2.0) -> bool:
+def job_service_answers(address: str) -> bool:
     """Return whether Beam's job server answers at ``host:port``."""
     import grpc
 
     with grpc.insecure_channel(address) as channel:
         try:  # an empty message is a valid GetJobsRequest, so Beam need not be imported
-            channel.unary_unary(_GET_JOBS, None, None)(b"", timeout=timeout_s, wait_for_ready=True)
+            channel.unary_unary(_GET_JOBS, None, None)(b"", timeout=2.0, wait_for_ready=True)
         except grpc.RpcError:
             return False
     return True

@@ -228,7 +228,7 @@ class Job:
         return self.state in OVER
 
 
-def list_jobs(endpoint: str, timeout_s: float = 10.0) -> list[Job]:
+def list_jobs(endpoint: str) -> list[Job]:
     """Return the jobs of the job server at ``endpoint`` (``host:port``) since its start.
 
     Raises:
@@ -237,7 +237,7 @@ def list_jobs(endpoint: str, timeout_s: float = 10.0) -> list[Job]:
     from apache_beam.portability.api import beam_job_api_pb2
 
     with _job_service(endpoint) as service:
-        answer = service.GetJobs(beam_job_api_pb2.GetJobsRequest(), timeout=timeout_s)
+        answer = service.GetJobs(beam_job_api_pb2.GetJobsRequest(), timeout=10.0)
     name_of = beam_job_api_pb2.JobState.Enum.Name
     return [Job(job.job_id, job.job_name, str(name_of(job.state))) for job in answer.job_info]
 
@@ -302,12 +302,12 @@ def _request_cancel(endpoint: str, job: Job, running: Iterable[RestJob]) -> None
             cancel(rest_job, timeout_s=_EMBEDDED_TIMEOUT_S)
 
 
-def cancel_orphans(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
+def cancel_orphans(endpoint: str) -> list[Job]:
     """Cancel jobs whose workers were threads of an ended process (LOOPBACK); return these in their final states.
 
     Flink would restart such a job again and again, each time with a port, threads and network memory.
     """
-    return [cancel_job(endpoint, job.id, timeout_s) for job in list_jobs(endpoint) if _is_orphan(endpoint, job)]
+    return [cancel_job(endpoint, job.id) for job in list_jobs(endpoint) if _is_orphan(endpoint, job)]
 
 
 def _is_orphan(endpoint: str, job: Job) -> bool:

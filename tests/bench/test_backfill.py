@@ -13,7 +13,7 @@ from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.backfill.plan import BackfillConfig
 from ciml.runs.writer import store
 from ciml.storage import open_store
-from ciml.transforms.fetch.fetch import fetch
+from ciml.transforms.fetch.fetch import shared_fetcher
 from ciml.transforms.ingest.decode import decode_lines
 from ciml.transforms.parse.logs import parse
 from ciml.trust import evaluate_batch
@@ -32,7 +32,7 @@ def loop(ours: BackfillConfig, path: Path) -> None:
     for block in listing.blocks:
         covers = OffsetRange(listing.topic, "", 0, block.start, block.end)
         batch = evaluate_batch(decode_lines(covers, listing.read(block), ours.reading), ours.trust)
-        settled = store(parse(fetch(batch, ours.fetch, 0)), ours.raw).settled
+        settled = store(parse(shared_fetcher(ours.fetch).fetch(batch, 0)), ours.raw).settled
         assert {outcome.kind for outcome in settled} == {"run"}
     listing.close()
 

@@ -16,9 +16,8 @@ import pytest
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.transforms.drift.compare import Report, Side, compare
 from ciml.transforms.drift.statistics import statistics
-from ciml.transforms.examples.prepare import make_examples
 from tests.bench.measuring import real_runs
-from tests.transforms.samples import resolved
+from tests.transforms.samples import make_examples, resolved
 
 pytestmark = pytest.mark.bench
 SPLITS, DRAWS = 40, 5

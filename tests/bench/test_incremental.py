@@ -25,9 +25,9 @@ from ciml.training.data.snapshot import Snapshot, SnapshotRun, SnapshotSpan
 from ciml.training.export import transform_of
 from ciml.transforms.examples.changes import SelectedRun
 from ciml.transforms.examples.plan import SpanPlan
-from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.examples.spans import write_span
 from tests.bench.measuring import real_runs, seconds
+from tests.transforms.samples import make_examples
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(3000)]
 

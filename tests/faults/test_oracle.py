@@ -18,7 +18,7 @@ from ciml.events.records import Batch, Message, OffsetRange
 from ciml.pipelines.ingest.committer import Committer
 from ciml.runs.writer import store
 from ciml.storage import open_store
-from ciml.transforms.fetch.fetch import fetch
+from ciml.transforms.fetch.fetch import shared_fetcher
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
 from ciml.transforms.parse.logs import parse
@@ -47,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Delivery]
     for start, end in ((0, half), (half, len(sends))):
         messages = [Message(at, sends[at].value, sends[at].headers, timestamp_ms=1) for at in range(start, end)]
         batch = decode(Batch(OffsetRange(TOPIC, "T", 0, start, end), messages))
-        committer.commit([store(parse(fetch(batch, policy, 0)), raw)])
+        committer.commit([store(parse(shared_fetcher(policy).fetch(batch, 0)), raw)])
     return folder / "raw", [Delivery(0, offset, send) for offset, send in enumerate(sends)]
 
 

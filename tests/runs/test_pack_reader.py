@@ -21,10 +21,9 @@ from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.changes import SelectedRun
 from ciml.transforms.examples.downsample import downsample, downsample_joined, merge_windows
 from ciml.transforms.examples.plan import SpanPlan
-from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.examples.spans import examples_of
 from tests.runs.test_packs import FOLDER, file_of, keep, packed
-from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_facts, resolved, table
+from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_examples, make_facts, resolved, table
 
 DAY_US = 86_400_000_000
 

@@ -13,7 +13,6 @@ from ciml.data_root import DataRoot
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.live import LiveConfig
 from ciml.serving.predict.log import read_predictions
-from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.live.windows import LiveDataset
 from tests.corpus import STABLE
 from tests.pipelines.ingest.ingesting import need_real
@@ -23,7 +22,7 @@ from tests.pipelines.predict.predicting import World, telemetry
 from tests.pipelines.predict.test_predict import announce
 from tests.scraping import scrape
 from tests.services.supervising import supervised
-from tests.transforms.samples import corpus
+from tests.transforms.samples import corpus, make_examples
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
 

@@ -13,12 +13,12 @@ from ciml.pipelines.datasets.update import update_dataset
 from ciml.runs.latest_runs import latest_runs
 from ciml.runs.reader import verify_run
 from ciml.runs.state import open_raw
-from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.examples.spans import verify_span
 from tests.simulation.model import facts_of, is_trusted
 from tests.simulation.scenes import telemetry
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import INGEST, Process, World
+from tests.transforms.samples import make_examples
 
 
 class Poller:

@@ -13,6 +13,10 @@ from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, reso
 from ciml.errors import RejectedInput
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import facts_from_listing
+from ciml.runs.neighbours import Neighbours
+from ciml.transforms.examples.context import with_context
+from ciml.transforms.examples.downsample import Windows, downsample
+from ciml.transforms.examples.prepare import Examples, examples_from
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.corpus import CORPUS, builds
 
@@ -72,3 +76,21 @@ def resolved(columns: Sequence[str] = (USR, LOAD), **keys: Any) -> ResolvedDefin
     if definition.classes is None and definition.class_label != "status":
         definition = definition.replace(classes=("a", "b"))
     return resolve(definition, [columns], [])
+
+
+def make_examples(
+    runs: Sequence[RunFacts],
+    tables: Sequence[pa.Table],
+    resolved: ResolvedDefinition,
+    neighbours: Sequence[Neighbours | None] = (),
+) -> Examples:
+    """Make the examples of runs from their whole tables; ``neighbours`` of each run are empty if they are unknown."""
+
+    def windows_of(indices: Sequence[int]) -> Windows:
+        chosen_runs = [runs[index] for index in indices]
+        chosen_tables = [tables[index] for index in indices]
+        chosen_neighbours = [neighbours[index] for index in indices] if neighbours else ()
+        windows = downsample(chosen_tables, resolved)
+        return with_context(windows, chosen_runs, chosen_tables, resolved, chosen_neighbours)
+
+    return examples_from(runs, windows_of, resolved)

@@ -131,7 +131,7 @@ class Agreement:
     random_mutual_95: float
 
 
-def agreement(of: np.ndarray, names: np.ndarray, seed: int = 0, trials: int = TRIALS) -> Agreement | None:
+def agreement(of: np.ndarray, names: np.ndarray, seed: int = 0) -> Agreement | None:
     """Compute the agreement of clusters [n] with names [n]; None for a single name or cluster."""
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -139,7 +139,7 @@ def agreement(of: np.ndarray, names: np.ndarray, seed: int = 0, trials: int = TR
     if classes.max(initial=0) == 0 or len(np.unique(of)) == 1:
         return None
     random = np.random.default_rng(seed)
-    assignments = [random.permutation(of) for _ in range(trials)]
+    assignments = [random.permutation(of) for _ in range(TRIALS)]
     figures: dict[str, float] = {}
     for name, score in (("rand", adjusted_rand_score), ("mutual", normalized_mutual_info_score)):
         random_scores = [score(classes, assignment) for assignment in assignments]

@@ -58,40 +58,19 @@ class Examples(NamedTuple):
     excluded: tuple[Excluded, ...]
 
 
-def make_examples(
-    runs: Sequence[RunFacts],
-    tables: Sequence[pa.Table],
-    resolved: ResolvedDefinition,
-    neighbours: Sequence[Neighbours | None] = (),
-    output_of: OutputOf | None = None,
+def examples_from(
+    runs: Sequence[RunFacts], windows_of: Callable[[Sequence[int]], Windows], resolved: ResolvedDefinition
 ) -> Examples:
     """Make the examples of runs. The result of a run does not depend on other runs.
 
     Args:
       runs: the facts of each run.
-      tables: telemetry of each run, as stored.
+      windows_of: computes the windows of the labelled runs from their indices.
       resolved: the resolved definition.
-      neighbours: the neighbours of each run, for the context ``neighbours``; empty if they are unknown.
-      output_of: returns the output of a run, for the context ``log``; None if outputs are unavailable.
 
     Returns:
       The rows of all runs that have a label and at least one window, and the reasons for the others.
     """
-
-    def windows_of(indices: Sequence[int]) -> Windows:
-        chosen_runs = [runs[index] for index in indices]
-        chosen_tables = [tables[index] for index in indices]
-        chosen_neighbours = [neighbours[index] for index in indices] if neighbours else ()
-        windows = downsample(chosen_tables, resolved)
-        return with_context(windows, chosen_runs, chosen_tables, resolved, chosen_neighbours, output_of)
-
-    return examples_from(runs, windows_of, resolved)
-
-
-def examples_from(
-    runs: Sequence[RunFacts], windows_of: Callable[[Sequence[int]], Windows], resolved: ResolvedDefinition
-) -> Examples:
-    """Make examples as `make_examples`; ``windows_of`` computes the windows of the labelled runs from their indices."""
     excluded: dict[int, Excluded] = {}  # by index among ``runs``, as in `_LabelledRun`
     labelled: list[_LabelledRun] = []
     for index, facts in enumerate(runs):

@@ -55,27 +55,10 @@ _fetchers: dict[tuple[int, FetchPolicy], Fetcher] = {}
 _fetchers_lock = threading.Lock()
 
 
-def fetch(batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] | None = None) -> Batch:
-    """Fetch the logs of a batch's pending runs, `FetchPolicy.threads` at a time.
-
-    Args:
-      batch: the pending runs have an `address`, or a `log_url` in their facts.
-      policy: the allowed addresses, and the limits.
-      now_us: the present time, epoch microseconds; delays count from it.
-      seconds: receives the duration of each request, s, failed ones included.
-
-    Returns:
-      The batch with the pending runs that have their ``log``, unpacked. Each of the others is settled: ``deferred``
-      with ``not_before_us``, for a reason of `DEFERRED`; or ``dead_letter``, for one of `REJECTED`, or of `DEFERRED`
-      after the last of ``delays_s``. The order is unchanged.
-    """
-    return shared_fetcher(policy).fetch(batch, now_us, seconds)
-
-
 def fetch_in_parts(
     batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] | None = None
 ) -> Iterator[Batch]:
-    """Fetch as `fetch`, one part of the batch after another, so that memory is bounded for any number of logs.
+    """Fetch as `Fetcher.fetch`, one part of the batch after another, so that memory is bounded for any number of logs.
 
     A part ends when its logs exceed a few MiB (`ciml.limits.PART_BYTES`), at most ``max_batch_bytes``. The other runs
     wait for the next part. They are deferred as ``batch_full`` only at the end of ``batch_s``.
@@ -153,7 +136,18 @@ class Fetcher:
             self._s3.close()
 
     def fetch(self, batch: Batch, now_us: int, seconds: list[float] | None = None) -> Batch:
-        """Fetch the logs of a batch; see the function `fetch`."""
+        """Fetch the logs of a batch's pending runs, `FetchPolicy.threads` at a time.
+
+        Args:
+          batch: the pending runs have an `address`, or a `log_url` in their facts.
+          now_us: the present time, epoch microseconds; delays count from it.
+          seconds: receives the duration of each request, s, failed ones included.
+
+        Returns:
+          The batch with the pending runs that have their ``log``, unpacked. Each of the others is settled: ``deferred``
+          with ``not_before_us``, for a reason of `DEFERRED`; or ``dead_letter``, for one of `REJECTED`, or of
+          `DEFERRED` after the last of ``delays_s``. The order is unchanged.
+        """
         return self.fetch_part(batch, now_us, seconds, self.policy.threads, self.policy.batch_s, 1 << 62)
 
     def fetch_part(

@@ -205,7 +205,7 @@ class LogSettings(Settings, frozen=True):
 
 
 class FetchPolicy(Settings, frozen=True):
-    """The options of `ciml.transforms.fetch.fetch.fetch`. By default no address is allowed.
+    """The options of `ciml.transforms.fetch.fetch.Fetcher`. By default no address is allowed.
 
     Attributes:
       hosts: ``[scheme://]host[:port]`` of the allowed hosts: https by default, the scheme's own port

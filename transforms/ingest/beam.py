@@ -134,8 +134,8 @@ class TakeLogs(_Stage):
     Fetch, parse and store are one stage: between stages a batch would hold all its logs or all its telemetry.
     """
 
-    def __init__(self, policy: FetchPolicy, raw: ObjectStore, clock: Callable[[], float] = time.time) -> None:
-        super().__init__("ParDo(_Take)", _take, policy, raw, clock)
+    def __init__(self, policy: FetchPolicy, raw: ObjectStore) -> None:
+        super().__init__("ParDo(_Take)", _take, policy, raw)
 
 
 def _guarded(batch: Batch, guard: Guard, stage: str, function: Callable[..., Batch], *arguments: Any) -> Batch:
@@ -143,10 +143,10 @@ def _guarded(batch: Batch, guard: Guard, stage: str, function: Callable[..., Bat
         return guard(stage, lambda part: function(part, *arguments), batch)
 
 
-def _take(batch: Batch, policy: FetchPolicy, raw: ObjectStore, clock: Callable[[], float]) -> Batch:
+def _take(batch: Batch, policy: FetchPolicy, raw: ObjectStore) -> Batch:
     seconds: list[float] = []
     try:
         with keep_error():
-            return take_logs(batch, policy, raw, int(clock() * 1e6), seconds)
+            return take_logs(batch, policy, raw, int(time.time() * 1e6), seconds)
     finally:
         FETCH.observe(seconds)

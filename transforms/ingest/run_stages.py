@@ -84,7 +84,7 @@ def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, second
       policy: the allowed addresses of logs, and the delays of retries.
       raw: the raw store.
       now_us: the present time, epoch microseconds.
-      seconds: see `ciml.transforms.fetch.fetch.fetch`.
+      seconds: see `ciml.transforms.fetch.fetch.Fetcher.fetch`.
 
     Returns:
       The batch, settled.

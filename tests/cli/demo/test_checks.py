@@ -32,12 +32,12 @@ from ciml.runs.outputs import store_output
 from ciml.runs.writer import write_run
 from ciml.storage import LocalStore
 from ciml.telemetry import telemetry_columns
-from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.logs.prepare import prepare_small
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.cli.demo.demo_fixture import refreshed
 from tests.cli.demo.test_accounts import produced
 from tests.corpus import CORPUS
+from tests.transforms.samples import make_examples
 
 RUNS = ["r0", "r1", "r2"]
 LIST = [

@@ -24,7 +24,6 @@ from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.datasets.listed_runs import ListedRuns
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
-from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.examples.spans import read_span
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.parse.logs import Log, parse_logs
@@ -34,7 +33,7 @@ from tests.pipelines.datasets.dataset_scenes import NOON, define, ids, run_ids, 
 from tests.pipelines.poison import check_detail, fail_for
 from tests.raw_manifest import forge
 from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
-from tests.transforms.samples import LOAD, make_facts, table
+from tests.transforms.samples import LOAD, make_examples, make_facts, table
 
 
 def test_a_span_is_the_next_selected_runs_in_the_raw_manifests_order(data: DataRoot, raw: RawStore) -> None:

@@ -31,7 +31,7 @@ from ciml.pipelines.ingest.replay import ReplayConfig, replay
 from ciml.runs.accounting import reconcile
 from ciml.runs.state import RawState
 from ciml.storage import LocalStore, Store, open_store
-from ciml.transforms.fetch.fetch import fetch
+from ciml.transforms.fetch.fetch import shared_fetcher
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
 from tests.pipelines.backfill.backfilling import listed
@@ -230,7 +230,7 @@ def test_the_payload_is_made_sealed_and_stored_once(
     monkeypatch.setattr(payloads, "redact_bytes", redact)
     sent = many_builds(**log)
     batch = decode(Batch(OffsetRange("t", "T", 0, 0, 1), [sent]), read_event=read_event)
-    batch = fetch(batch, FetchPolicy(), 1)
+    batch = shared_fetcher(FetchPolicy()).fetch(batch, 1)
     assert [outcome.kind for outcome in batch.settled] == ["dead_letter"] * BUILDS
     assert made == [len(sent.value or b"")]
     sealed = seal(batch)

@@ -18,12 +18,11 @@ from ciml.pipelines.ingest.committer import render_runs
 from ciml.runs.verify import verify_raw
 from ciml.serving.predict.log import prediction_id
 from ciml.serving.predict.predictor import read_announcement
-from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.examples.spans import read_span
 from tests.pipelines.datasets.dataset_scenes import define, run_ids, runs, telemetry
 from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
 from tests.tier import tries
-from tests.transforms.samples import make_facts
+from tests.transforms.samples import make_examples, make_facts
 
 
 def claim(number: int, **facts: Any) -> tuple[RunFacts, pa.Table]:

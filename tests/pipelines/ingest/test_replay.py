@@ -101,16 +101,16 @@ def test_what_is_allowed_today_is_fetched_today(place: Place) -> None:
 
 def test_a_dead_letter_that_was_deferred_before_needs_no_message(place: Place) -> None:
     from ciml.runs.state import retry
-    from ciml.transforms.fetch.fetch import fetch
+    from ciml.transforms.fetch.fetch import shared_fetcher
 
     facts, policy = place.facts(0, log=False), FetchPolicy(file_roots=(str(place.logs),), delays_s=(0.0,))
     value, headers = finished_event(facts)
     batch = decode(Batch(OffsetRange(TOPIC, "T", 0, 0, 1), [Message(0, value, tuple(headers))]))
     ours = committer(place.raw)
-    ours.commit([fetch(batch, policy, 1)])
+    ours.commit([shared_fetcher(policy).fetch(batch, 1)])
     with ours.state() as state:
         (deferred,) = state.deferred.values()
-    ours.commit([fetch(Batch(None, pending_runs=[retry(deferred)]), policy, 2)])
+    ours.commit([shared_fetcher(policy).fetch(Batch(None, pending_runs=[retry(deferred)]), 2)])
     assert place.counts == {("dead_letter", "log_not_found"): 1}
     place.log_arrives(0)
     assert replay(place.replay_config()).became == {("run", ""): 1}

@@ -20,12 +20,11 @@ from ciml.pipelines.kafka.reader import Reader
 from ciml.pipelines.live import LiveConfig
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.downsample import downsample
-from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.live.windows import LiveDataset
 from tests.corpus import STABLE
 from tests.messages import check_message
 from tests.transforms.live.live_scenes import Disorder, arrivals, recorded
-from tests.transforms.samples import corpus
+from tests.transforms.samples import corpus, make_examples
 
 #: Facts and telemetry of runs by run id.
 Known = Mapping[str, tuple[RunFacts, pa.Table]]

@@ -18,9 +18,8 @@ from ciml.transforms.drift.compare import Finding, Report, Side, compare
 from ciml.transforms.drift.counts import add_columns, exact_p, mix_of, one_sided_groups
 from ciml.transforms.drift.detect import DriftPolicy, ks_p, psi_of, unit_of
 from ciml.transforms.drift.statistics import Cell, Series, Statistics, buckets, merge, middles, statistics
-from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.examples.spans import inputs_of
-from tests.transforms.samples import PROJECTS, corpus, resolved
+from tests.transforms.samples import PROJECTS, corpus, make_examples, resolved
 
 COLUMNS = ("total cpu usage:usr", "load avg:1m", "memory usage:free", "dsk/total:writ")
 

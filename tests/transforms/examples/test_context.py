@@ -16,10 +16,11 @@ from ciml.events.records import RunFacts
 from ciml.runs.neighbours import Neighbours
 from ciml.transforms.examples.context import context_of
 from ciml.transforms.examples.downsample import downsample
-from ciml.transforms.examples.prepare import make_examples, prepare, prepare_many
+from ciml.transforms.examples.prepare import prepare, prepare_many
 from ciml.transforms.examples.spans import inputs_of
 from ciml.transforms.profiles import make_profiles
 from tests.transforms.profiles.tables import STEAL, USED, USR, facts_of, table_of
+from tests.transforms.samples import make_examples
 
 #: Ten passing runs of a minute: usr 50 and 52 by turns, no steal, 1 GB used.
 PASSED = [

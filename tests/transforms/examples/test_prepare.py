@@ -13,7 +13,6 @@ from ciml.digest import arrays_digest
 from ciml.errors import RejectedInput
 from ciml.transforms.examples.prepare import (
     Excluded,
-    make_examples,
     prepare,
     prepare_many,
     run_facts,
@@ -21,7 +20,7 @@ from ciml.transforms.examples.prepare import (
     split_of,
 )
 from ciml.transforms.examples.spans import inputs_of
-from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_facts, resolved, table
+from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_examples, make_facts, resolved, table
 
 NOON = 1_795_521_600_000_000
 RUN = table([NOON, NOON + 10_000_000], usr=[1.0, 3.0], load=[0.5, 0.25])

@@ -23,7 +23,7 @@ from ciml.events.records import Batch, Message, Origin, Outcome
 from ciml.http.addresses import Address
 from ciml.limits import PART_BYTES, SMALL_PART_BYTES
 from ciml.storage import open_store
-from ciml.transforms.fetch.fetch import DEFERRED, REJECTED, Fetcher, fetch, fetch_in_parts
+from ciml.transforms.fetch.fetch import DEFERRED, REJECTED, Fetcher, fetch_in_parts, shared_fetcher
 from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
 from ciml.transforms.ingest import run_stages
 from ciml.transforms.ingest.run_stages import take_logs
@@ -276,9 +276,9 @@ def test_fetch_keeps_its_connections(server: LogServer) -> None:
     policy = allow(server, threads=2)
     for number in range(5):
         batch = Batch(None, [], [pending(f"{server.url}/plain/{number}/{n}") for n in range(4)])
-        assert len(fetch(batch, policy, NOW).pending_runs) == 4
+        assert len(shared_fetcher(policy).fetch(batch, NOW).pending_runs) == 4
     assert len(server.peers) <= 2
-    assert fetch(Batch(None), policy, NOW) == Batch(None)
+    assert shared_fetcher(policy).fetch(Batch(None), NOW) == Batch(None)
 
 
 def test_each_log_is_in_one_part(server: LogServer) -> None:

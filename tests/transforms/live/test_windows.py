@@ -20,14 +20,13 @@ from ciml.events.records import RunFacts
 from ciml.events.samples import End, Samples
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.downsample import downsample
-from ciml.transforms.examples.prepare import make_examples
 from ciml.transforms.live.samples import LivePolicy, join_parts, pack, part_of, unpack
 from ciml.transforms.live.windows import ExampleSoFar, LiveDataset, LiveRun, Pane, example_message, pane_message
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.golden import make_logs
 from tests.tier import tries
 from tests.transforms.live.live_scenes import CALM, SECOND, Disorder, arrivals, feed, recorded, some
-from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_facts, resolved, table
+from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_examples, make_facts, resolved, table
 
 POLICY = LivePolicy()
 RUN = "zuul~1~1"
