@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import msgspec
 import orjson
 
 from ciml.digest import canonical_json, sha256_json
@@ -51,7 +52,7 @@ class State(Protocol):
     version: int
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Apply the next delta."""
+        """Apply the next delta. A `msgspec.ValidationError` means that it is malformed."""
 
 
 class StaleWriterError(EngineError):
@@ -79,14 +80,24 @@ def commit(log: ManifestLog, state: State, build: Callable[[], Delta | None]) ->
             return None
         version = state.version + 1
         if log.try_append(version, delta):
-            state.apply(version, {**delta, "version": version})
+            _apply(log, state, version, {**delta, "version": version})
             return version
 
 
 def catch_up(log: ManifestLog, state: State) -> None:
-    """Apply to ``state`` all deltas after its version."""
+    """Apply to ``state`` all deltas after its version, and count it up. Raises `IntegrityError` for a malformed one."""
     for version, delta in log.since(state.version):
+        _apply(log, state, version, delta)
+
+
+def _apply(log: ManifestLog, state: State, version: int, delta: Delta) -> None:
+    if version != state.version + 1:
+        raise IntegrityError(f"{log.url()}: version {version} follows {state.version}")
+    try:
         state.apply(version, delta)
+    except msgspec.ValidationError as error:
+        raise IntegrityError(f"{log.url()}: version {version}: malformed record: {error}") from None
+    state.version = version
 
 
 class _Listing(NamedTuple):

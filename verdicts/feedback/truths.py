@@ -14,7 +14,6 @@ from typing import NamedTuple
 import msgspec
 
 from ciml.data_root import DataRoot
-from ciml.errors import IntegrityError
 from ciml.events.records import Record
 from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
@@ -61,16 +60,9 @@ class CorrectionState:
         self.by_run: dict[str, dict[str, Correction]] = {}
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Apply the next delta. Raises `IntegrityError` for one that is malformed."""
-        if version != self.version + 1:
-            raise IntegrityError(f"corrections: version {version} follows {self.version}")
-        for record in delta["corrections"]:
-            try:
-                correction = msgspec.convert(record, Correction)
-            except msgspec.ValidationError as error:
-                raise IntegrityError(f"corrections: version {version}: malformed record: {error}") from None
+        """Apply the next delta; see `ciml.manifest.log.State`."""
+        for correction in msgspec.convert(delta["corrections"], list[Correction]):
             self.by_run.setdefault(correction.run_id, {})[correction.by] = correction
-        self.version = version
 
     def cause(self, run_id: str, by: str) -> Cause | None:
         """Return the cause of a run by a reviewer; None without a correction."""
