@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from ciml.digest import canonical_json
@@ -25,9 +26,7 @@ class Names:
         self.names: list[str] = []
 
     def apply(self, version: int, delta: Delta) -> None:
-        assert version == self.version + 1
-        self.version = version
-        self.names += delta["names"]
+        self.names += msgspec.convert(delta["names"], list[str])
 
     def build(self, wanted: list[str]) -> Delta | None:
         new = [name for name in wanted if name not in self.names]
@@ -53,6 +52,21 @@ def test_commits_are_numbered_from_one_and_read_back_in_order(tmp_path: Path) ->
     content = f'{{"seal":"{before}","names":["b"],"version":2,"sha256":"'.encode()
     assert second == content + hashlib.sha256(content).hexdigest().encode() + b'"}'
     assert state.names == names(log) == names(pickle.loads(pickle.dumps(log))) == ["a", "b"]
+
+
+def test_a_state_gets_neither_a_malformed_delta_nor_one_out_of_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, state = ManifestLog(LocalStore(tmp_path)), Names()
+    assert log.try_append(1, {"names": ["a"]})
+    assert log.try_append(2, {"names": [3]})
+    with pytest.raises(IntegrityError, match=f"{tmp_path}: version 2: malformed record: Expected `str`, got `int`"):
+        catch_up(log, state)
+    assert (state.version, state.names) == (1, ["a"])
+    monkeypatch.setattr(ManifestLog, "since", lambda self, version: [(version + 2, {"names": ["c"]})])
+    with pytest.raises(IntegrityError, match="version 3 follows 1"):
+        catch_up(log, state)
+    assert (state.version, state.names) == (1, ["a"])
 
 
 def test_the_losing_writer_computes_again(tmp_path: Path) -> None:
