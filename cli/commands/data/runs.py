@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -347,7 +347,7 @@ def summary(options: SummaryOptions) -> int:
         click.echo(state.index.run_count())
         return 0
     latest = [run.summary() for run in islice(latest_runs(log, state), options.last)]
-    faults = verify_all(raw, log, state.version, state.index.run_count()) if options.verify else []
+    faults = verify_all(raw, log, state.index.run_count()) if options.verify else []
     verified = {"latest": latest, **({"faults": faults} if options.verify else {})}
     options.show(state, partial(_print_summary, latest), lambda state: state_json(state) | verified)
     if options.verify and not options.json:
@@ -379,22 +379,16 @@ def _rules_json(counts: Mapping[tuple[bool, str], int]) -> list[dict[str, Any]]:
     return [{"trusted": trusted, "rule": rule, "runs": number} for (trusted, rule), number in sorted(counts.items())]
 
 
-def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[str]:
-    """Return the faults of the runs in the manifest up to ``version``, one line each."""
+def verify_all(raw: Store, log: ManifestLog, total: int) -> list[str]:
+    """Return the faults of all runs in the manifest, one line each. ``total``: their number, for the progress."""
     from ciml.cli.output import bars
-    from ciml.events.records import RawFile, rows_of
     from ciml.runs.reader import verify_runs
+    from ciml.runs.run_log import StoredRunLog
 
-    def stored_files() -> Iterator[tuple[str, RawFile]]:
-        for number, delta in log.since(0):
-            if number > version:
-                return
-            for record in rows_of(delta):
-                yield record["mention"]["run_id"], RawFile.from_json(record["file"])
-
+    files = ((row.mention.run_id, row.file) for _, delta in StoredRunLog(log).since(0) for row in delta.rows)
     faults: list[str] = []
     with bars() as progress:
-        for number_verified, fault in enumerate(verify_runs(raw, stored_files()), 1):
+        for number_verified, fault in enumerate(verify_runs(raw, files), 1):
             progress("verifying", number_verified, total)
             if fault:
                 faults.append(fault)
