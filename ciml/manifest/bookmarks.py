@@ -26,7 +26,7 @@ class Reader(Protocol):
     """A reader whose state a bookmark holds."""
 
     def restore(self, state: bytes) -> None:
-        """Continue from a state. Raises `msgspec.DecodeError` for bytes that are none."""
+        """Continue from a state. Raises `msgspec.DecodeError` for bytes that are not a state."""
 
 
 R = TypeVar("R", bound=Reader)

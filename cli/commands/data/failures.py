@@ -10,7 +10,7 @@ import click
 
 from ciml.cli.command import DefaultGroup, make_command
 from ciml.cli.options import Data, Json, JsonLines, Signed
-from ciml.cli.output import minute_of, print_columns, print_table, printable
+from ciml.cli.output import by_frequency, minute_of, print_columns, print_table, printable
 from ciml.options import argument, option, repeated
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _latest(names: Iterable[str]) -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     """Return counts, the greatest first: ``a 3, b 1``."""
-    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+    return ", ".join(f"{name} {count:,}" for name, count in by_frequency(counts))
 
 
 @click.group("failures", cls=DefaultGroup, default="list", commands=[list_failures, show, name_failure])
