@@ -18,7 +18,7 @@ from ciml.runs.state import open_raw
 from ciml.storage import Store
 from ciml.transforms.logs.profile import OutputProfile
 from ciml.transforms.logs.ranking import Line, excerpt, scan
-from ciml.transforms.logs.stored import stored_profile
+from ciml.transforms.logs.run_outputs import stored_profile
 from ciml.verdict_rules import Verdict
 from ciml.verdicts.evidence import Evidence
 from ciml.verdicts.evidence.output import OutputEvidence

@@ -18,8 +18,8 @@ import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.events.outcomes import CAUSES
+from ciml.serving.decimals import shortest_decimals
 from ciml.training.calibration.calibrate import calibrate
-from ciml.training.calibration.sets import decimals
 from ciml.training.estimators import Rows, fit, inputs_for
 from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.experiment import Experiment
@@ -64,7 +64,7 @@ def refreshes(
             experiment, resolved, [facts[index] for index in dev], answers[0], labels[dev], used=used
         )
         assert calibrated.rules is not None
-        shares = decimals(calibrated.calibrator.apply(answers[1]))
+        shares = shortest_decimals(calibrated.calibrator.apply(answers[1]))
         figures = verdict_figures(calibrated.rules, shares, labels[test], [facts[index].build_name for index in test])
         yield Covered(round(figures["coverage"]["value"] * len(test)), len(test), len(dev))
 

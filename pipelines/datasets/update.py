@@ -48,7 +48,7 @@ from ciml.transforms.examples.spans import (
 )
 from ciml.transforms.guard import bisect
 from ciml.transforms.logs.known import known_outputs
-from ciml.transforms.logs.stored import stored_printed
+from ciml.transforms.logs.run_outputs import stored_printed
 from ciml.trust import evaluate, former_policy
 
 if TYPE_CHECKING:

@@ -293,7 +293,7 @@ def probabilities_of(answer: NDArray[np.float32], definition: ResolvedDefinition
     """
     if not np.isfinite(answer).all():
         raise RejectedInput(MODEL_ERROR, "the model's probabilities are not finite")
-    return dict(zip(definition.classes, (float(str(value)) for value in answer), strict=True))
+    return dict(zip(definition.classes, shortest_decimals(answer).tolist(), strict=True))
 
 
 def class_of(answer: NDArray[np.float32], definition: ResolvedDefinition) -> str:

@@ -22,9 +22,10 @@ from ciml.reports.experiments.comparison import comparison_page
 from ciml.reports.experiments.plots import calibration_plot
 from ciml.reports.experiments.render import report_experiments, result_page
 from ciml.reports.page import Page, Section, render
+from ciml.serving.decimals import shortest_decimals
 from ciml.storage import LocalStore
 from ciml.training.calibration.calibrators import Temperature
-from ciml.training.calibration.sets import decimals, make_rules
+from ciml.training.calibration.sets import make_rules
 from ciml.training.data.examples import read_dataset
 from ciml.training.evaluation import metrics as scoring
 from ciml.training.evaluation.bootstrap import BY_CLASS
@@ -166,7 +167,7 @@ def test_a_calibration_and_its_verdicts_stand_beside_the_uncalibrated_answers(tm
     said, labels, _ = made_up(400, 4.0, seed=1)
     calibrated = Temperature(4.0).apply(said)
     rules = make_rules(calibrated, labels, ["p"] * 400, ("a", "b"), coverage=0.9, calibration={})
-    figures = verdict_figures(rules, decimals(calibrated), labels, ["p"] * 400)
+    figures = verdict_figures(rules, shortest_decimals(calibrated), labels, ["p"] * 400)
     trial = stored("x", predicted(labels.tolist(), calibrated))
     assert trial.result is not None
     before = calibration_quality(evaluate(said, labels, ("a", "b"), labels))

@@ -24,13 +24,13 @@ from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.pipelines.ingest.committer import render_runs
 from ciml.serving.contract import check_candidate
+from ciml.serving.decimals import shortest_decimals
 from ciml.serving.predict.predictor import PredictPolicy
 from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.storage import open_store
 from ciml.training.calibration.calibrate import calibrate_on_dev
-from ciml.training.calibration.sets import decimals
 from ciml.training.data.examples import read_snapshot_examples
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.export import load_exported
@@ -107,7 +107,7 @@ def test_a_refresh_calibrates_on_dev_runs_and_reports_what_held_on_test_runs(wor
         assert baseline["comparison"]["runs"] == test
     rules, store = rules_of(world), world.data.dataset("cause").store
     runs, examples = read_snapshot_examples(store, snapshot, "test")
-    answers = decimals(load_exported(world.done.folder).predict(examples.inputs, examples.n_windows)).tolist()
+    answers = shortest_decimals(load_exported(world.done.folder).predict(examples.inputs, examples.n_windows)).tolist()
     means = run_means(examples.inputs, examples.n_windows)
     sets = [
         make_verdict(run.build_name, dict(zip(CAUSES, each, strict=True)), rules, known).set

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ciml.errors import IntegrityError
 from ciml.events.records import RunFacts
+from ciml.serving.decimals import shortest_decimals
 from ciml.transforms.examples.prepare import subject_of
 from ciml.verdict_rules import MAX_SCORES, POOLED, Group, LearnedRanges, VerdictRules, parts_outside
 
@@ -134,14 +135,8 @@ def _nonconformity_scores(probabilities: NDArray[np.float32]) -> NDArray[np.floa
     """Return the scores of runs for each class by crepes, float64 [n, C]: 1 - the probability of the class."""
     from crepes.extras import hinge
 
-    scores: NDArray[np.float64] = hinge(decimals(probabilities))
+    scores: NDArray[np.float64] = hinge(shortest_decimals(probabilities))
     return scores
-
-
-def decimals(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return each float32 as the shortest decimal that reads back as the same float32; predictions record these."""
-    flat = [float(str(value)) for value in probabilities.astype(np.float32).reshape(-1)]
-    return np.array(flat, np.float64).reshape(probabilities.shape)
 
 
 def _check_by_crepes(
@@ -151,7 +146,7 @@ def _check_by_crepes(
     rows = np.linspace(0, len(jobs) - 1, min(len(jobs), _COMPARED_RUNS)).round().astype(int)
     compared_jobs = [jobs[row] for row in rows]
     by_crepes = sets_by_crepes(rules, probabilities[rows], compared_jobs, is_apart[rows])
-    shares_of_rows = decimals(probabilities[rows]).tolist()
+    shares_of_rows = shortest_decimals(probabilities[rows]).tolist()
     for job, shares, apart, is_in_set in zip(compared_jobs, shares_of_rows, is_apart[rows], by_crepes, strict=True):
         group = rules.compared_with(job, without_output=bool(apart))
         set_by_rules = rules.set_of(group, dict(zip(rules.classes, shares, strict=True)))

@@ -21,10 +21,10 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.runs.run_log import stored_rows
+from ciml.serving.decimals import shortest_decimals
 from ciml.storage import Store
 from ciml.tensorflow import load_tensorflow
 from ciml.training.calibration.calibrate import Calibrated
-from ciml.training.calibration.sets import decimals
 from ciml.training.data.examples import Examples, read_facts, read_snapshot_examples
 from ciml.training.data.snapshot import Snapshot, SnapshotRun
 from ciml.training.estimators import Fitted, Rows
@@ -308,7 +308,7 @@ def calibration_figures(
     figures: dict[str, Any] = {"calibration": {**calibrated.description, "before": calibration_quality(before)}}
     if calibrated.rules is not None:
         means = run_means(rows.inputs, rows.n_windows)
-        figures["verdicts"] = verdict_figures(calibrated.rules, decimals(answers), rows.labels, jobs, means)
+        figures["verdicts"] = verdict_figures(calibrated.rules, shortest_decimals(answers), rows.labels, jobs, means)
     return figures
 
 

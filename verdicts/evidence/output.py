@@ -29,10 +29,9 @@ from ciml.transforms.logs.failed_tests import FailedTest, OtherChanges, failed_t
 from ciml.transforms.logs.failure_keys import TROUBLES, without_margin
 from ciml.transforms.logs.profile import OutputProfile
 from ciml.transforms.logs.ranking import STRONG, ScannedOutput, is_known_template, rank, scan, step_of
-from ciml.transforms.logs.run_outputs import ReadOutput, read_scanned
+from ciml.transforms.logs.run_outputs import ReadOutput, read_scanned, stored_profile
 from ciml.transforms.logs.signals import KINDS
 from ciml.transforms.logs.signatures import CODE_RUNS, MACHINE_CHANGES
-from ciml.transforms.logs.stored import stored_profile
 from ciml.verdicts.signatures.failures import FailedRuns, failed_runs
 from ciml.verdicts.signatures.notes import Note, read_notes
 from ciml.verdicts.signatures.stored import SignatureReader, change_of, shared_signatures, time_of

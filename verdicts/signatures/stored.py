@@ -35,10 +35,9 @@ from ciml.transforms.logs.failed_tests import RecentTests, failed_tests
 from ciml.transforms.logs.failure_keys import Key, keys_of, without_margin
 from ciml.transforms.logs.lines import lines_of_block
 from ciml.transforms.logs.profile import OutputProfile, Printed
-from ciml.transforms.logs.run_outputs import read_scanned
+from ciml.transforms.logs.run_outputs import PASSING_RUNS, read_scanned, stored_printed
 from ciml.transforms.logs.signals import have_kind
 from ciml.transforms.logs.signatures import SIGNATURES_KIND, Failure, Line, Signatures
-from ciml.transforms.logs.stored import PASSING_RUNS, stored_printed
 from ciml.transforms.logs.templates import templates_of
 from ciml.transforms.logs.text_arrays import strings
 

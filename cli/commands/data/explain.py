@@ -149,7 +149,7 @@ def _read_stored(run_id: str, data_path: str, profile: OutputProfile) -> tuple[K
     from ciml.runs.outputs import read_output
     from ciml.runs.run_log import find_rows
     from ciml.runs.state import open_raw
-    from ciml.transforms.logs.stored import stored_profile
+    from ciml.transforms.logs.run_outputs import stored_profile
 
     require_data(data_path)
     data = DataRoot.open(data_path)

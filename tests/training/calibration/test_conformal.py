@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from ciml.datasets.definition import NO_OUTPUT_FEATURE, DatasetDefinition, ResolvedDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
+from ciml.serving.decimals import shortest_decimals
 from ciml.training.calibration import sets as calibration_sets
 from ciml.training.calibration.calibrate import calibrate
 from ciml.training.calibration.calibrators import Isotonic, fit_calibrator
-from ciml.training.calibration.sets import SHARE, decimals, job_groups, learned_ranges, make_rules, sets_by_crepes
+from ciml.training.calibration.sets import SHARE, job_groups, learned_ranges, make_rules, sets_by_crepes
 from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.experiment import Experiment
 from ciml.transforms.examples.prepare import run_means
@@ -97,7 +98,7 @@ def test_the_coverage_holds_for_runs_with_and_without_an_output() -> None:
     assert read_rules(json.dumps(apart.to_json()).encode(), CLASSES, ranges.features, "m") == apart
     fresh, fresh_labels, lacks = mixed(1, 10_000)
     means = np.stack([np.zeros(10_000), 10.0 * lacks], axis=1)
-    shares = decimals(fresh)
+    shares = shortest_decimals(fresh)
 
     def coverage(rules: VerdictRules, some: NDArray[np.bool_]) -> float:
         figures = verdict_figures(rules, shares[some], fresh_labels[some], ["a"] * int(some.sum()), means[some])
@@ -167,7 +168,7 @@ def test_a_job_with_enough_runs_is_compared_with_its_own() -> None:
 def test_too_few_runs_exclude_nothing() -> None:
     said, labels = np.array([[1.0, 0.0]] * 10, np.float32), np.zeros(10, np.int64)
     rules = rules_of(said[:8], labels[:8], ["a"] * 8)
-    figures = verdict_figures(rules, decimals(said[:8]), labels[:8], ["a"] * 8)
+    figures = verdict_figures(rules, shortest_decimals(said[:8]), labels[:8], ["a"] * 8)
     assert (figures["abstained"]["value"], figures["set_sizes"]) == (1.0, {"0": 0, "1": 0, "2": 8})
     code = figures["causes"]["code"]
     assert (code["verdicts"], code["runs"]) == (0, 8)
@@ -204,7 +205,7 @@ def test_counting_gives_the_sets_of_crepes(runs: list[tuple[int, int, str]], cov
         rules = rules_of(said, labels, jobs, coverage)
     rules = read_rules(json.dumps(rules.to_json()).encode(), CLASSES, (), "x")
     by_crepes = sets_by_crepes(rules, said, jobs)
-    for row, (job, shares) in enumerate(zip(jobs, decimals(said).tolist(), strict=True)):
+    for row, (job, shares) in enumerate(zip(jobs, shortest_decimals(said).tolist(), strict=True)):
         by_class = dict(zip(CLASSES, shares, strict=True))
         group = rules.compared_with(job)
         earlier = rules.replace(keeps_likely=False).set_of(group, by_class)

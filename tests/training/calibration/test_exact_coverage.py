@@ -7,8 +7,9 @@ import pytest
 from scipy.stats import betabinom
 
 from ciml.events.outcomes import CAUSES
+from ciml.serving.decimals import shortest_decimals
 from ciml.training.calibration.calibrators import fit_calibrator
-from ciml.training.calibration.sets import decimals, make_rules
+from ciml.training.calibration.sets import make_rules
 from ciml.training.evaluation.candidate import verdict_figures
 
 DRAWS = 400
@@ -49,7 +50,7 @@ def test_the_number_of_covered_runs_is_beta_binomial(calibrated: int, tests: int
         rules = make_rules(
             shares[known], labels[known], ["job"] * calibrated, CAUSES, coverage=coverage, calibration={}
         )
-        figures = verdict_figures(rules, decimals(shares[held]), labels[held], ["job"] * tests)
+        figures = verdict_figures(rules, shortest_decimals(shares[held]), labels[held], ["job"] * tests)
         covered[round(figures["coverage"]["value"] * tests)] += 1 / DRAWS
     expected = exact(calibrated, tests, coverage)
     # The largest distance of two distributions of 400 draws is above 0.086 in one of 200 (Kolmogorov).

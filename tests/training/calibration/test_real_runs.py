@@ -11,8 +11,9 @@ from sklearn.ensemble import RandomForestClassifier
 
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.events.outcomes import CAUSE, CAUSES, FAILED
+from ciml.serving.decimals import shortest_decimals
 from ciml.training.calibration.calibrators import fit_calibrator
-from ciml.training.calibration.sets import decimals, make_rules
+from ciml.training.calibration.sets import make_rules
 from ciml.training.evaluation.candidate import verdict_figures
 from ciml.transforms.examples.prepare import prepare_many
 from tests.transforms.samples import corpus
@@ -57,7 +58,7 @@ def test_the_stated_coverage_holds_on_changes_that_were_held_out(label: str, cov
         calibrated = fit_calibrator(answers[dev], labels[dev]).apply(answers)
         jobs = ["job"] * len(changes)
         rules = make_rules(calibrated[dev], labels[dev], jobs[: dev.sum()], CAUSES, coverage=coverage, calibration={})
-        figures = verdict_figures(rules, decimals(calibrated[test]), labels[test], jobs[: test.sum()])
+        figures = verdict_figures(rules, shortest_decimals(calibrated[test]), labels[test], jobs[: test.sum()])
         covered.append(figures["coverage"]["value"])
         unknown.append(figures["abstained"]["value"])
     assert coverage - 0.03 < np.mean(covered) < coverage + 0.08  # above, since some twenty runs allow few shares

@@ -15,8 +15,8 @@ from ciml.runs.outputs import expire_before, templates_path
 from ciml.storage import Store
 from ciml.transforms.logs.failure_keys import Key
 from ciml.transforms.logs.profile import Printed
+from ciml.transforms.logs.run_outputs import stored_printed
 from ciml.transforms.logs.signatures import Failure, Line, Signature, Signatures
-from ciml.transforms.logs.stored import stored_printed
 from ciml.verdicts.signatures import stored as module
 from ciml.verdicts.signatures.stored import BOOKMARK, LINE_CHARACTERS, SignatureLog, read_signatures
 from tests.runs.compacting import run
