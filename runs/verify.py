@@ -7,6 +7,7 @@ is the path of a raw object in the manifest. The run is in that object or in a p
 
 from __future__ import annotations
 
+import heapq
 import random
 import time
 from array import array
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, groupby, takewhile
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +37,6 @@ from ciml.runs.run_log import RunRecord, StoredRunLog
 from ciml.runs.state import RAW, RawState, open_raw
 from ciml.runs.tables import FOLDER as DELTA_LOG
 from ciml.storage import Store
-
-_Item = TypeVar("_Item")
 
 #: Age from which an unreferenced object is a finding: compaction has had the time to remove it, seconds.
 GRACE_S = 3 * 86_400.0
@@ -117,7 +116,7 @@ def verify_raw(
         )
     is_sound = not result.findings
     try:
-        names, chosen = _audit(raw, result, sample, seed, report)
+        names = _audit(raw, result, report)
     except (IntegrityError, LookupError, TypeError, ValueError, AttributeError) as error:
         # The manifest cannot be read to its end: a digest differs, or a delta of an older version has another form.
         if is_sound:
@@ -127,13 +126,8 @@ def verify_raw(
     if sample is None:
         objects.verify_packs()
         objects.verify_singles()
-        objects.verify_missing()
         objects.verify_named_outputs()
-    for number, run in enumerate(sorted(chosen, key=lambda run: run.path), 1):
-        if problem := verify_run(raw, run.run_id, run.file):
-            result.add_fault("run", problem)
-        result.read += 1
-        report("runs", number, len(chosen))
+    objects.verify_unread(sample, seed)
     _verify_outputs(raw, result, sample, seed, report)
     objects.note_unreferenced()
     return result
@@ -144,10 +138,8 @@ def _verify_outputs(raw: Store, result: Verification, sample: int | None, seed: 
     deltas = takewhile(lambda item: item[0] <= result.version, StoredRunLog(ManifestLog(raw)).since(0))
     rows: Iterable[RunRecord] = (row for _, delta in deltas for row in delta.rows if row.output and row.output.path)
     if sample is not None:
-        chosen = _Sample[RunRecord](sample, seed)
-        for row in rows:
-            chosen.add(row)
-        rows = chosen.items
+        chance = random.Random(seed)  # noqa: S311 - no secret depends on it
+        rows = heapq.nsmallest(sample, rows, key=lambda _: chance.random())
     for row in rows:
         if fault := verify_output(raw, row.output):
             result.add_fault("output", fault)
@@ -155,14 +147,11 @@ def _verify_outputs(raw: Store, result: Verification, sample: int | None, seed: 
         progress("outputs", result.outputs, None)
 
 
-def _audit(
-    raw: Store, result: Verification, sample: int | None, seed: int, progress: Progress
-) -> tuple[_Names, list[NamedRun]]:
-    """Read the manifest once: check the accounting, and return the names and a sample of them."""
+def _audit(raw: Store, result: Verification, progress: Progress) -> _Names:
+    """Read the manifest once: check the accounting, and return the names."""
     log, state = open_raw(raw)
     audit = Audit(result)
     names = _Names()
-    chosen = _Sample[NamedRun](sample or 0, seed)
     superseded: dict[str, str] = {}
     for version, delta in log.since(0):
         if version > state.version:
@@ -171,7 +160,6 @@ def _audit(
         _compare_runs(state, delta, superseded, result)
         for run in named_runs(delta):
             names.add(run)
-            chosen.add(run)
         progress("accounting", version, state.version)
     for run_id, digest in superseded.items():
         indexed = state.index.run(run_id)
@@ -184,31 +172,7 @@ def _audit(
             )
     names.sort()
     result.objects = len(names)
-    return names, chosen.items
-
-
-class _Sample(Generic[_Item]):
-    """A random sample of the items that are added, in which each has the same chance.
-
-    Attributes:
-      items: the sample.
-    """
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.items: list[_Item] = []
-        self._size = size
-        self._added = 0
-        self._random = random.Random(seed)  # noqa: S311 - no secret depends on it
-
-    def add(self, item: _Item) -> None:
-        self._added += 1
-        if len(self.items) < self._size:
-            self.items.append(item)
-        elif self._size:
-            # The n-th item takes the place of another one with the probability size / n.
-            place = self._random.randrange(self._added)
-            if place < self._size:
-                self.items[place] = item
+    return names
 
 
 def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, str], result: Verification) -> None:
@@ -345,18 +309,27 @@ class _Objects:
             self._result.formats["run"][number] += 1
             self._check(entry.path, table.num_rows, digest, self._raw.url(), "run")
 
-    def verify_missing(self) -> None:
-        """Look for the named runs that were not read: a compaction may have moved them meanwhile."""
-        unchecked = np.flatnonzero(~self._checked)
-        if not len(unchecked):
+    def verify_unread(self, sample: int | None, seed: int) -> None:
+        """Verify the named runs that were not read, or a sample of them: a compaction may have moved them meanwhile.
+
+        Args:
+          sample: number of runs, chosen at random; None for all.
+          seed: of the choice.
+        """
+        hashes = self._names.paths[~self._checked]
+        if sample is not None:
+            hashes = np.random.default_rng(seed).choice(hashes, min(sample, len(hashes)), replace=False)
+        unread = set(hashes.tolist())
+        if not unread:
             return
-        hashes = set(self._names.paths[unchecked].tolist())
         deltas = takewhile(lambda item: item[0] <= self._result.version, ManifestLog(self._raw).since(0))
         for run in chain.from_iterable(named_runs(delta) for _, delta in deltas):
-            if path_hash(run.path) in hashes:
-                hashes.discard(path_hash(run.path))
+            if path_hash(run.path) in unread:
+                unread.discard(path_hash(run.path))
                 if fault := verify_run(self._raw, run.run_id, run.file):
                     self._result.add_fault("run", fault)
+                self._result.read += 1
+                self._progress("runs", self._result.read, len(self._names) if sample is None else len(hashes))
 
     def _check(self, path: str, rows: int, digest: str, where: str, what: str) -> None:
         """Compare a run that was read with the manifest's rows and digest for its path.

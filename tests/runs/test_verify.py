@@ -15,9 +15,10 @@ from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.verify import Findings
 from ciml.pipelines.ingest.committer import Committer
-from ciml.runs.pack_index import NamedRun, pack_state
+from ciml.runs import verify
+from ciml.runs.pack_index import pack_state
 from ciml.runs.state import RAW, RawState, open_raw
-from ciml.runs.verify import Audit, Verification, _Sample, verify_raw
+from ciml.runs.verify import Audit, Verification, verify_raw
 from ciml.storage import Store
 from ciml.storage.json_files import without_seal
 from tests.raw_manifest import forge
@@ -101,15 +102,13 @@ def test_all_faults_are_counted_and_the_first_hundred_are_kept() -> None:
     assert (findings.number, len(findings.findings), findings.findings[99]) == (210, 100, "130 19")
 
 
-def test_each_run_has_the_same_chance_to_be_in_a_sample() -> None:
+def test_each_run_has_the_same_chance_to_be_in_a_sample(events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: Counter[str] = Counter()
-    for seed in range(2000):
-        sample = _Sample(3, seed)
-        for number in range(30):
-            sample.add(NamedRun(FIRST, str(number), "", 1))
-        chosen.update(run.name for run in sample.items)
-    assert (len(chosen), chosen.total()) == (30, 6000)
-    assert 140 < min(chosen.values()) <= max(chosen.values()) < 260
+    monkeypatch.setattr(verify, "verify_run", lambda raw, run_id, file: chosen.update([run_id]))
+    for seed in range(100):
+        verified(events.store, sample=2, seed=seed)
+    assert (len(chosen), chosen.total()) == (4, 200)
+    assert 25 < min(chosen.values()) <= max(chosen.values()) < 75
 
 
 def test_nothing_at_all(data: DataRoot) -> None:
