@@ -221,12 +221,5 @@ class _Follower:
             return None if stored is None else stored.policy
 
 
-_followers: dict[str, _Follower] = {}
-_followers_lock = threading.Lock()
-
-
-def _follower(folder: str) -> _Follower:
-    with _followers_lock:
-        if folder not in _followers:
-            _followers[folder] = _Follower(folder)
-        return _followers[folder]
+#: Returns the follower of a folder, one for the process.
+_follower = cache(_Follower)

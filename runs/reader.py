@@ -23,7 +23,7 @@ from ciml.errors import IntegrityError
 from ciml.events.records import RawFile
 from ciml.runs.arrow import read_parquet
 from ciml.runs.pack_index import SWEPT, PackFile, PackState, pack_state, split_path
-from ciml.runs.packs import BATCH_ROWS, OpenPack, batches, open_pack
+from ciml.runs.packs import OpenPack, batches, open_pack
 from ciml.runs.writer import SEAL, damaged, is_sealed, unreadable
 from ciml.storage import LocalStore, Store
 
@@ -183,9 +183,9 @@ def verify_run(store: Store, run_id: str, file: RawFile) -> str:
     return ""
 
 
-def verify_runs(store: Store, runs: Iterable[tuple[str, RawFile]], *, rows: int = BATCH_ROWS) -> Iterator[str]:
-    """Yield the result of `verify_run` for many runs, in order; about ``rows`` rows are read at a time."""
-    for part in batches(runs, lambda run: run[1].rows, rows):
+def verify_runs(store: Store, runs: Iterable[tuple[str, RawFile]]) -> Iterator[str]:
+    """Yield the result of `verify_run` for many runs, in order; about `BATCH_ROWS` rows are read at a time."""
+    for part in batches(runs, lambda run: run[1].rows):
         try:
             tables = read_runs(store, [file for _, file in part])
             digests = [telemetry_digest(run_id, table) for (run_id, _), table in zip(part, tables, strict=True)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -129,7 +129,6 @@ def compare_canary(
     model: str,
     trust: PolicySource,
     rule: CanaryRule | None = None,
-    clock: Callable[[], float] = time.time,
     *,
     label: str = CANARY,
 ) -> CanaryReport | None:
@@ -142,7 +141,6 @@ def compare_canary(
       model: its name.
       trust: the trust policy.
       rule: by default `CanaryRule()`.
-      clock: epoch seconds.
       label: ``canary`` or ``shadow``.
 
     Raises:
@@ -172,10 +170,10 @@ def compare_canary(
     comparison: PairedComparison | SequentialComparison
     if label == SHADOW:
         comparison = PairedComparison(rule.margin, rule.level)
-        waits = _add_pairs(comparison, predictions, names, rule, clock())
+        waits = _add_pairs(comparison, predictions, names, rule, time.time())
     else:
         comparison = SequentialComparison(rule.margin, rule.level)
-        waits = _add(comparison, predictions, names, versions, rule, clock())
+        waits = _add(comparison, predictions, names, versions, rule, time.time())
     worse, not_worse = comparison.evidence
     canary, stable = (
         shares_of(

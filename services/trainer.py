@@ -370,9 +370,7 @@ def news_of(config: TrainConfig, registry: Registry, triggers: Triggers) -> News
     return News(None if last is None else last.time_us, runs, f"new trusted runs{of_cause}", drift, accuracy)
 
 
-def served_accuracy(
-    config: TrainConfig, registry: Registry, clock: Callable[[], float] = time.time
-) -> ServedAccuracy | None:
+def served_accuracy(config: TrainConfig, registry: Registry) -> ServedAccuracy | None:
     """Compare the champion's labelled predictions with its gate; None without a champion.
 
     Only runs that are trusted now count, in the order of their predictions.
@@ -380,7 +378,6 @@ def served_accuracy(
     Args:
       config: of the trainer.
       registry: of the model.
-      clock: epoch seconds.
     """
     state = registry.state
     version = state.champion
@@ -396,7 +393,7 @@ def served_accuracy(
     ]
     definition = read_definition(registry.read_asset(version, DEFINITION), f"model {registry.model}, version {version}")
     names = classes_of(config.data, config.trust, predictions, {version: definition})
-    settled_runs, _ = settled(predictions, names, CanaryRule().wait_s, clock())
+    settled_runs, _ = settled(predictions, names, CanaryRule().wait_s, time.time())
     drop = AccuracyDrop(gate or Arm())
     for _, is_right in settled_runs:
         drop.add(is_right=is_right)

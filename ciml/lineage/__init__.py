@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 
 State = Literal["START", "COMPLETE", "FAIL", "ABORT"]
+#: How long `Lineage.close` waits for events that are not sent yet.
+CLOSE_S = 5.0
+_MAX_WAITING = 100  # events that are not sent yet; further ones are lost
+_ERROR_CHARACTERS = 300
 _LOG = logging.getLogger(__name__)
 
 
@@ -107,14 +111,24 @@ class Step:
 
 
 class Lineage:
-    """Reports steps. `OFF` reports nothing.
+    """Reports steps to the endpoint of OpenLineage's own configuration, by default into the data root.
+
+    An event that cannot be sent is lost, with a warning. `OFF` reports nothing.
 
     Args:
-      emitter: takes the events; None to report nothing.
+      data: the data root; None to report nothing.
+      close_s: how long `close` waits, seconds.
     """
 
-    def __init__(self, emitter: Emitter | None = None) -> None:
-        self._emitter = emitter
+    def __init__(self, data: DataRoot | None = None, close_s: float = CLOSE_S) -> None:
+        self._close_s = close_s
+        self._waiting: queue.Queue[StepEvent | None] = queue.Queue(_MAX_WAITING)
+        self._given_up = threading.Event()
+        self._thread: threading.Thread | None = None
+        if data is not None:
+            # A daemon: a request that never ends must not keep the process.
+            self._thread = threading.Thread(target=self._send_all, args=(data,), name="lineage", daemon=True)
+            self._thread.start()
 
     @contextmanager
     def step(self, job: str, description: Describe | None = None) -> Iterator[Step]:
@@ -129,25 +143,53 @@ class Lineage:
           ...     step.describe(lambda: Description(outputs=(Data("data/trainer/provider/snapshots", "5f1c…"),)))
         """
         step = Step()
-        if self._emitter is None:
+        if self._thread is None:
             yield step
             return
         first = StepEvent(_new_id(), job, "START", datetime.now(UTC), _make_description(description, Description()))
-        self._emitter.emit(first)
+        self.emit(first)
         try:
             yield step
         except BaseException as error:
             state: State = "FAIL" if isinstance(error, Exception) else "ABORT"
             text = f"{type(error).__name__}: {error}"
-            self._emitter.emit(replace(first, state=state, time=datetime.now(UTC), error=text))
+            self.emit(replace(first, state=state, time=datetime.now(UTC), error=text))
             raise
         result = _make_description(step.description, first.description)
-        self._emitter.emit(replace(first, state="COMPLETE", time=datetime.now(UTC), description=result))
+        self.emit(replace(first, state="COMPLETE", time=datetime.now(UTC), description=result))
+
+    def emit(self, event: StepEvent) -> None:
+        """Queue an event, without waiting."""
+        try:
+            self._waiting.put_nowait(event)
+        except queue.Full:
+            _LOG.warning("lineage: %s of %s is lost: %d events wait", event.state, event.job, _MAX_WAITING)
 
     def close(self) -> None:
-        """Wait until the events are sent, a few seconds at most."""
-        if self._emitter is not None:
-            self._emitter.close()
+        """Wait until all events are sent, for ``close_s`` at most."""
+        if self._thread is None:
+            return
+        until_s = time.monotonic() + self._close_s
+        with suppress(queue.Full):
+            self._waiting.put(None, timeout=self._close_s)
+        self._thread.join(max(until_s - time.monotonic(), 0.0))
+        if self._thread.is_alive():
+            self._given_up.set()
+            _LOG.warning("lineage: events were not sent within %g s and are lost", self._close_s)
+
+    def _send_all(self, data: DataRoot) -> None:
+        client: Any = None
+        while (event := self._waiting.get()) is not None and not self._given_up.is_set():
+            try:
+                from ciml.lineage import openlineage
+
+                client = client or openlineage.make_client(data)
+                client.emit(openlineage.run_event(event, data))
+            except Exception as error:  # noqa: BLE001  # whatever an endpoint does, the step goes on
+                text = redact_text(" ".join(f"{type(error).__name__}: {error}".split()))[:_ERROR_CHARACTERS]
+                _LOG.warning("lineage: %s of %s was not sent: %s", event.state, event.job, text)
+        if client is not None:
+            client.close(0)
 
 
 OFF = Lineage()
@@ -170,63 +212,6 @@ def _new_id() -> str:
     return str(uuid.UUID(int=stamp | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)))
 
 
-#: How long `close` waits for events that are not sent yet.
-CLOSE_S = 5.0
-_MAX_WAITING = 100  # events that are not sent yet; further ones are lost
-_ERROR_CHARACTERS = 300
-
-
-class Emitter:
-    """Sends events to the endpoint of OpenLineage's own configuration, by default into the data root.
-
-    An event that cannot be sent is lost, with a warning.
-
-    Args:
-      data: the data root.
-      close_s: how long `close` waits, seconds.
-    """
-
-    def __init__(self, data: DataRoot, close_s: float = CLOSE_S) -> None:
-        self._data = data
-        self._close_s = close_s
-        self._waiting: queue.Queue[StepEvent | None] = queue.Queue(_MAX_WAITING)
-        self._given_up = threading.Event()
-        # A daemon: a request that never ends must not keep the process.
-        self._thread = threading.Thread(target=self._send_all, name="lineage", daemon=True)
-        self._thread.start()
-
-    def emit(self, event: StepEvent) -> None:
-        """Queue an event, without waiting."""
-        try:
-            self._waiting.put_nowait(event)
-        except queue.Full:
-            _LOG.warning("lineage: %s of %s is lost: %d events wait", event.state, event.job, _MAX_WAITING)
-
-    def close(self) -> None:
-        """Wait until all events are sent, for ``close_s`` at most."""
-        until = time.monotonic() + self._close_s
-        with suppress(queue.Full):
-            self._waiting.put(None, timeout=self._close_s)
-        self._thread.join(max(until - time.monotonic(), 0.0))
-        if self._thread.is_alive():
-            self._given_up.set()
-            _LOG.warning("lineage: events were not sent within %g s and are lost", self._close_s)
-
-    def _send_all(self) -> None:
-        client: Any = None
-        while (event := self._waiting.get()) is not None and not self._given_up.is_set():
-            try:
-                from ciml.lineage import openlineage
-
-                client = client or openlineage.make_client(self._data)
-                client.emit(openlineage.run_event(event, self._data))
-            except Exception as error:  # noqa: BLE001  # whatever an endpoint does, the step goes on
-                text = redact_text(" ".join(f"{type(error).__name__}: {error}".split()))[:_ERROR_CHARACTERS]
-                _LOG.warning("lineage: %s of %s was not sent: %s", event.state, event.job, text)
-        if client is not None:
-            client.close(0)
-
-
 @contextmanager
 def lineage_of(data: DataRoot, enabled: bool) -> Iterator[Lineage]:
     """Yield the `Lineage` that reports the steps on a data root, and close it after the block.
@@ -243,7 +228,7 @@ def lineage_of(data: DataRoot, enabled: bool) -> Iterator[Lineage]:
         yield OFF
         return
     require("openlineage", "lineage")
-    lineage = Lineage(Emitter(data))
+    lineage = Lineage(data)
     try:
         yield lineage
     finally:

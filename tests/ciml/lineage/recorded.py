@@ -17,7 +17,7 @@ class Recorded(Lineage):
     """Keeps the events of steps, converted, and checked against OpenLineage's model."""
 
     def __init__(self, data: DataRoot) -> None:
-        super().__init__(self)
+        super().__init__(data)
         self._data = data
         self.events: list[dict[str, Any]] = []
 

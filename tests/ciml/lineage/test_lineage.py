@@ -18,7 +18,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from ciml.lineage import OFF, Data, Description, Emitter, Lineage, StepEvent, lineage_of
+from ciml.lineage import OFF, Data, Description, Lineage, StepEvent, lineage_of
 from ciml.lineage.openlineage import MAX_COLUMNS, StoreTransport, dataset_name, run_event
 from tests.ciml.lineage.model import fault
 from tests.ciml.lineage.recorded import Recorded, checked, names, states, stored
@@ -269,7 +269,7 @@ def test_no_endpoint_fails_or_delays_a_step(
         retry = {"total": 2, "connect": 2, "backoff_factor": 0.5}
         transport = {"type": "http", "url": url, "timeout": 60, "retry": retry}
         monkeypatch.setenv("OPENLINEAGE__TRANSPORT", json.dumps(transport))
-        lineage = Lineage(Emitter(data, close_s=30 if kind == "nonsense" else 0.2))
+        lineage = Lineage(data, close_s=30 if kind == "nonsense" else 0.2)
         for number in range(200):
             with lineage.step(f"train.m{number}") as step:
                 step.describe(lambda: FULL)
