@@ -143,8 +143,7 @@ class StoredDataset:
 
     def state(self) -> DatasetState:
         """Return its present state. Raises `UnknownDatasetError` if no data set has this name."""
-        state = DatasetState()
-        catch_up(self.log, state)
+        state = catch_up(self.log, DatasetState())
         if state.definition is None:
             folder = self.store.root.removesuffix(f"/{self.name}")
             raise UnknownDatasetError(f"no data set {self.name!r} in {folder}; create it with ciml dataset create")

@@ -88,9 +88,7 @@ class PolicyState:
 
 def read_policies(store: Store) -> PolicyState:
     """Read the policies of a store, such as ``DATA/trust``."""
-    state = PolicyState()
-    catch_up(ManifestLog(store), state)
-    return state
+    return catch_up(ManifestLog(store), PolicyState())
 
 
 def apply_policy(

@@ -65,7 +65,7 @@ def compact(
     keep_outputs_s: float | None = None,
     everything: bool = False,
     clock: Callable[[], float] = time.time,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Compaction:
     """Pack the runs of past days and collect garbage, from the end of the previous compaction.
 
@@ -87,7 +87,6 @@ def compact(
       IntegrityError: if a manifest is inconsistent. The result lists broken runs.
     """
     started_s = clock()
-    report = progress or no_progress
 
     @cache  # the same few folders are asked for with each run
     def is_due(folder: str) -> bool:
@@ -104,7 +103,7 @@ def compact(
                 packer.merge(folder)
             cursor.tidy[folder] = int(clock() * 1e6)
             packed_runs += len(folder_runs)
-            report("packing runs", packed_runs, planned_runs)
+            progress("packing runs", packed_runs, planned_runs)
         cursor.advance(window, is_due)
         save_cursor(raw, cursor)
     if everything:
@@ -114,10 +113,10 @@ def compact(
     result = Compaction(packer.counts, to_version=cursor.version, waiting=len(cursor.pending))
     before_s = clock() - grace_s
     forgotten_s = clock() - max(aside_s, grace_s)
-    result.swept = _collect_garbage(raw, cursor, is_due, before_s, forgotten_s, report, everything=everything)
+    result.swept = _collect_garbage(raw, cursor, is_due, before_s, forgotten_s, progress, everything=everything)
     before = "" if keep_outputs_s is None else _expire_outputs(raw, clock() - keep_outputs_s)
     if before or everything:
-        unpacked = GarbageCollector(raw, cursor.version, cursor.pending, before_s, report)
+        unpacked = GarbageCollector(raw, cursor.version, cursor.pending, before_s, progress)
         unpacked.collect_outputs(before, forgotten_s, everything=everything)
         result.swept.outputs = unpacked.collected.outputs
         raw.delete_leftovers(OUTPUTS, before_s)
@@ -138,12 +137,12 @@ def _collect_garbage(
     is_due: Callable[[str], bool],
     before_s: float,
     forgotten_s: float,
-    report: Progress,
+    progress: Progress,
     *,
     everything: bool,
 ) -> Collected:
     """Collect the garbage that was left before a time, and update the cursor; see `compact`."""
-    collector = GarbageCollector(raw, cursor.version, cursor.pending, before_s, report)
+    collector = GarbageCollector(raw, cursor.version, cursor.pending, before_s, progress)
     collector.collect_swept(forgotten_s)  # before anything is moved there
     collector.collect_runs(is_due)
     collector.collect_packs(pack_folders(raw) if everything else cursor.tidy_before(before_s))

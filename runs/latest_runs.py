@@ -16,7 +16,7 @@ from ciml.events.records import OutputFile, RawFile, RunFacts, Trust, records_of
 from ciml.events.run_id import source_of
 from ciml.globs import matches_any
 from ciml.manifest.log import Delta, ManifestLog
-from ciml.progress import Progress
+from ciml.progress import Progress, no_progress
 from ciml.runs.run_log import StoredRunLog
 from ciml.runs.state import RawState
 
@@ -192,7 +192,7 @@ class RunEntry(NamedTuple):
     record: Mapping[str, Any]
 
 
-def entries_of(log: ManifestLog, until: int, run_id: str, progress: Progress | None = None) -> list[RunEntry]:
+def entries_of(log: ManifestLog, until: int, run_id: str, progress: Progress = no_progress) -> list[RunEntry]:
     """Return all records of a run up to a version, in order."""
     entries = []
     for version, delta in _deltas_with(log, until, run_id, progress):
@@ -221,7 +221,7 @@ class Attempt(NamedTuple):
 
 
 def attempts_of(
-    log: ManifestLog, state: RawState, entries: list[RunEntry], progress: Progress | None = None
+    log: ManifestLog, state: RawState, entries: list[RunEntry], progress: Progress = no_progress
 ) -> list[Attempt]:
     """Return all attempts of a run's job, with the run itself, by number and start; none if they are not linked.
 
@@ -253,13 +253,12 @@ def attempts_of(
     return sorted(attempts.values(), key=lambda attempt: (attempt.attempt, attempt.start_us or 0, attempt.run_id))
 
 
-def _deltas_with(log: ManifestLog, until: int, text: str, progress: Progress | None) -> Iterator[tuple[int, Delta]]:
+def _deltas_with(log: ManifestLog, until: int, text: str, progress: Progress) -> Iterator[tuple[int, Delta]]:
     """Yield the deltas that contain a JSON string, up to a version. The others are not parsed."""
     needle = json.dumps(text, ensure_ascii=False).encode()  # as the manifest encodes it
     for version, data in log.raw_since(0):
         if version > until:
             return
-        if progress is not None:
-            progress("deltas", version, until)
+        progress("deltas", version, until)
         if needle in data:
             yield version, log.parse(version, data)

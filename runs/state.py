@@ -381,9 +381,7 @@ RAW = Checkpointed(
 def open_raw(raw: Store) -> tuple[ManifestLog, RawState]:
     """Return the raw manifest of a raw store and its present state, loaded from the newest checkpoint."""
     log = ManifestLog(raw)
-    state = Checkpoints(log, RAW).open()
-    catch_up(log, state)
-    return log, state
+    return log, catch_up(log, Checkpoints(log, RAW).open())
 
 
 def retry(outcome: Outcome) -> PendingRun:

@@ -83,7 +83,7 @@ def verify_raw(
     seed: int = 0,
     grace_s: float = GRACE_S,
     clock: Callable[[], float] = time.time,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Verification:
     """Verify manifest, accounting and runs. Later commits are not verified.
 
@@ -101,8 +101,7 @@ def verify_raw(
       EngineError: if the store does not answer.
     """
     result = Verification()
-    report = progress or no_progress
-    for fault in verify_log(ManifestLog(raw), RAW, report):
+    for fault in verify_log(ManifestLog(raw), RAW, progress):
         if fault.kind == "older":
             result.older += 1
         elif fault.kind == "unsealed":
@@ -116,19 +115,19 @@ def verify_raw(
         )
     is_sound = not result.findings
     try:
-        names = _audit(raw, result, report)
+        names = _audit(raw, result, progress)
     except (IntegrityError, LookupError, TypeError, ValueError, AttributeError) as error:
         # The manifest cannot be read to its end: a digest differs, or a delta of an older version has another form.
         if is_sound:
             result.add_fault("delta", f"the manifest cannot be read: {error}")
         return result
-    objects = _Objects(raw, result, names, clock() - grace_s, report)
+    objects = _Objects(raw, result, names, clock() - grace_s, progress)
     if sample is None:
         objects.verify_packs()
         objects.verify_singles()
         objects.verify_named_outputs()
     objects.verify_unread(sample, seed)
-    _verify_outputs(raw, result, sample, seed, report)
+    _verify_outputs(raw, result, sample, seed, progress)
     objects.note_unreferenced()
     return result
 

@@ -44,8 +44,7 @@ class RegistryVerifier:
 
     def __call__(self, model: str, version: int, digests: Mapping[str, str]) -> None:
         """Raise `IntegrityError` unless ``version`` was pushed and its files match the registry."""
-        state = RegistryState()
-        catch_up(ManifestLog(self._root.child(check_model_name(model))), state)
+        state = catch_up(ManifestLog(self._root.child(check_model_name(model))), RegistryState())
         try:
             files = state.files(version)
         except CimlError as error:

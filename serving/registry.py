@@ -335,8 +335,7 @@ class Registry:
 
         Only deltas may change it, so callers read it alone.
         """
-        catch_up(self._log, self._state)
-        return self._state
+        return catch_up(self._log, self._state)
 
     @property
     def known(self) -> RegistryState:

@@ -195,9 +195,7 @@ def _of_stores(stores: Iterable[Store]) -> Exclusions:
 
 def read_state(store: Store) -> ExclusionState:
     """Read the exclusions of a store, such as ``DATA/exclusions``."""
-    state = ExclusionState()
-    catch_up(ManifestLog(store), state)
-    return state
+    return catch_up(ManifestLog(store), ExclusionState())
 
 
 def add(

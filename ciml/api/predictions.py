@@ -200,7 +200,7 @@ class Predicts:
         """
         if isinstance(run, list | tuple):
             return list(self.each(run, zone=zone, job=job, outcome=outcome, labels=labels))
-        ((name, answer),) = self._answers([run], zone, job, outcome, labels or {})
+        ((name, answer),) = self._per_run([run], zone, job, outcome, labels or {}, self._prepared.predict)
         if isinstance(answer, RejectedInput):
             raise _unusable(name, answer)
         return self._prediction(name, answer)
@@ -223,7 +223,7 @@ class Predicts:
           >>> sum(prediction.probability is not None for prediction in model.each(sorted(Path("logs").iterdir()))) > 50
           True
         """
-        for name, answer in self._answers(runs, zone, job, outcome, labels or {}):
+        for name, answer in self._per_run(runs, zone, job, outcome, labels or {}, self._prepared.predict):
             yield self._prediction(name, answer)
 
     def request(
@@ -254,12 +254,6 @@ class Predicts:
             raise _unusable(name, body)
         return body
 
-    def _answers(
-        self, runs: Iterable[Run], zone: str | None, job: str, outcome: OutcomeWord | None, labels: Mapping[str, str]
-    ) -> Iterator[tuple[str, Answer | RejectedInput]]:
-        """Yield the name of each run, and its answer or why it is unusable. Arguments as for `predict`."""
-        yield from self._per_run(runs, zone, job, outcome, labels, self._prepared.predict)
-
     def _per_run(
         self,
         runs: Iterable[Run],
@@ -269,7 +263,10 @@ class Predicts:
         labels: Mapping[str, str],
         work: Callable[[Sequence[pa.Table], Sequence[RunFacts]], Sequence[T | RejectedInput]],
     ) -> Iterator[tuple[str, T | RejectedInput]]:
-        """Yield the name of each run, and the result of ``work`` for its telemetry and facts, or why it is unusable."""
+        """Yield the name of each run, and the result of ``work`` for its telemetry and facts, or why it is unusable.
+
+        The other arguments are those of `predict`.
+        """
         from ciml.events.outcomes import OUTCOMES
         from ciml.events.records import RunFacts
 

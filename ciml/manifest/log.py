@@ -55,6 +55,9 @@ class State(Protocol):
         """Apply the next delta. A `msgspec.ValidationError` means that it is malformed."""
 
 
+S = TypeVar("S", bound=State)
+
+
 class StaleWriterError(EngineError):
     """A writer was suspended until its version was removed from the log: its state must be reloaded."""
 
@@ -84,10 +87,14 @@ def commit(log: ManifestLog, state: State, build: Callable[[], Delta | None]) ->
             return version
 
 
-def catch_up(log: ManifestLog, state: State) -> None:
-    """Apply to ``state`` all deltas after its version, and count it up. Raises `IntegrityError` for a malformed one."""
+def catch_up(log: ManifestLog, state: S) -> S:
+    """Apply to ``state`` all deltas after its version, and count it up; return it.
+
+    Raises `IntegrityError` for a malformed delta.
+    """
     for version, delta in log.since(state.version):
         _apply(log, state, version, delta)
+    return state
 
 
 def _apply(log: ManifestLog, state: State, version: int, delta: Delta) -> None:

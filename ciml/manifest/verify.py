@@ -18,7 +18,7 @@ from ciml.manifest.checkpoints import Checkpoint, Checkpointed, Checkpoints, S
 from ciml.manifest.id_index import IdTable, IndexFileMissingError, PartFiles, run_steps
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.segments import Link, Segment, UnsealedDeltaError, line_of
-from ciml.progress import Progress
+from ciml.progress import Progress, no_progress
 from ciml.storage import LocalStore
 from ciml.storage.json_files import seal
 
@@ -85,7 +85,7 @@ class Findings:
         yield from (f"note: {line}" for line in self.notes)
 
 
-def verify_log(log: ManifestLog, kind: Checkpointed[Any], progress: Progress | None = None) -> Iterator[Fault]:
+def verify_log(log: ManifestLog, kind: Checkpointed[Any], progress: Progress = no_progress) -> Iterator[Fault]:
     """Yield the faults of a manifest with checkpoints.
 
     Versions must follow each other without a gap. Segments must be undamaged, each must name the previous one, and they
@@ -95,7 +95,7 @@ def verify_log(log: ManifestLog, kind: Checkpointed[Any], progress: Progress | N
     Args:
       log: the manifest. It may be written to meanwhile; later deltas are left out.
       kind: its kind of state.
-      progress: called with (deltas done, deltas in all).
+      progress: called with each delta.
 
     Raises:
       EngineError: the store does not answer.
@@ -203,7 +203,7 @@ def _verify_tail(log: ManifestLog, link: Link, singles: Collection[int]) -> _Ver
 
 
 def _verify_checkpoints(
-    log: ManifestLog, kind: Checkpointed[S], segment_digests: Mapping[int, str], end: int, progress: Progress | None
+    log: ManifestLog, kind: Checkpointed[S], segment_digests: Mapping[int, str], end: int, progress: Progress
 ) -> Iterator[Fault]:
     """Compare each checkpoint with the sum of the deltas up to it, until version ``end``."""
     checkpoints = Checkpoints(log, kind)
@@ -235,8 +235,7 @@ def _verify_checkpoints(
                 where = log.store.url(log.checkpoint_path(version))
                 faults = _compare(stored[version], checkpoints, replay)
                 yield from (Fault(fault.kind, f"{where}: {fault.text}") for fault in faults)
-            if progress is not None:
-                progress("manifest", version, end)
+            progress("manifest", version, end)
 
 
 class _Replay(Generic[S]):

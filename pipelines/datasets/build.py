@@ -141,8 +141,7 @@ def _prepare_build(
       The updater, and the definition with the pinned version of a slicer, its keys in the order of ``definition``.
     """
     dataset = target.dataset(definition.name)
-    state = DatasetState()
-    catch_up(dataset.log, state)
+    state = catch_up(dataset.log, DatasetState())
     runs, origin = _source_of(source, target)
     pin = None
     if definition.slicer is not None:
@@ -200,9 +199,7 @@ def _check_origin(state: DatasetState, origin: Mapping[str, Any]) -> None:
 
 def has_other_definition(dataset: StoredDataset, definition: DatasetDefinition) -> bool:
     """Return whether a data set exists with another definition. An unpinned slicer equals the pinned one."""
-    state = DatasetState()
-    catch_up(dataset.log, state)
-    existing = state.definition
+    existing = catch_up(dataset.log, DatasetState()).definition
     if existing is None:
         return False
     if definition.slicer is not None and definition.raw_version is None:

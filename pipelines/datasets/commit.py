@@ -100,9 +100,8 @@ def commit_steps(root: Store, steps: Sequence[Step], results: str) -> int:
       CimlError: meanwhile another updater has sealed other spans; nothing is lost, and a new plan continues.
       IntegrityError: a result is missing.
     """
-    state = DatasetState()
+    state = catch_up(ManifestLog(root), DatasetState())
     committed = 0
-    catch_up(ManifestLog(root), state)
     for step in steps:
         if _is_committed(state, step):
             continue

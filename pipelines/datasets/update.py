@@ -154,8 +154,7 @@ def with_default_windows(dataset: StoredDataset, keys: Mapping[str, Any]) -> dic
     """
     if keys.get("max_windows") is not None or keys.get("aggregation_functions"):
         return dict(keys)
-    state = DatasetState()
-    catch_up(dataset.log, state)
+    state = catch_up(dataset.log, DatasetState())
     if state.definition is not None and state.definition.max_windows is None:
         return dict(keys)
     return {**keys, "max_windows": AUTO}

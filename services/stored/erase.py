@@ -128,9 +128,7 @@ class Receipts:
 
 def read_receipts(data: DataRoot) -> list[Receipt]:
     """Return the receipts of a data root, in order. Raises `IntegrityError` if one is malformed."""
-    state = Receipts()
-    catch_up(ManifestLog(data.erasures), state)
-    return state.receipts
+    return catch_up(ManifestLog(data.erasures), Receipts()).receipts
 
 
 def read_plan(data: DataRoot) -> Plan | None:

@@ -69,7 +69,7 @@ _MOST_NAMED = 10
 Check = Callable[[DataRoot, RootFindings, Progress], None]
 
 
-def examine(data: DataRoot, progress: Progress | None = None) -> RootFindings:
+def examine(data: DataRoot, progress: Progress = no_progress) -> RootFindings:
     """List and verify all objects below a data root. Changes nothing; may run next to services.
 
     Time is linear in the objects. Memory grows by 20 bytes for each run, as in `ciml runs verify`.
@@ -82,19 +82,18 @@ def examine(data: DataRoot, progress: Progress | None = None) -> RootFindings:
       EngineError: the store does not answer.
     """
     findings = RootFindings()
-    report = progress or no_progress
     for number, entry in enumerate(data.store.entries(), 1):
         kind = kind_of(entry.path)
         findings.objects[kind] += 1
         if kind == Kind.OTHER and findings.objects[Kind.OTHER] <= _MOST_NAMED:
             findings.notes.append(f"{data.store.url(entry.path)} was not written by ciml; it is not read")
         if not number % 1000:
-            report("objects", number, None)
+            progress("objects", number, None)
     for check, kinds in _CHECKS.items():
         is_complete = False
         findings.read.update(kinds)
         with findings.guard(kinds[0], f"{kinds[0]} of {data.url}"):
-            check(data, findings, report)
+            check(data, findings, progress)
             is_complete = True
         if not is_complete:  # `guard` has made a fault of its error
             findings.read.difference_update(kinds)
@@ -118,7 +117,7 @@ def seal_older(data: DataRoot) -> int:
     return sealed
 
 
-def rewrite(data: DataRoot, findings: RootFindings, progress: Progress | None = None) -> int:
+def rewrite(data: DataRoot, findings: RootFindings, progress: Progress = no_progress) -> int:
     """Rebuild the objects that older versions wrote with less in them: checkpoints and index of the raw manifest.
 
     Repeating it is safe, also after a kill.
@@ -136,12 +135,11 @@ def rewrite(data: DataRoot, findings: RootFindings, progress: Progress | None = 
     """
     if not findings.rewritten:
         return 0
-    report = progress or no_progress
     if findings.broken[Kind.RAW_DELTAS] or findings.broken[Kind.SEGMENTS]:
         raise IntegrityError(f"{data.raw.url()}: the manifest is damaged, so it was not rewritten; restore a backup")
     log = ManifestLog(data.raw)
-    checkpoints = Checkpoints(log, RAW).rebuild(lambda version: report("checkpoints", version, None))
-    for fault in verify_log(log, RAW, renamed(report, "manifest again")):
+    checkpoints = Checkpoints(log, RAW).rebuild(lambda version: progress("checkpoints", version, None))
+    for fault in verify_log(log, RAW, renamed(progress, "manifest again")):
         if fault.kind != "unsealed":
             raise IntegrityError(f"after rewriting: {fault.text}")
     return checkpoints

@@ -81,8 +81,7 @@ def corrections_of(data: DataRoot) -> dict[str, Correction]:
     Raises:
       IntegrityError: the log is damaged.
     """
-    state = CorrectionState()
-    catch_up(corrections_log(data), state)
+    state = catch_up(corrections_log(data), CorrectionState())
     return {
         run_id: max(by_reviewer.values(), key=lambda correction: correction.time_us)
         for run_id, by_reviewer in state.by_run.items()

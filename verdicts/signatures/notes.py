@@ -92,9 +92,7 @@ class NoteState:
 
 def read_notes(store: Store) -> NoteState:
     """Read the notes of a store, such as ``DATA/failures``."""
-    state = NoteState()
-    catch_up(ManifestLog(store), state)
-    return state
+    return catch_up(ManifestLog(store), NoteState())
 
 
 def add_note(store: Store, note: Note, *, now_us: int | None = None) -> Note:
