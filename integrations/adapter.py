@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ciml.errors import RejectedInput
-from ciml.events.fields import kind_of
-from ciml.events.json_input import parse_json
+from ciml.events.fields import kind_of, parse_json
 from ciml.events.records import Phase
 
 

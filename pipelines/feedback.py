@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, RejectedInput
-from ciml.events.json_input import parse_json
+from ciml.events.fields import parse_json
 from ciml.events.records import Message, OffsetRange
 from ciml.kafka import ReadOptions
 from ciml.manifest.checkpoints import Limits

@@ -15,8 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.fields import id_field, iso_time, kind_of, required_text_field, time_field
-from ciml.events.json_input import parse_json
+from ciml.events.fields import id_field, iso_time, kind_of, parse_json, required_text_field, time_field
 from ciml.events.payloads import UNREADABLE_HEADERS, excess
 from ciml.events.records import FactUpdate, Message, Phase, RunFacts
 from ciml.events.redaction import redact_url, shown

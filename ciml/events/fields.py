@@ -1,23 +1,39 @@
-"""Checks of the fields of hostile JSON objects: each field is accepted in one form or rejected.
+"""Hostile JSON: its parsing, and checks of the fields of objects. Each field is accepted in one form or rejected.
+
+`parse_json` is strict. `parse_numbers` is for messages that are mostly numbers. Both take linear time, keep limits, and
+reject other data as ``broken_json``.
 
 The functions that read a field take the object, the field's name, and the prefix of the name in errors (``where``).
-They are hand-written, because decoding is a hot path. They compare types with ``is``, because JSON's true is no number,
-but an `int` in Python.
+They are hand-written, because decoding is a hot path. They compare types with ``is``, because JSON's true is not a
+number, but an `int` in Python.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import sys
 import unicodedata
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any
 
+import orjson
+
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import REDACTED, redact_text, shown
-from ciml.limits import EARLIEST_US, LATEST_US, MAX_ID_CHARACTERS, MAX_TEXT_CHARACTERS
+from ciml.limits import (
+    EARLIEST_US,
+    LATEST_US,
+    MAX_ID_CHARACTERS,
+    MAX_JSON_DEPTH,
+    MAX_JSON_DIGITS,
+    MAX_MESSAGE_BYTES,
+    MAX_TEXT_CHARACTERS,
+)
 
 #: Most texts of events are short names that recur, so the redacted forms of texts up to this length are cached.
 CACHED_CHARACTERS = 64
@@ -28,6 +44,98 @@ _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 #: Digits of numbers and UUIDs: no secret has this form or contains it.
 _PLAIN_ID = re.compile(r"[0-9a-f][0-9a-f.-]{0,63}")
 _PROOF = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse strict JSON: UTF-8, no NaN, no infinity, no duplicate key, nested no deeper than `MAX_JSON_DEPTH`.
+
+    Raises:
+      RejectedInput: ``broken_json``, or ``too_large`` for more than `MAX_MESSAGE_BYTES`.
+    """
+    _check_size(data, MAX_MESSAGE_BYTES)
+    try:
+        value = _decode(data.decode())
+    except RecursionError:
+        raise RejectedInput("broken_json", f"nested deeper than {MAX_JSON_DEPTH}") from None
+    except UnicodeDecodeError as error:
+        raise RejectedInput("broken_json", f"byte {error.start} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise RejectedInput("broken_json", f"{error.msg} at character {error.pos}") from None
+    except _StrictError as error:
+        raise RejectedInput("broken_json", str(error)) from None
+    # Most messages have too few brackets to be too deep; only the others are walked.
+    if data.count(b"{") + data.count(b"[") > MAX_JSON_DEPTH:
+        _check_depth(value)
+    return value
+
+
+def parse_numbers(data: bytes, most_bytes: int) -> Any:
+    """Parse JSON that is mostly numbers, several times as fast as `parse_json`.
+
+    The last value of a duplicate key wins. A whole number beyond 64 bits becomes a float. The parser bounds nesting
+    at 1,024.
+
+    Raises:
+      RejectedInput: ``broken_json``, or ``too_large`` for more than ``most_bytes``.
+    """
+    _check_size(data, most_bytes)
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise RejectedInput("broken_json", f"{error.msg} at character {error.pos}") from None
+
+
+def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object from its members. Raises `ValueError` if a key appears twice."""
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        repeated = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise _StrictError(f"key {shown(repeated)} appears twice")
+    return document
+
+
+class _StrictError(ValueError):
+    """JSON that Python's parser accepts and the strict parser does not."""
+
+
+def _check_size(data: bytes, most: int) -> None:
+    if len(data) > most:
+        raise RejectedInput("too_large", f"{len(data)} bytes, at most {most}")
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        level = [item for item in level if type(item) is dict or type(item) is list]
+        if not level:
+            return
+        level = [inner for item in level for inner in (item.values() if type(item) is dict else item)]
+    raise RejectedInput("broken_json", f"nested deeper than {MAX_JSON_DEPTH}")
+
+
+def _parse_integer(text: str) -> int:
+    if len(text) > MAX_JSON_DIGITS:
+        raise _StrictError(f"a whole number has {len(text)} digits, at most {MAX_JSON_DIGITS}")
+    return int(text)
+
+
+def _parse_finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise _StrictError(f"{text:.40} exceeds the range of a float")
+    return value
+
+
+def _reject_constant(text: str) -> float:
+    raise _StrictError(f"{text} is not JSON")
+
+
+_decode: Callable[[str], Any] = json.JSONDecoder(
+    object_pairs_hook=unique_object,
+    parse_int=_parse_integer,
+    parse_float=_parse_finite,
+    parse_constant=_reject_constant,
+).decode
 
 
 def text_field(

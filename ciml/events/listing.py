@@ -20,8 +20,7 @@ from itertools import count
 from typing import IO, Any, NamedTuple
 
 from ciml.errors import CimlError, EngineError, RejectedInput
-from ciml.events.fields import kind_of
-from ciml.events.json_input import parse_json
+from ciml.events.fields import kind_of, parse_json
 from ciml.events.records import Message, Origin, Outcome, RunFacts
 from ciml.events.run_facts import listed_output, listed_run, run_identity
 from ciml.events.run_id import check_source_name

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
-from ciml.events.fields import is_proof
-from ciml.events.json_input import unique_object
+from ciml.events.fields import is_proof, unique_object
 from ciml.events.records import Message
 from ciml.events.redaction import REDACTED, decoded, hides, is_secret_name, redact_text
 from ciml.limits import MAX_MESSAGE_BYTES, MAX_MESSAGE_HEADERS

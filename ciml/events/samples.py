@@ -19,8 +19,7 @@ import orjson
 from msgspec import Meta
 
 from ciml.errors import RejectedInput
-from ciml.events.fields import is_clean, kind_of
-from ciml.events.json_input import parse_numbers
+from ciml.events.fields import is_clean, kind_of, parse_numbers
 from ciml.events.redaction import shown
 from ciml.events.run_id import RunId
 from ciml.limits import (

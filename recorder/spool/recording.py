@@ -25,8 +25,7 @@ from typing import Any
 import msgspec
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.fields import is_clean
-from ciml.events.json_input import parse_json
+from ciml.events.fields import is_clean, parse_json
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import check_labels, facts_from_run, run_from_facts
 from ciml.events.run_id import RunId

@@ -19,8 +19,7 @@ import numpy as np
 
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError, RejectedInput
-from ciml.events.fields import kind_of, text_field
-from ciml.events.json_input import parse_json
+from ciml.events.fields import kind_of, parse_json, text_field
 from ciml.events.records import Batch, Message, OutcomeWord, OutputFile, Phase, RawFile, RunFacts
 from ciml.events.run_facts import check_labels
 from ciml.events.run_id import RunId

@@ -14,8 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ciml.errors import RejectedInput
-from ciml.events.fields import time_field
-from ciml.events.json_input import parse_json
+from ciml.events.fields import parse_json, time_field
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
 from ciml.transforms.fetch.policy import LogUnavailableError

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.json_input import parse_json
+from ciml.events.fields import parse_json
 from ciml.events.listing import open_unpacked
 from ciml.limits import (
     MAX_COLUMN_NAME_CHARACTERS,

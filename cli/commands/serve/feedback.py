@@ -338,7 +338,7 @@ def _stored_predictions(data: DataRoot, options: TryOptions) -> list[dict[str, A
 def _read_predictions(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the predictions of a file of JSON lines. Raises `CimlError` for a line that is not a JSON object."""
     from ciml.errors import RejectedInput
-    from ciml.events.json_input import parse_json
+    from ciml.events.fields import parse_json
     from ciml.limits import MAX_MESSAGE_BYTES
 
     with path.open("rb") as file:

@@ -11,8 +11,7 @@ import pytest
 from ciml import limits
 from ciml.errors import RejectedInput
 from ciml.events.cloudevents import STRUCTURED, decode_message
-from ciml.events.fields import iso_time
-from ciml.events.json_input import parse_json
+from ciml.events.fields import iso_time, parse_json
 from ciml.events.listing import Reading, decode_line
 from ciml.events.records import Message
 from ciml.events.run_id import RunId

@@ -15,7 +15,7 @@ import pytest
 
 from ciml.errors import RejectedInput
 from ciml.events.cloudevents import FINISHED, Event, decode_message
-from ciml.events.json_input import parse_json
+from ciml.events.fields import parse_json
 from ciml.events.payloads import message_of, payload_of, redact_bytes, redact_header
 from ciml.events.records import Message
 from ciml.events.redaction import REDACTED, is_secret_name, redact_text, redact_url

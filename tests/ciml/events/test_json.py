@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
-from ciml.events.json_input import parse_json
+from ciml.events.fields import parse_json
 
 _TEXTS = st.one_of(st.text(max_size=6), st.sampled_from(["a", "b", "", ":", '":', "\\", '"', "a:b", "\x7f"]))
 _SCALARS = st.one_of(
