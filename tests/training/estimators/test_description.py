@@ -357,7 +357,7 @@ CANNOT: dict[str, tuple[Callable[[], Any], str]] = {
         "estimator: a Secretive cannot be described: it has no get_params, and no attribute share",
     ),
     "fit": (lambda: StratifiedKFold(3), "estimator: a StratifiedKFold has no method fit"),
-    "callback": (lambda: FunctionTransformer(np.load), "parameters.func: numpy:load is no estimator or function"),
+    "callback": (lambda: FunctionTransformer(np.load), "parameters.func: numpy:load is not an estimator or function"),
 }
 
 
