@@ -175,7 +175,7 @@ def test_a_taskmanager_is_not_restarted_because_the_jobmanager_does_not_answer(
     for name in ("_CHECK_S", "_TICK_S"):
         monkeypatch.setattr(cluster_watchdog, name, 0.0)
     now_s = iter(range(1000))
-    monkeypatch.setattr("ciml.engines.flink.cluster_watchdog.time.monotonic", lambda: next(now_s))
+    monkeypatch.setattr(cluster_watchdog, "time", Mock(wraps=time, monotonic=lambda: next(now_s)))
     ended: list[object] = []
     monkeypatch.setattr(processes, "end", lambda *_, **__: ended.append(_))
     finds = iter([True] * 12)
@@ -189,7 +189,7 @@ def test_a_taskmanager_is_not_restarted_because_the_jobmanager_does_not_answer(
 def test_a_worker_ends_after_its_job_was_unreachable_without_a_break(monkeypatch: pytest.MonkeyPatch):
     now_s = [0.0]
     reachable = {12.0: False, 15.0: True, 18.0: False, 24.0: False, 27.0: False}
-    monkeypatch.setattr("ciml.engines.flink.worker_pool.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr(worker_pool, "time", Mock(wraps=time, monotonic=lambda: now_s[0]))
     monkeypatch.setattr("ciml.engines.flink.worker_pool._listens", lambda _: reachable.get(now_s[0], True))
     process = subprocess.Popen([sys.executable, "-c", "input(); input()"], stdin=subprocess.PIPE)
     worker = worker_pool._Worker(process, "h:1", "1-1")

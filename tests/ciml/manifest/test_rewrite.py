@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from unittest.mock import Mock
+
 import pytest
 
 from ciml.manifest import rewrite
@@ -28,7 +31,7 @@ def test_steps_of_a_rewriting(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     log = ManifestLog(world.store())
     before = content_of(plain(world, dict(log.since(0))))
     steps = Steps(world.store().root)
-    monkeypatch.setattr(rewrite.time, "sleep", lambda seconds: steps.step(f"wait {seconds:g} s"))
+    monkeypatch.setattr(rewrite, "time", Mock(wraps=time, sleep=lambda seconds: steps.step(f"wait {seconds:g} s")))
     with steps.recording():
         rewrite_log(log, noted, RAW)
     expected = [

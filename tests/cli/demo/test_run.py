@@ -124,7 +124,7 @@ def test_refreshes_are_the_whole_json_lines_of_a_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.engines
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("answers", [pytest.param(True, marks=pytest.mark.interop), False])
 def test_the_demo_on_a_part_of_the_runs(answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = console()

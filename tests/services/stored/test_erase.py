@@ -234,6 +234,7 @@ def test_what_cannot_be_erased_is_refused(data: DataRoot) -> None:
     assert left(data.store, OTHER)
 
 
+@pytest.mark.timeout(900)
 def test_killed_before_each_step(world: LocalStore, anywhere: DataRoot) -> None:
     """Whatever the step, all logs can be read then, and the next call completes the erasure."""
     few = not isinstance(anywhere.store, LocalStore)
