@@ -15,7 +15,7 @@ from ciml.errors import CimlError, MissingExtraError
 #: Modules that extras install, by all extras that install them. If several do, `missing_extra` names the extra of the
 #: importing room, which its package states as ``EXTRA``, or by default the last one.
 _MODULES = {
-    ("data",): ("boto3", "botocore", "numpy", "platformdirs", "pyarrow", "scipy", "urllib3", "zlib_ng"),
+    ("data",): ("boto3", "botocore", "numpy", "platformdirs", "pyarrow", "ruptures", "scipy", "urllib3", "zlib_ng"),
     ("receivers", "data"): ("filelock", "httpcore", "prometheus_client", "rich", "tenacity"),
     ("train", "dataflow", "pipelines"): ("apache_beam",),
     ("serve", "train", "dataflow", "pipelines"): ("google",),

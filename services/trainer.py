@@ -109,6 +109,23 @@ class ServedAccuracy:
         return f"accuracy of version {shares.version}: {share}, {at_gate}"
 
 
+class Drift(NamedTuple):
+    """Drift of a data set.
+
+    Attributes:
+      findings: number of features and slices that drift.
+      since: the first span with a changed feature; None if that is not known.
+    """
+
+    findings: int
+    since: int | None = None
+
+    def text(self) -> str:
+        """Return one sentence part for people."""
+        since = "" if self.since is None else f", the first since span {self.since}"
+        return f"{self.findings} features or slices drift{since}"
+
+
 @dataclass(frozen=True)
 class News:
     """What has changed since the last candidate.
@@ -117,14 +134,14 @@ class News:
       trained_us: when it was recorded, epoch microseconds; None without one.
       runs: trusted runs that it did not have.
       what: the plural of such runs, for people.
-      drift: features and slices that drift; None if that is not known.
+      drift: of the new spans from what the champion learned; None if that is not known.
       accuracy: of the champion; None without one.
     """
 
     trained_us: int | None
     runs: int
     what: str
-    drift: int | None = None
+    drift: Drift | None = None
     accuracy: ServedAccuracy | None = None
 
     def due(self, triggers: Triggers, now_us: int) -> str:
@@ -132,8 +149,8 @@ class News:
         reasons = []
         if triggers.new_runs and self.runs >= triggers.new_runs:
             reasons.append(f"{self.runs} {self.what}")
-        if triggers.on_drift and self.drift:
-            reasons.append(f"{self.drift} features or slices drift")
+        if triggers.on_drift and self.drift is not None and self.drift.findings:
+            reasons.append(self.drift.text())
         if triggers.on_accuracy and self.accuracy is not None and self.accuracy.is_worse:
             reasons.append(self.accuracy.text())
         if triggers.every_s > 0 and self.trained_us is None:
@@ -148,7 +165,7 @@ class News:
         if triggers.new_runs:
             causes.append(f"{self.runs} of {triggers.new_runs} {self.what}")
         if triggers.on_drift:
-            causes.append("no drift" if self.drift == 0 else "too few runs to see a drift")
+            causes.append("too few runs to see a drift" if self.drift is None else "no drift")
         if triggers.on_accuracy:
             causes.append("no champion" if self.accuracy is None else self.accuracy.text())
         if triggers.every_s and self.trained_us is not None:
@@ -365,7 +382,7 @@ def news_of(config: TrainConfig, registry: Registry, triggers: Triggers) -> News
             learned_ids = {run.run_id for run in stored.runs()}
     runs = sum(run.run_id not in learned_ids for run in snapshot.runs())
     of_cause = " with a known cause" if snapshot.resolved.definition.class_label == "cause" else ""
-    drift = _count_drift(config) if triggers.on_drift and state.champion is not None else None
+    drift = _drift_of(config) if triggers.on_drift and state.champion is not None else None
     accuracy = served_accuracy(config, registry) if triggers.on_accuracy else None
     return News(None if last is None else last.time_us, runs, f"new trusted runs{of_cause}", drift, accuracy)
 
@@ -400,8 +417,8 @@ def served_accuracy(config: TrainConfig, registry: Registry) -> ServedAccuracy |
     return ServedAccuracy(shares_of(version, drop.served, predictions), gate, gate is not None and drop.is_shown)
 
 
-def _count_drift(config: TrainConfig) -> int | None:
-    """Return the number of drifts of the new spans from what the champion learned; None if that is unknown."""
+def _drift_of(config: TrainConfig) -> Drift | None:
+    """Return the drift of the new spans from what the champion learned; None if that is unknown."""
     from ciml.pipelines.datasets.validate import validate_dataset
 
     try:
@@ -410,7 +427,8 @@ def _count_drift(config: TrainConfig) -> int | None:
         raise
     except CimlError:  # there are no new spans, or its snapshot is gone
         return None
-    return len(report.findings) if report.enough else None
+    spans = [finding.since for finding in report.findings if finding.since is not None]
+    return Drift(len(report.findings), min(spans, default=None)) if report.enough else None
 
 
 def registry_families(model: str, state: RegistryState) -> Iterator[Family]:

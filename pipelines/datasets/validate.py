@@ -32,6 +32,7 @@ from ciml.storage import Store
 from ciml.storage.json_files import read_object, seal, seal_of
 from ciml.telemetry import telemetry_columns
 from ciml.training.data.snapshot import Snapshot, read_snapshot
+from ciml.transforms.drift.change_points import with_change_points
 from ciml.transforms.drift.compare import Report, Side, compare
 from ciml.transforms.drift.counts import Columns, add_columns, columns_from_json, columns_to_json
 from ciml.transforms.drift.detect import DriftPolicy
@@ -95,7 +96,18 @@ def validate_dataset(
     if before.columns is None or after.columns is None:  # columns of one side alone cannot be compared
         before = replace(before, columns=None)
         after = replace(after, columns=None)
-    return compare(before, after, policy)
+    report = compare(before, after, policy)
+    return report if against is not None else with_change_points(report, _spans_of(earlier, newer))
+
+
+def _spans_of(*selections: _Selection) -> Iterator[tuple[int, Statistics]]:
+    for selection in selections:
+        spans = [piece.span for piece in selection.pieces]
+        yield from zip(
+            spans,
+            statistics_of_pieces(selection.dataset.store, selection.resolved, selection.pieces),
+            strict=True,
+        )
 
 
 class _Selection(NamedTuple):

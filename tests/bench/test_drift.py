@@ -14,8 +14,9 @@ import pyarrow as pa
 import pytest
 
 from ciml.datasets.definition import ResolvedDefinition
+from ciml.transforms.drift.change_points import with_change_points
 from ciml.transforms.drift.compare import Report, Side, compare
-from ciml.transforms.drift.statistics import statistics
+from ciml.transforms.drift.statistics import merge, statistics
 from tests.bench.measuring import real_runs
 from tests.transforms.samples import make_examples, resolved
 
@@ -117,3 +118,27 @@ def test_planted(shares: tuple[float, float]) -> None:
         )
         if shares[0] >= 20 or where is None:
             assert sum(map(bool, found)) >= DRAWS - 1
+
+
+@pytest.mark.parametrize("shift_std", [0.02, 0.1, 0.5])
+def test_the_span_of_a_planted_shift(shift_std: float) -> None:
+    """Twenty spans of 50 real runs, of which the last ten are compared with the first; the shift begins among them."""
+    table, definition = examples()
+    distances = []
+    for seed in range(SPLITS):
+        random = np.random.default_rng(seed)
+        first = int(random.integers(3, 19))
+        plant = scaled("usr", 1, shift_std)
+        spans = []
+        for span in range(1, 21):
+            rows = table.take(pa.array(random.integers(0, table.num_rows, 50)))
+            spans.append(statistics(plant(rows) if span >= first else rows, definition))
+        report = compare(Side("before", merge(spans[:10])), Side("after", merge(spans[10:])))
+        dated = with_change_points(report, enumerate(spans, 1)).findings
+        distances += [
+            abs((each.since or 0) - first) for each in dated if (each.what, each.rest) == ("mean(usr)", False)
+        ]
+    counts = np.bincount(np.minimum(distances, 2), minlength=3).tolist()
+    reported = f"usr + {shift_std} std: reported in {len(distances)} of {SPLITS}"
+    print(f"\n{reported}; the span is right in {counts[0]}, next to it in {counts[1]}, else {counts[2]}", flush=True)
+    assert counts[2] <= len(distances) / 4

@@ -29,7 +29,7 @@ from ciml.services.canary import Shares
 from ciml.services.decide import ServiceProgress
 from ciml.services.driver import drive
 from ciml.services.service import NotReadyError
-from ciml.services.trainer import News, ServedAccuracy, TrainerService, Triggers, news_of, registry_families
+from ciml.services.trainer import Drift, News, ServedAccuracy, TrainerService, Triggers, news_of, registry_families
 from ciml.serving.registry import Candidate, Decision, Registry, RegistryState
 from ciml.stored_trust import apply_policy
 from ciml.training.data.snapshot import make_snapshot, snapshot_path, write_snapshot
@@ -206,9 +206,9 @@ def accuracy(right: int, is_worse: bool) -> ServedAccuracy:
 
 
 def test_a_reason_names_each_trigger_that_is_due() -> None:
-    news = News(0, 60, "new trusted runs", 2, accuracy(60, True))
+    news = News(0, 60, "new trusted runs", Drift(2, 37), accuracy(60, True))
     assert news.due(Triggers(86_400, 60, True, True), 2 * DAY_US) == (
-        "60 new trusted runs; 2 features or slices drift; "
+        "60 new trusted runs; 2 features or slices drift, the first since span 37; "
         "accuracy of version 3: 0.50 of 120 labelled runs, at its gate 0.94 of 50; due since 1970-01-02 00:00"
     )
     assert News(None, 5, "new trusted runs").due(Triggers(every_s=60), 0) == "no candidate yet"
@@ -232,12 +232,12 @@ def test_before_the_first_label_the_probabilities_say_what_to_expect() -> None:
         (Triggers(every_s=86_400), News(DAY_US, 5, "new trusted runs"), ""),
         (Triggers(every_s=86_400), News(DAY_US + 1, 5, "new trusted runs"), "due at 1970-01-03 00:00"),
         (Triggers(every_s=86_400), News(None, 5, "new trusted runs"), ""),
-        (Triggers(on_drift=True), News(0, 5, "new trusted runs", 1), ""),
-        (Triggers(on_drift=True), News(0, 5, "new trusted runs", 0), "no drift"),
+        (Triggers(on_drift=True), News(0, 5, "new trusted runs", Drift(1)), ""),
+        (Triggers(on_drift=True), News(0, 5, "new trusted runs", Drift(0)), "no drift"),
         (Triggers(on_drift=True), News(0, 5, "new trusted runs"), "too few runs to see a drift"),
-        (Triggers(86_400, 60, True), News(DAY_US + 1, 5, "new trusted runs", 0),
+        (Triggers(86_400, 60, True), News(DAY_US + 1, 5, "new trusted runs", Drift(0)),
          "5 of 60 new trusted runs; no drift; due at 1970-01-03 00:00"),
-        (Triggers(86_400, 60, True), News(DAY_US + 1, 5, "new trusted runs", 2), ""),
+        (Triggers(86_400, 60, True), News(DAY_US + 1, 5, "new trusted runs", Drift(2)), ""),
         (Triggers(on_accuracy=True), News(0, 5, "new trusted runs"), "no champion"),
         (Triggers(on_accuracy=True), News(0, 5, "new trusted runs", accuracy=accuracy(109, False)),
          "accuracy of version 3: 0.91 of 120 labelled runs, at its gate 0.94 of 50"),

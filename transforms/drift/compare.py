@@ -77,6 +77,7 @@ class Finding:
       p: probability of such drift by chance in any of the comparison's tests.
       runs_before, runs_after: number of runs.
       verdict: text for people.
+      since: the first span of the change, as estimated by `ciml.transforms.drift.change_points`; None if it is not.
     """
 
     kind: Kind
@@ -92,6 +93,7 @@ class Finding:
     runs_before: int
     runs_after: int
     verdict: str
+    since: int | None = None
 
 
 class FeatureMeasures(NamedTuple):

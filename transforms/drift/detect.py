@@ -182,15 +182,21 @@ class Pair:
         return Pair(levels, self.before._replace(position=before), self.after._replace(position=after))
 
 
+def cells_of(slice_: Slice, sides: Sides) -> np.ndarray:
+    """Return which cells have runs of a slice on both sides, bool [C]."""
+    cells: np.ndarray = (sides.before > 0) & (sides.after > 0)
+    for name, field in ((slice_.build_name, "build_name"), (slice_.provider, "provider")):
+        if name is not None:
+            cells &= np.array([getattr(cell, field) == name for cell in sides.cells], bool)
+    return cells
+
+
 def parts_of(sides: Sides, min_runs: int) -> tuple[list[Part], list[Slice]]:
     """Return the slices with enough runs on both sides, the widest first, and those with too few.
 
     A slice with the same runs as a wider one is left out, as is one with runs of one side only.
     """
-    is_shared = (sides.before > 0) & (sides.after > 0)
-    jobs = np.array([cell.build_name for cell in sides.cells], object)
-    providers = np.array([cell.provider for cell in sides.cells], object)
-    shared_cells = [sides.cells[index] for index in np.flatnonzero(is_shared)]
+    shared_cells = [sides.cells[index] for index in np.flatnonzero(cells_of(Slice(), sides))]
     slices = [Slice()]
     slices += [Slice(build_name=name) for name in sorted({cell.build_name for cell in shared_cells})]
     slices += [Slice(provider=name) for name in sorted({cell.provider for cell in shared_cells})]
@@ -199,11 +205,7 @@ def parts_of(sides: Sides, min_runs: int) -> tuple[list[Part], list[Slice]]:
     parts = []
     small_slices = []
     for slice_ in slices:
-        cells = is_shared.copy()
-        if slice_.build_name is not None:
-            cells &= jobs == slice_.build_name
-        if slice_.provider is not None:
-            cells &= providers == slice_.provider
+        cells = cells_of(slice_, sides)
         mask = cells.tobytes()
         if mask in masks:
             continue

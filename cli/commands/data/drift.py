@@ -138,7 +138,7 @@ def _row(finding: Finding, others: Sequence[Finding]) -> list[str]:
         f"{style.format(finding.before)} → {style.format(finding.after)}",
         "" if finding.psi is None else f"{finding.psi:.2f}",
         "" if finding.ks is None else f"{finding.ks:.2f}",
-        finding.verdict + more,
+        finding.verdict + ("" if finding.since is None else f" since span {finding.since}") + more,
     ]
 
 

@@ -56,6 +56,7 @@ def test_the_newest_spans_are_compared_with_those_before(data: DataRoot) -> None
     (found,) = validate_dataset(data, "cpu").findings
     assert (found.kind, found.what, found.runs_before, found.runs_after) == ("unit", "usr", 3 * SPAN, SPAN)
     assert found.verdict.startswith("another unit: ÷ 100 (measured × 0.0")
+    assert found.since == 4
     report = validate_dataset(data, "cpu", last=3)
     assert (report.before.name, report.after.name) == ("cpu, span 1", "cpu, spans 2 to 4")
     assert report.after.statistics.runs.sum() == 3 * SPAN
