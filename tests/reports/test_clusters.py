@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from ciml.data_root import DataRoot
 from ciml.reports.clusters import ClusterOptions, cluster_dataset, cluster_runs
 from ciml.reports.clusters.page import cluster_page, distinctive_features
 from ciml.reports.page import render
-from ciml.training.experiments.clustering import agreement
 from tests.reports.scenes import HOSTILE, hostile_data, runs
 from tests.reports.test_plot import self_contained
 
@@ -23,7 +21,7 @@ from tests.reports.test_plot import self_contained
 @pytest.fixture(autouse=True)
 def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare with 5 random assignments, not 100: tests/training/experiments/test_clustering.py checks them."""
-    monkeypatch.setattr("ciml.reports.clusters.agreement", partial(agreement, trials=5))
+    monkeypatch.setattr("ciml.training.experiments.clustering.TRIALS", 5)
 
 
 @pytest.fixture(scope="module")
