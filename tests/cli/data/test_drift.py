@@ -38,6 +38,7 @@ def test_drift_is_a_table_and_the_exit_code_5(data_path: str) -> None:
     assert cells[:4] == ["usr", "all", "all", f"{2 * SPAN} → {SPAN}"]
     assert re.fullmatch(r"[45]\d\.\d → 5\.\d+e\+04", cells[4])
     assert cells[7].startswith("another unit: × 1000 or 1024 (measured × 10")
+    assert "since span 3" in " ".join(shown.replace("│", " ").split())
 
 
 def test_findings_that_are_allowed_leave_the_exit_code_0(data_path: str) -> None:
@@ -46,6 +47,7 @@ def test_findings_that_are_allowed_leave_the_exit_code_0(data_path: str) -> None
     assert [(each["kind"], each["what"], each["build_name"], each["provider"]) for each in value["findings"]] == [
         ("unit", "usr", None, None)
     ]
+    assert value["findings"][0]["since"] == 3
     assert value["after"]["jobs"] == {"job-0": SPAN // 2, "job-1": SPAN // 2}
     ciml("cpu", "--allow", "mix", "--data-path", data_path, exit_code=5)
 
