@@ -103,11 +103,7 @@ def validate_dataset(
 def _spans_of(*selections: _Selection) -> Iterator[tuple[int, Statistics]]:
     for selection in selections:
         spans = [piece.span for piece in selection.pieces]
-        yield from zip(
-            spans,
-            statistics_of_pieces(selection.dataset.store, selection.resolved, selection.pieces),
-            strict=True,
-        )
+        yield from zip(spans, selection.statistics(), strict=True)
 
 
 class _Selection(NamedTuple):
@@ -126,6 +122,10 @@ class _Selection(NamedTuple):
     label: str
     spans: Sequence[SpanVersion]
     pieces: Sequence[Piece]
+
+    def statistics(self) -> Iterator[Statistics]:
+        """Yield the statistics of each piece."""
+        return statistics_of_pieces(self.dataset.store, self.resolved, self.pieces)
 
 
 #: The two sides: before and after.
@@ -221,15 +221,14 @@ def _span_numbers(spans: Sequence[SpanVersion]) -> str:
 
 def _side_of(selection: _Selection, progress: Progress, done: int, total: int) -> Side:
     """Compute the statistics of a selection. ``done`` of ``total`` pieces were reported to ``progress`` before."""
-    root = selection.dataset.store
 
     def reported_statistics() -> Iterator[Statistics]:
-        for number, part in enumerate(statistics_of_pieces(root, selection.resolved, selection.pieces), done + 1):
+        for number, part in enumerate(selection.statistics(), done + 1):
             yield part
             progress("spans", number, total)
 
     merged = merge(reported_statistics())
-    columns = columns_of_spans(selection.dataset.raw(), root, selection.spans)
+    columns = columns_of_spans(selection.dataset.raw(), selection.dataset.store, selection.spans)
     excluded = Counter(exclusion["reason"] for span in selection.spans for exclusion in span.excluded)
     return Side(selection.label, merged, columns, dict(sorted(excluded.items())))
 

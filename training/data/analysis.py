@@ -75,10 +75,10 @@ def analyse(root: Store, snapshot: Snapshot, cache: AnalysisCache | None = None)
     spans = [span for span in snapshot.spans if any(run.split == "train" for run in span.runs)]
     keys = {span.span: analysis_key(span, resolved) for span in spans}
     name = cache_key(resolved)
-    known = {} if cache is None else cache.read(name, resolved)
-    new = [span for span in spans if keys[span.span] not in known]
+    cached = {} if cache is None else cache.read(name, resolved)
+    new = [span for span in spans if keys[span.span] not in cached]
     made = {keys[span.span]: _analyse_span(root, snapshot, span) for span in new}
-    analyses = {key: known.get(key) or made[key] for key in keys.values()}
+    analyses = {key: cached.get(key) or made[key] for key in keys.values()}
     if cache is not None and new:
         cache.write(name, analyses)
     return Analysis(normalisation_of(list(analyses.values()), resolved), len(new), len(spans) - len(new))

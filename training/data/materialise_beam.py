@@ -26,12 +26,7 @@ from tfx_bsl.tfxio import tensor_adapter  # noqa: E402
 
 from ciml.datasets.definition import ResolvedDefinition  # noqa: E402
 from ciml.storage import Store  # noqa: E402
-from ciml.training.data.examples import (  # noqa: E402
-    Examples,
-    FileTask,
-    file_tasks,
-    read_rows,
-)
+from ciml.training.data.examples import Examples, FileTask, file_tasks, read_rows  # noqa: E402
 from ciml.training.data.snapshot import RECORDS_FOLDER, ROLES, TRANSFORM_FOLDER, Role, Snapshot, shard_name  # noqa: E402
 from ciml.training.normalise import Normalisation  # noqa: E402
 from ciml.transforms.beam import run_here  # noqa: E402

@@ -121,7 +121,7 @@ PASSING_RUNS = 20
 
 
 def stored_printed(raw: Store, output: OutputFile | None) -> dict[str, Printed] | None:
-    """Return what a run printed whose row names an output, by template; None without one.
+    """Return the templates that a run printed, from its stored output; None without one.
 
     Templates that were made by other masks are made again from the text; None if that has expired.
 

@@ -137,7 +137,7 @@ def left(store: Store, *words: str) -> list[tuple[str, str]]:
 
 
 def broken(data: DataRoot) -> dict[str, list[str]]:
-    """Return what `examine` finds broken; {} if nothing is."""
+    """Return the broken objects that `examine` finds; {} without any."""
     findings = examine(data)
     return {"faults": [*findings.lines()]} if findings.broken.total() else {}
 
