@@ -244,10 +244,13 @@ def _copy(reading: int, real: int, numbers: memoryview, piece: memoryview, kept:
             numbers[_SIZE] = size
         size = numbers[_SIZE]
         while numbers[_DONE] < size:
+            # A writer that waits within a large piece, and is killed, has written a part that nobody has counted.
+            select.select([], [real], [])
+            end = min(size, numbers[_DONE] + select.PIPE_BUF)
             try:
-                numbers[_DONE] += os.write(real, piece[numbers[_DONE] : size])
+                numbers[_DONE] += os.write(real, piece[numbers[_DONE] : end])
             except BlockingIOError:
-                select.select([], [real], [])
+                continue  # somebody else filled the pipe
             except BrokenPipeError:
                 return
             except OSError:  # a full disk, or a terminal that is gone: as most commands, go on

@@ -88,23 +88,44 @@ def test_what_a_command_prints_comes_at_once(tmp_path: Path) -> None:
     assert recorded(tmp_path) == b"prompt:answer\n"
 
 
-PRINTS = "import sys, time\nfor n in range(300):\n    print(n, 'x' * 300, flush=True)\n    time.sleep(0.01)"
+#: Prints a line for each one that it reads.
+ANSWERS = "import sys\nfor line in sys.stdin:\n    print(line.strip() * 300, flush=True)"
+
+
+def kill_copier(recorder: int) -> None:
+    """Kill the copier in a moment in which it waits, and wait for the next one."""
+    (copier, *_) = wait_for(lambda: copiers(recorder))
+    wait_for(lambda: copier.status() == psutil.STATUS_SLEEPING)
+    time.sleep(0.05)  # it waits: for the command, which waits for us, or for a reader
+    copier.kill()
+    wait_for(lambda: any(next_one.pid != copier.pid for next_one in copiers(recorder)))
 
 
 def test_a_copier_that_is_killed_loses_nothing(tmp_path: Path) -> None:
-    process = start(tmp_path, sys.executable, "-c", PRINTS, stdout=-1, stderr=-1)
+    process = start(tmp_path, sys.executable, "-c", ANSWERS, stdin=-1, stdout=-1, stderr=-1)
+    assert process.stdin is not None
     assert process.stdout is not None
-    read = process.stdout.read1(100)  # type: ignore[attr-defined]
-    killed = set()
-    for _ in range(10):
-        (copier, *_) = wait_for(lambda: [each for each in copiers(process.pid) if each.pid not in killed])
-        killed.add(copier.pid)
-        copier.kill()
-        time.sleep(0.1)
-    rest, reported = process.communicate(timeout=60)
-    wanted = "".join(f"{number} {'x' * 300}\n" for number in range(300)).encode()
-    assert (process.returncode, reported) == (0, b"")
-    assert read + rest == wanted == recorded(tmp_path)
+    for number in range(10):
+        process.stdin.write(b"%d\n" % number)
+        process.stdin.flush()
+        assert process.stdout.readline() == b"%d" % number * 300 + b"\n"
+        kill_copier(process.pid)
+    assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == 0
+    assert recorded(tmp_path) == b"".join(b"%d" % number * 300 + b"\n" for number in range(10))
+
+
+def test_a_copier_that_is_killed_while_its_reader_waits_continues_within_its_piece(tmp_path: Path) -> None:
+    """A write that waits has written a part, which the next copier must not repeat."""
+    printed = b"".join(b"%d\n" % number for number in range(100_000))
+    (tmp_path / "printed").write_bytes(printed)
+    process = start(tmp_path, "cat", str(tmp_path / "printed"), stdout=-1)
+    assert process.stdout is not None
+    passed_on = b""
+    for _ in range(5):
+        kill_copier(process.pid)
+        passed_on += process.stdout.read1(30_000)  # type: ignore[attr-defined]
+    assert passed_on + process.communicate(timeout=60)[0] == printed == recorded(tmp_path)
 
 
 def test_a_command_whose_reader_ends_gets_sigpipe(tmp_path: Path) -> None:
