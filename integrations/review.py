@@ -303,8 +303,12 @@ class RestClient(ABC):
         """Return the notes on a change, among which our message may be, the latest first."""
 
     @abstractmethod
-    def write(self, change: ChangeRef, message: Rendered, note_id: str) -> Note:
-        """Write a note: a new one for the id "", otherwise in place of the note with the id."""
+    def create_note(self, change: ChangeRef, message: Rendered) -> Note:
+        """Create a note on a change."""
+
+    @abstractmethod
+    def replace_note(self, change: ChangeRef, note_id: str, message: Rendered) -> Note:
+        """Replace our note with an id, or create another one if the system cannot edit notes."""
 
     @abstractmethod
     def replies(self, posted: Posted) -> Iterable[Note]:
@@ -329,11 +333,12 @@ class RestClient(ABC):
         """Create a message."""
         with self.rest.call():
             where = self.located(change)
-            return _posted(where, self.write(where, message, ""))
+            return _posted(where, self.create_note(where, message))
 
     def edit(self, posted: Posted, message: Rendered) -> Posted:
         """Replace a message."""
-        return _posted(posted.change, self.write(posted.change, message, checked_number(posted.id)))
+        with self.rest.call():
+            return _posted(posted.change, self.replace_note(posted.change, posted.id, message))
 
     def reactions(self, posted: Posted) -> Reactions:
         """Return the reactions to a message."""

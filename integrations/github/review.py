@@ -320,9 +320,11 @@ class Comments(GitHub):
     def notes(self, change: ChangeRef) -> Iterable[Note]:
         return map(self.note, sorted(self.comments(change), key=lambda comment: comment.id, reverse=True))
 
-    def write(self, change: ChangeRef, message: Rendered, note_id: str) -> Note:
-        method, path = ("PATCH", _comment_path(change, note_id)) if note_id else ("POST", _comments_path(change))
-        return self.note(self.rest.send(method, path, _Comment, {"body": message.body}))
+    def create_note(self, change: ChangeRef, message: Rendered) -> Note:
+        return self.note(self.rest.send("POST", _comments_path(change), _Comment, {"body": message.body}))
+
+    def replace_note(self, change: ChangeRef, note_id: str, message: Rendered) -> Note:
+        return self.note(self.rest.send("PATCH", _comment_path(change, note_id), _Comment, {"body": message.body}))
 
     def replies(self, posted: Posted) -> Iterable[Note]:
         ours = self.rest.get(_comment_path(posted.change, posted.id), _Comment)
@@ -355,23 +357,28 @@ class CheckRuns(GitHub):
         runs = [run for page in pages for run in page.check_runs]
         return map(self._run_note, sorted(runs, key=lambda run: run.id, reverse=True))
 
-    def write(self, change: ChangeRef, message: Rendered, note_id: str) -> Note:
-        # Neutral, because ciml does not decide whether a change may be merged.
-        output = {"title": message.title, "summary": message.body}
-        finished = {"status": "completed", "conclusion": "neutral", "output": output}
-        path = f"{_place(change)}/check-runs"
-        if note_id:
-            return self._run_note(self.rest.send("PATCH", f"{path}/{note_id}", _CheckRun, finished))
-        body = {"name": self._name, "head_sha": change.head, **finished}
-        return self._run_note(self.rest.send("POST", path, _CheckRun, body))
+    def create_note(self, change: ChangeRef, message: Rendered) -> Note:
+        body = {"name": self._name, "head_sha": change.head, **_finished_run(message)}
+        return self._run_note(self.rest.send("POST", f"{_place(change)}/check-runs", _CheckRun, body))
+
+    def replace_note(self, change: ChangeRef, note_id: str, message: Rendered) -> Note:
+        return self._run_note(
+            self.rest.send("PATCH", _check_run_path(change, note_id), _CheckRun, _finished_run(message))
+        )
 
     def replies(self, posted: Posted) -> Iterable[Note]:
-        run = self.rest.get(f"{_place(posted.change)}/check-runs/{checked_number(posted.id)}", _CheckRun)
+        run = self.rest.get(_check_run_path(posted.change, posted.id), _CheckRun)
         return map(self.note, self.comments(posted.change, run.completed_at or ""))
 
     def _run_note(self, run: _CheckRun) -> Note:
         maker = run.app.id if run.app else 0
         return Note(str(run.id), run.output.summary or "", "", maker, self.rest.own_url(run.html_url or ""))
+
+
+def _finished_run(message: Rendered) -> Mapping[str, object]:
+    # Neutral, because ciml does not decide whether a change may be merged.
+    output = {"title": message.title, "summary": message.body}
+    return {"status": "completed", "conclusion": "neutral", "output": output}
 
 
 def _place(change: ChangeRef) -> str:
@@ -386,3 +393,7 @@ def _comments_path(change: ChangeRef) -> str:
 
 def _comment_path(change: ChangeRef, note_id: str) -> str:
     return f"{_place(change)}/issues/comments/{checked_number(note_id)}"
+
+
+def _check_run_path(change: ChangeRef, note_id: str) -> str:
+    return f"{_place(change)}/check-runs/{checked_number(note_id)}"

@@ -124,10 +124,13 @@ class GitLab(RestClient):
         for page in self.rest.pages(f"{_path(change)}/notes", list[_Note], query, MAX_COMMENT_PAGES):
             yield from (self._note(change, note) for note in page if not note.system)
 
-    def write(self, change: ChangeRef, message: Rendered, note_id: str) -> Note:
+    def create_note(self, change: ChangeRef, message: Rendered) -> Note:
         path = f"{_path(change)}/notes"
-        method, path = ("PUT", f"{path}/{note_id}") if note_id else ("POST", path)
-        return self._note(change, self.rest.send(method, path, _Note, {"body": message.body}))
+        return self._note(change, self.rest.send("POST", path, _Note, {"body": message.body}))
+
+    def replace_note(self, change: ChangeRef, note_id: str, message: Rendered) -> Note:
+        path = f"{_path(change)}/notes/{checked_number(note_id)}"
+        return self._note(change, self.rest.send("PUT", path, _Note, {"body": message.body}))
 
     def replies(self, posted: Posted) -> Iterable[Note]:
         ours = int(checked_number(posted.id))

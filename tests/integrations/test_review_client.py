@@ -12,7 +12,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.http.outgoing import tls_context
-from ciml.integrations.gerrit.review import Gerrit
+from ciml.integrations.gerrit.review import TAG, Gerrit
 from ciml.integrations.github import review as github_module
 from ciml.integrations.github.review import AppRest, Comments
 from ciml.integrations.http import Answer, Busy, Refused, Rest, Unsettled
@@ -70,7 +70,10 @@ class Client(RestClient):
     def notes(self, change: ChangeRef) -> Iterable[Note]:
         return self.made
 
-    def write(self, change: ChangeRef, message: Rendered, note_id: str) -> Note:
+    def create_note(self, change: ChangeRef, message: Rendered) -> Note:
+        raise NotImplementedError
+
+    def replace_note(self, change: ChangeRef, note_id: str, message: Rendered) -> Note:
         raise NotImplementedError
 
     def replies(self, posted: Posted) -> Iterable[Note]:
@@ -204,3 +207,22 @@ def test_a_message_of_gerrit_that_was_posted_and_is_not_read_is_unsettled(status
     rest.answers["/changes/octo%2Fwidget~7/messages"] = (status, {}, [])
     with pytest.raises(Unsettled, match="was posted"):
         Gerrit(rest, "OWNER").post(CHANGE, Rendered("", "text", "marker", "stamp"))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_objection"),
+    [
+        ("Patch Set 3: Code-Review-1\n\nnot helpful", True),
+        ("Abandoned\n\n> Patch Set 3: x\n\nnot helpful", True),
+        ("Patch Set 3:\n\n> not helpful", False),
+    ],
+)
+def test_only_the_first_line_of_a_gerrit_message_is_removed(text: str, is_objection: bool) -> None:
+    rest = system()
+    rest.answers["/accounts/self"] = (200, {}, {"_account_id": 7})
+    ours = {"id": "1", "message": "ours", "date": "2026-11-30 10:00:00.0", "tag": TAG}
+    reply = {"id": "2", "message": text, "date": "2026-11-30 10:01:00.0", "author": {"_account_id": 8, "name": "ada"}}
+    rest.answers["/changes/octo%2Fwidget~7/messages"] = (200, {}, [ours, reply])
+    rest.answers["/changes/octo%2Fwidget~7/comments"] = (200, {}, {})
+    reactions = Gerrit(rest, "OWNER").reactions(Posted(CHANGE, "1"))
+    assert reactions.not_helpful == (("ada",) if is_objection else ())
