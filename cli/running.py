@@ -166,8 +166,8 @@ class BatchRunning(DataflowJob):
           then: the command to run when the job has ended.
           fetch: the policy of the job's downloads, whose secrets must not be in the job description.
         """
+        from ciml.pipelines.dataflow.checks import secrets_here
         from ciml.pipelines.dataflow.job import launch
-        from ciml.pipelines.dataflow.settings import secrets_here
 
         launched = launch(
             build,
@@ -380,7 +380,7 @@ def require_s3(*places: tuple[str | None, str]) -> None:
     Args:
       places: (place, option) pairs; a place of None is left out.
     """
-    from ciml.pipelines.dataflow.settings import check_on_s3
+    from ciml.pipelines.dataflow.checks import check_on_s3
 
     for place, name in places:
         if place is not None:

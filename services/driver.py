@@ -355,8 +355,8 @@ def launch_on_dataflow(
       EngineError: the broker, the store or Google Cloud does not answer.
       IntegrityError: if continuing would lose or mix data.
     """
+    from ciml.pipelines.dataflow.checks import check_fetch, kafka_of_workers, secrets_here
     from ciml.pipelines.dataflow.job import launch
-    from ciml.pipelines.dataflow.settings import check_fetch, kafka_of_workers, secrets_here
 
     if service.excludes_flink:
         raise CimlError(service.excludes_flink)

@@ -138,7 +138,7 @@ def _launch(options: CommandOptions, running: BatchRunning) -> None:
     settings = running.settings()
     from ciml.events.listing import open_listing
     from ciml.pipelines.backfill.backfill import plan_backfill
-    from ciml.pipelines.dataflow.settings import check_fetch
+    from ciml.pipelines.dataflow.checks import check_fetch
 
     config = options.load_config()
     check_fetch(config.fetch)

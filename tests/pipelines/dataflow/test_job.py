@@ -20,7 +20,7 @@ from google.protobuf.json_format import MessageToJson, ParseDict
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.kafka import KafkaOptions
-from ciml.pipelines.dataflow.job import unpacked
+from ciml.pipelines.dataflow.checks import unpacked
 from ciml.pipelines.graphs import PIPELINES, foreign_parts, is_unbounded, portable, stages
 from ciml.version import __version__
 from tests.pipelines.backfill.backfilling import listed

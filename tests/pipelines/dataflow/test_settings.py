@@ -6,6 +6,7 @@ import base64
 import bz2
 import zlib
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest.mock import Mock
 
@@ -17,17 +18,20 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.dataflow import job
-from ciml.pipelines.dataflow.job import holds, unpacked
-from ciml.pipelines.dataflow.settings import (
-    DataflowSettings,
+from ciml.pipelines.dataflow.checks import (
     check_beam_options,
     check_fetch,
-    check_job_name,
     check_on_s3,
-    job_flags,
-    job_name,
+    holds,
     kafka_of_workers,
     secrets_here,
+    unpacked,
+)
+from ciml.pipelines.dataflow.settings import (
+    DataflowSettings,
+    check_job_name,
+    job_flags,
+    job_name,
 )
 from ciml.pipelines.graphs import portable
 from ciml.pipelines.ingest.committer import IngestConfig
@@ -237,3 +241,17 @@ def test_packed_data_is_unpacked_at_any_depth() -> None:
     assert holds(outer, [b"secret"])
     assert not holds(outer, [])
     assert list(unpacked(b"QlpoOTFBWSZTW but not packed")) == [b"QlpoOTFBWSZTW but not packed"]
+
+
+@pytest.mark.parametrize("level", range(10))
+def test_packed_data_is_found_whatever_its_first_bytes(level: int) -> None:
+    """The second byte of zlib's header is the level, and the first bits of the data vary."""
+    random = Random(1)
+    for size in range(300):
+        letters = random.sample(range(256), size % 200 + 1)
+        text = bytes(random.choices(letters, k=size)) + b"the secret"
+        assert holds(base64.b64encode(zlib.compress(text, level)), [b"the secret"]), text
+
+
+def test_a_false_beginning_does_not_hide_packed_data() -> None:
+    assert holds(b"eJx1+" + base64.b64encode(zlib.compress(b"the secret", 9)), [b"the secret"])
