@@ -51,7 +51,7 @@ def with_outputs(
     requests: dict[tuple[str, tuple[Address, ...]], list[int]] = {}
     for index, outcome in enumerate(outcomes):
         pending = pending_runs.get((outcome.origin, outcome.run_id))
-        if outcome.kind != "run" or outcome.file is None or outcome.output is not None or pending is None:
+        if outcome.kind != "run" or outcome.file is None or pending is None:
             continue
         facts = pending.mention
         addresses = attempt("output", output_addresses, policy, facts, pending.address, pending.output_address)

@@ -180,17 +180,21 @@ def test_an_unexpected_error_is_the_reason_of_one_output(
     assert text_of(raw, good) == STORED
 
 
+@pytest.mark.parametrize("large_bytes", [1, 1 << 20])
 def test_a_store_that_does_not_answer_is_no_fault_of_an_output(
-    server: LogServer, raw: Store, monkeypatch: pytest.MonkeyPatch
+    server: LogServer, raw: Store, monkeypatch: pytest.MonkeyPatch, large_bytes: int
 ) -> None:
     def fail(*_: Any) -> OutputFile:
         raise EngineError("the store does not answer")
 
     monkeypatch.setattr(module, "store_output", fail)
+    for limit in ("LARGE_OUTPUT_BYTES", "SMALL_OUTPUT_BYTES"):
+        monkeypatch.setattr(module, limit, large_bytes)
     url = folder(server)
     server.answers[f"/run/{OUTPUT_PATHS[0]}"] = (200, TEXT, {})
     with pytest.raises(EngineError):
         take(allow(server), raw, pending(url))
+    assert not module._large_output_lock.locked()  # the next large output has its turn
 
 
 def test_no_output_is_started_after_the_time_of_the_batch(server: LogServer, raw: Store) -> None:

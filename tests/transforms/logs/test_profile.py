@@ -128,6 +128,12 @@ def test_it_is_unusual_by_a_half_and_by_more_than_two_lines(usual: int, lines: i
     assert bool(differences_of({"line": Printed(lines, 0.5)}, profile).unusual) is unusual
 
 
+@pytest.mark.parametrize(("runs", "missing"), [(9, ["line"]), (8, [])])
+def test_a_line_of_nine_of_ten_runs_is_missed(runs: int, missing: list[str]) -> None:
+    profile = profile_of([{"line": Printed(1, 0.5)}] * runs + [{}] * (10 - runs))
+    assert [one.template for one in differences_of({}, profile).missing] == missing
+
+
 def test_few_runs_show_nothing() -> None:
     assert shown(printed("nothing usual"), runs=4) == ([], [])
     assert shown(printed("nothing usual"), runs=5)[0]

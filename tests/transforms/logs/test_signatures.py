@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ciml.transforms.logs import signatures as module
 from ciml.transforms.logs.failure_keys import Key
-from ciml.transforms.logs.signatures import WITHIN_US, Failure, Signature, Signatures
+from ciml.transforms.logs.signatures import WITHIN_US, Failure, Signatures
 
 KEYS = [Key(f"error: {letter} is down", "") for letter in "abcdef"]
 FAILURE = st.builds(
@@ -135,9 +135,3 @@ def test_signatures_of_untrusted_runs_are_forgotten_first(monkeypatch: pytest.Mo
     flood = [failure(number, "x", Key(f"error {number}", ""), time_us=number, trusted=False) for number in range(9)]
     kept = added(failure(100, "a"), *flood).all()
     assert [signature.founder for signature in kept] == ["run 8", "run 100"]
-
-
-def test_a_run_counts_once() -> None:
-    (signature,) = added(failure(1, "a"), failure(1, "a"), failure(1, "a", KEYS[1])).all()
-    assert isinstance(signature, Signature)
-    assert signature.runs == 1
