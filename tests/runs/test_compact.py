@@ -59,6 +59,9 @@ def test_objects_and_packs_stay_for_the_grace(raw: RawStore, tmp_path: Path) -> 
     raw.add([run(3), run(4)])
     assert compact(raw.store, **settings).packing.merged == 2
     assert objects(raw.store) == {"runs": 2, "packs": 3, "swept": 0}
+    for path in pack_state(raw.store, FIRST).replaced:  # written long ago, and replaced just now
+        os.utime(tmp_path / "raw" / path, (1, 1))
+    assert compact(raw.store, **settings, everything=True).swept.packs == 0
     clock.now_s = FAR.now_s
     done = compact(raw.store, **settings)  # replaced and written "long ago" by the real clock of the files
     assert (done.swept.objects, done.swept.packs) == (2, 2)

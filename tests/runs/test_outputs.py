@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import time
+from collections.abc import Iterator
 from datetime import date
+from pathlib import Path
 
 import pytest
 
@@ -26,10 +29,13 @@ from ciml.runs.outputs import (
     read_output,
     read_templates,
     templates_path,
+    unnamed_outputs,
 )
 from ciml.runs.run_log import RunRecord, find_rows
 from ciml.runs.verify import verify_raw
+from ciml.storage import Entry, LocalStore
 from ciml.transforms.logs.templates import MASKS
+from tests.durable import Steps
 from tests.runs.compacting import DAY, FAR, run, squeeze
 from tests.runs.scenes import RawStore
 
@@ -95,13 +101,48 @@ def test_a_damaged_or_lost_output_is_found(raw: RawStore) -> None:
             read_output(raw.store, row.output)
 
 
+def stray_output(raw: RawStore) -> str:
+    """The output of a run that no manifest names."""
+    facts, telemetry = run(9)
+    stray = output_path(raw.write(facts, telemetry), "0" * 64)
+    for path in (stray, templates_path(stray)):
+        raw.store.create(path, b"")
+    return stray
+
+
+def expire(raw: RawStore) -> Collected:
+    """Remove the texts of the first two days."""
+    return squeeze(raw.store, clock=lambda: 5 * DAY + 1.0, keep_outputs_s=3 * DAY, grace_s=-1e10).swept
+
+
 def test_texts_expire_and_templates_stay(raw: RawStore) -> None:
     rows = [add(raw, number, day) for number, day in enumerate((0, 0, 3))]
-    assert squeeze(raw.store, clock=lambda: 5 * DAY + 1.0, keep_outputs_s=3 * DAY, grace_s=-1e10).swept.outputs == 2
+    assert expire(raw).outputs == 2
     assert [read_output(raw.store, row.output) == EXPIRED for row in rows] == [True, True, False]
     assert all(isinstance(read_templates(raw.store, row.output), OutputTemplates) for row in rows)
     assert verify_raw(raw.store).findings == []
     assert squeeze(raw.store, keep_outputs_s=None).swept.outputs == 0
+
+
+def test_templates_stay_while_the_pack_of_their_runs_is_broken(raw: RawStore, tmp_path: Path) -> None:
+    row = add(raw)
+    assert row.output
+    os.utime(tmp_path / "raw" / row.output.path, (1, 1))
+    squeeze(raw.store, keep_outputs_s=None)
+    (pack,) = (path for path in raw.store.list("packs") if path.endswith(".parquet"))
+    raw.store.replace(pack, raw.store.read(pack)[:-4])
+    assert expire(raw).outputs == 1
+    assert isinstance(read_templates(raw.store, row.output), OutputTemplates)
+
+
+def test_templates_of_unknown_runs_go_before_the_texts_by_which_they_are_found(raw: RawStore, tmp_path: Path) -> None:
+    add(raw)
+    stray = stray_output(raw)
+    os.utime(tmp_path / "raw" / stray, (1, 1))
+    with Steps(str(tmp_path)).recording() as steps:
+        assert expire(raw).outputs == 2
+    removed = [step.split("/")[2] for step in steps.steps if step.startswith("delete raw/outputs/")]
+    assert removed == ["templates", "text", "text"]
 
 
 def test_an_output_that_is_lost_before_its_time_is_no_expired_one(raw: RawStore) -> None:
@@ -120,10 +161,7 @@ def test_an_output_that_is_lost_before_its_time_is_no_expired_one(raw: RawStore)
 def test_outputs_of_unknown_runs_go_and_others_stay(raw: RawStore, packed: bool) -> None:
     """As a worker leaves them that is killed before its commit."""
     row = add(raw)
-    facts, telemetry = run(2)
-    stray = output_path(raw.write(facts, telemetry), "0" * 64)
-    for path in (stray, templates_path(stray)):
-        raw.store.create(path, b"")
+    stray_output(raw)
     if packed:
         squeeze(raw.store)
     collected: Collected = squeeze(raw.store, everything=True).swept
@@ -136,9 +174,7 @@ def test_outputs_of_unknown_runs_go_and_others_stay(raw: RawStore, packed: bool)
 
 
 def test_young_outputs_of_unknown_runs_stay(raw: RawStore) -> None:
-    facts, telemetry = run(2)
-    stray = output_path(raw.write(facts, telemetry), "0" * 64)
-    raw.store.create(stray, b"")
+    stray = stray_output(raw)
     assert squeeze(raw.store, everything=True, aside_s=FAR()).swept.outputs == 0
     assert raw.store.exists(stray)
 
@@ -160,6 +196,22 @@ def test_an_output_that_no_row_names_is_reported_after_a_month_and_can_be_remove
     assert verify_raw(raw.store, grace_s=0, clock=FAR).findings == []
     assert isinstance(read_output(raw.store, row.output), KeptOutput)
     assert isinstance(read_templates(raw.store, row.output), OutputTemplates)
+
+
+def test_an_output_that_is_committed_while_objects_are_listed_is_named(
+    raw: RawStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_entries = LocalStore.entries
+    numbers = [1]
+
+    def entries(store: LocalStore, prefix: str = "") -> Iterator[Entry]:
+        if numbers:
+            add(raw, numbers.pop())
+        return list_entries(store, prefix)
+
+    monkeypatch.setattr(LocalStore, "entries", entries)
+    assert unnamed_outputs(raw.store) == []
+    assert numbers == []
 
 
 def test_damaged_templates_are_an_error_of_one_line(raw: RawStore) -> None:
