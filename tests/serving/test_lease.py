@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,7 +22,7 @@ from ciml.serving import lease as module
 from ciml.serving.lease import ModelLockedError, leased
 from ciml.serving.ledger import hold
 from ciml.serving.push import reconcile
-from ciml.serving.registry import Decision, LostLeaseError, Registry, Signature
+from ciml.serving.registry import Decision, Lease, LostLeaseError, Registry, Signature
 
 #: A trainer that takes the lease for a second, waits for a line, and then records a candidate.
 TRAINER = """
@@ -128,13 +134,22 @@ def test_reconcile_leaves_the_version_that_a_trainer_stages(data: DataRoot) -> N
         assert trainer.state.in_state("abandoned") == [1]
 
 
-def test_a_lease_is_renewed_while_its_trainer_works(data: DataRoot) -> None:
+def test_a_lease_is_renewed_three_times_as_often_as_it_ends(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits_s: list[float | None] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits_s.append(timeout)
+            return super().wait(0.02)
+
+    monkeypatch.setattr(module, "threading", SimpleNamespace(Event=Stop, Thread=threading.Thread))
     registry = Registry(data, "m")
-    with leased(registry, 0.6):
+    with leased(registry, 600):
         deadline_s = time.monotonic() + 60
         while registry.state.version < 4 and time.monotonic() < deadline_s:
             time.sleep(0.02)
         assert registry.state.version >= 4
+        assert set(waits_s) == {200}
         decide(registry, "a")
 
 
@@ -148,12 +163,22 @@ def test_the_lease_of_a_killed_process_of_this_machine_is_free_at_once(data: Dat
         pass
 
 
-def test_that_of_a_process_of_another_machine_is_not(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = start(data, 3600)
-    trainer.kill()
-    trainer.communicate()
-    monkeypatch.setattr(module.socket, "gethostname", lambda: "elsewhere")
-    with pytest.raises(ModelLockedError, match=f"process {trainer.pid} on"), leased(Registry(data, "m")):
+@pytest.mark.parametrize(
+    ("changes", "is_held"),
+    [
+        ({}, True),
+        ({"started": 1.0}, False),  # another process has its number now
+        ({"pid": 1 << 30}, False),
+        ({"host": "elsewhere", "pid": 1 << 30}, True),  # what runs there is not known
+    ],
+)
+def test_a_process_of_this_machine_holds_a_lease_while_it_runs(
+    changes: dict[str, Any], is_held: bool, data: DataRoot
+) -> None:
+    present = Lease("l", socket.gethostname(), os.getpid(), module._started(os.getpid()), 1 << 62)
+    delta = {"kind": "lease", "lease": asdict(replace(present, **changes))}
+    Registry(data, "m").commit(lambda state: delta)
+    with pytest.raises(ModelLockedError) if is_held else nullcontext(), leased(Registry(data, "m")):
         pass
 
 

@@ -245,23 +245,6 @@ def test_another_model_is_pushed_before_each_step(data: DataRoot, folders: dict[
         assert write_config(root) is False, step
 
 
-def test_two_pushers_never_share_a_number(
-    data: DataRoot, folders: dict[int, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = push_module._stage
-
-    def overtaken(*arguments: Any) -> Store:
-        monkeypatch.setattr(push_module, "_stage", real)
-        assert pushed(data, folders[2]).version == 2
-        return real(*arguments)
-
-    monkeypatch.setattr(push_module, "_stage", overtaken)
-    with pytest.raises(CimlError, match="abandoned version 1 meanwhile; push again"):
-        pushed(data, folders[1])
-    assert config(data) == {"m": ((2,), {"stable": 2})}
-    assert pushed(data, folders[1]).version == 3
-
-
 def test_two_pushers_of_one_moment_take_two_numbers(
     data: DataRoot, folders: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
