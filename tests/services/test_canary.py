@@ -12,14 +12,16 @@ from click.testing import CliRunner
 
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
+from ciml.events.outcomes import CAUSE
 from ciml.manifest.log import ManifestLog
 from ciml.services import trainer as trainer_module
-from ciml.services.canary import CanaryRule, compare_canary, settle_canary
+from ciml.services.canary import CanaryRule, compare_canary, settle_canary, settled
 from ciml.services.trainer import TrainerService, Triggers, served_accuracy
 from ciml.serving.ledger import history, hold, promote
 from ciml.serving.push import HeldError, push
 from ciml.serving.registry import CANARY, SHADOW, STABLE, Decision, Registry, Signature
 from ciml.storage import open_store
+from ciml.training.exclusions import Exclusion, add
 from ciml.training.refresh import TrainConfig
 from ciml.training.trainer import TrainResult
 from ciml.trust import TrustPolicy
@@ -120,6 +122,18 @@ def test_few_labels_decide_nothing_and_the_expected_share_needs_none(data: DataR
     assert Registry(data, "m").state.labels == {STABLE: 1, CANARY: 2}
 
 
+@pytest.mark.parametrize(
+    ("label", "now_s", "settled_runs", "waits"),
+    [(CAUSE, 59, ["r0"], 2), (CAUSE, 60, ["r0", "r2"], 0), ("outcome", 59, ["r0", "r2"], 0)],
+)
+def test_no_cause_that_is_known_sooner_counts_before_one_that_is_waited_for(
+    label: str, now_s: float, settled_runs: list[str], waits: int
+) -> None:
+    predictions = [{"run_id": f"r{number}", "class": "code", "label": label, "time_us": 0} for number in range(3)]
+    pairs, waiting = settled(predictions, {"r0": "code", "r1": "", "r2": "code"}, 60, now_s)
+    assert ([prediction["run_id"] for prediction, _ in pairs], waiting) == (settled_runs, waits)
+
+
 def test_runs_that_are_not_trusted_and_predictions_before_the_canary_do_not_count(data: DataRoot) -> None:
     predict(data, BAD)
     untrusted = compare_canary(data, "m", TrustPolicy.parse(EVERYTHING.replace("true", "false")))
@@ -162,10 +176,19 @@ def test_a_trainer_of_canaries_settles_one_before_it_trains_the_next(
         TrainConfig(data, "d", "m", trust=ALL, label=CANARY), None, lambda word, *_: words.append(word)
     )
     service.canary_s = 0.0
+    work = service.plan()
+    assert work is not None
+    service.run(work)
     predict(data, BAD[:2])
     service.maintain()
+    data.dataset("d").store.child("_manifest").create("000000000002.json", b"{}")
     assert service.plan() is None
     assert "canary, version 2: right in 0 of 1 labelled runs" in service.observe().facts["waits_for"]
+    add(data.exclusions, [Exclusion("forged results", job="elsewhere")])
+    work = service.plan()  # what learned excluded runs is not to serve longer
+    assert work is not None
+    service.run(work)
+    data.dataset("d").store.child("_manifest").create("000000000003.json", b"{}")
     predict(data, BAD[2:], first=2)
     service.maintain()
     assert "roll the canary back" in words[-1]

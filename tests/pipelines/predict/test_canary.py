@@ -14,22 +14,23 @@ from ciml.kafka import KafkaOptions
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.predict import PredictConfig, predictor
 from ciml.services.options import PredictOptions
+from ciml.serving.ledger import promote
 from ciml.serving.predict.log import read_predictions
 from ciml.serving.predict.predictor import Announcement, Predictor, PredictPolicy, place_of
 from ciml.serving.predict.sources import ServedVersions
 from ciml.serving.push import push
-from ciml.serving.registry import CANARY
+from ciml.serving.registry import CANARY, SHADOW, STABLE, Registry, Signature
 from ciml.storage import open_store
 from tests.pipelines.predict.predicting import BLESSED, World, batch, telemetry
 
 
-def announced(number: int, change: str) -> Announcement:
-    facts = RunFacts(f"zuul~{number}~1", "job", project="p", change=change) if change else None
+def announced(number: int, change: str, project: str = "p") -> Announcement:
+    facts = RunFacts(f"zuul~{number}~1", "job", project=project, change=change) if change else None
     return Announcement(0, 0, f"zuul~{number}~1", "job", "path", "", facts, None)
 
 
 def test_all_runs_of_a_change_have_one_place_and_changes_are_spread_evenly() -> None:
-    assert place_of(announced(1, "7")) == place_of(announced(2, "7"))
+    assert place_of(announced(1, "7")) == place_of(announced(2, "7")) != place_of(announced(3, "7", "q"))
     assert place_of(announced(1, "")) != place_of(announced(2, ""))
     places = [place_of(announced(1, str(change))) for change in range(2_000)]
     assert 0 <= min(places) < max(places) < 1
@@ -57,6 +58,20 @@ def test_a_canary_predicts_its_share_while_there_is_one(world: World, folders: l
     assert set(by_place.values()) == {1, 2}
     assert {one["version"] for one in split_predictor(world, 1.0).predict(batch(messages)).predictions} == {2}
     both.close()
+
+
+def test_a_shadow_of_the_stable_version_has_ids_of_its_own(world: World, folders: list[Path]) -> None:
+    world.push(folders[0])
+    promote(Registry(world.data, "m"), 1, Signature("ann", "try it"), label=SHADOW)
+    world.server.poll()
+    messages = batch([world.put("zuul~1~1", telemetry(1, 20))])
+    ids = set()
+    for label in (STABLE, SHADOW):
+        served = ServedVersions(world.data, world.address, "m", label)
+        (prediction,) = Predictor(world.data, served, PredictPolicy("m", label=label)).predict(messages).predictions
+        ids.add(prediction["id"])
+        served.close()
+    assert len(ids) == 2
 
 
 @pytest.mark.parametrize("more", [{"candidate": True}, {"label": "old"}])
