@@ -81,6 +81,8 @@ def test_nothing_names_the_person_or_the_runs(data: DataRoot) -> None:
     assert left(data.store, *NAMES) == []
     assert erased.remaining == ()
     assert broken(data) == {}
+    # What is compressed was searched too.
+    assert erased.receipt.searched_bytes > sum(entry.size for entry in data.store.entries())
     assert others(data) == before
     after = open_raw(data.raw)[1].totals()
     # A message that waited for its log, or failed, is ignored now.
@@ -140,6 +142,15 @@ def test_many_runs_are_erased_in_parts(data: DataRoot, monkeypatch: pytest.Monke
     parts = list(erase(data, BY_OWNER, SIGNED))
     assert [len(erased.receipt.runs) for erased in parts] == [2, 2, 1]
     assert left(data.store, *NAMES) == []
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_an_erasure_that_was_killed_is_completed_before_the_next(data: DataRoot) -> None:
+    with Steps(data.url, 1).recording():
+        list(erase(data, BY_OWNER, SIGNED))
+    (target,) = [run.facts.run_id for run in stored(data) if run.facts.run_id not in (*RUNS, WAITING)][:1]
+    parts = list(erase(data, RunCriteria(run_id=target), SIGNED))
+    assert [(len(erased.receipt.runs), erased.receipt.by) for erased in parts] == [(5, ("owner",)), (1, ("run",))]
 
 
 @pytest.mark.parametrize("anywhere", ["local"], indirect=True)
