@@ -172,6 +172,8 @@ def test_equal_seeds_give_equal_models_and_every_random_state_follows_from_the_s
         answers.append(fit(experiment, rows, None, 4).predict(rows.inputs, rows.n_windows))
     model = fit(experiment, rows, None, 4).model  # type: ignore[attr-defined]
     assert model.random_state == 1
+    own = experiment_of(ExtraTreesClassifier(5, random_state=7), {"seed": 1})
+    assert fit(own, rows, None, 4).model.random_state == 7  # type: ignore[attr-defined]
     np.testing.assert_array_equal(answers[0], answers[1])
 
 
@@ -203,6 +205,7 @@ def test_trials_and_cross_validation_take_any_estimator(data: DataRoot):
     [
         ({"estimator": f"{USER}:network", "view": "flat"}, "experiment: view: a Keras model gets windows, not flat"),
         ({"estimator": f"{USER}:logits"}, "returns no probabilities: .*; end it with a softmax layer"),
+        ({"estimator": f"{USER}:logits", "parameters": {"first": -0.5}}, r"returns no probabilities: \[-0\.5, 0\.5, "),
         ({"estimator": f"{USER}:network", "parameters": {"unit": 3}}, "unexpected keyword argument 'unit'"),
         ({"estimator": f"{USER}:nothing"}, "has no class or function nothing"),
         ({"estimator": "LinearRegression"}, "predicts no probabilities of classes"),

@@ -34,7 +34,8 @@ def network(shape: tuple[int, int], classes: int, units: int = 16) -> Any:
     return k.Sequential(layers)
 
 
-def logits(shape: tuple[int, int], classes: int) -> Any:
-    """Return a Keras model that does not return probabilities."""
+def logits(shape: tuple[int, int], classes: int, first: float = 1.0) -> Any:
+    """Return a Keras model that does not return probabilities: for zeros, the first number and halves."""
     k = keras()
-    return k.Sequential([k.Input(shape), k.layers.Flatten(), k.layers.Dense(classes, bias_initializer="ones")])
+    bias = k.initializers.Constant([first, *[0.5] * (classes - 1)])
+    return k.Sequential([k.Input(shape), k.layers.Flatten(), k.layers.Dense(classes, bias_initializer=bias)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,14 +18,14 @@ from ciml.errors import CimlError, EngineError
 from ciml.serving.ledger import history
 from ciml.serving.model_files import parse_config
 from ciml.serving.registries import RegistryVerifier
-from ciml.serving.registry import Decision, Registry, Signature
+from ciml.serving.registry import Decision, Registry, RegistryState, Signature
 from ciml.training import purge as purge_module
 from ciml.training import trainer as trainer_module
 from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.exclusions import Exclusion, Exclusions, add, read_state
 from ciml.training.learned import ModelWithExcludedRuns, parts_of_run, versions_that_learned
 from ciml.training.purge import Purged, purge
-from ciml.training.refresh import TrainConfig
+from ciml.training.refresh import Skipped, TrainConfig
 from ciml.training.trainer import TrainResult, run_once
 from tests.durable import Steps
 from tests.runs.conftest import anywhere
@@ -167,6 +169,31 @@ def test_a_trainer_withdraws_its_own_version_if_runs_were_excluded_meanwhile(
     add(golden.exclusions, [forged(golden)])
     result = run_once(config)
     assert (result.outcome, result.version, registry.state.served()) == ("rejected", None, [])
+
+
+def excluded(data: DataRoot) -> None:
+    add(data.exclusions, [forged(data)])
+
+
+def unknown(data: DataRoot) -> None:
+    add(data.exclusions, [Exclusion("other", job="elsewhere")])
+    shutil.rmtree(Path(data.url, "trainer"))
+
+
+@pytest.mark.parametrize("happens", [excluded, unknown])
+def test_a_pending_candidate_is_pushed_only_while_its_runs_are_known_and_not_excluded(
+    golden: DataRoot, monkeypatch: pytest.MonkeyPatch, happens: Callable[[DataRoot], None]
+) -> None:
+    state = Registry(golden, "provider").state
+    candidate = state.candidates[state.versions[1].candidate]
+    pending = replace(candidate, facts={**candidate.facts, "champion": 1})
+    monkeypatch.setattr(RegistryState, "pending", lambda state: pending)
+    monkeypatch.setattr(trainer_module, "push_candidate", lambda *_, **__: SimpleNamespace(version=2))
+    monkeypatch.setattr(trainer_module, "refresh", lambda *_, **__: Skipped("the same", SimpleNamespace()))  # type: ignore[arg-type]
+    config = TrainConfig(golden, "provider", "provider")
+    assert run_once(config).outcome == "pushed"
+    happens(golden)
+    assert run_once(config).outcome == "nothing_new"
 
 
 @pytest.mark.whole

@@ -20,7 +20,7 @@ from ciml.serving.client import ModelClient
 from ciml.serving.contract import check_candidate
 from ciml.serving.ledger import history, hold, release, rollback
 from ciml.serving.model_files import parse_config
-from ciml.serving.registry import Decision, Registry, Signature
+from ciml.serving.registry import CANARY, STABLE, Decision, Registry, Signature
 from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.storage import open_store
 from ciml.training import trainer as trainer_module
@@ -131,6 +131,13 @@ def test_push_refuse_and_nothing_new(config: TrainConfig, scripted: Scripted) ->
         ("train", ("requested",)), ("bless", ("better",)), ("push", ()),
         ("train", ("60 new trusted runs",)), ("reject", ("worse",)),
     ]  # fmt: skip
+
+
+def test_the_first_version_of_a_trainer_of_canaries_is_stable(config: TrainConfig, scripted: Scripted) -> None:
+    for seed, labels in ((1, {STABLE: 1}), (2, {STABLE: 1, CANARY: 2})):
+        scripted(seed)
+        run_once(replace(config, label=CANARY))
+        assert Registry(config.data, "m").state.labels == labels
 
 
 @pytest.mark.parametrize("spoil", ["nan", "signature", "python"])
