@@ -97,7 +97,7 @@ TREES: dict[str, Callable[[], Any]] = {
     "XGBoost forest": _xgboost_forest,
     "LightGBM": _lightgbm,
     "LightGBM with zeros missing": partial(_lightgbm, zero_as_missing=True),
-    "LightGBM without missing values": partial(_lightgbm, use_missing=False),
+    "LightGBM with a steep sigmoid and without missing values": partial(_lightgbm, use_missing=False, sigmoid=2.0),
     "LightGBM forest": partial(_lightgbm, boosting_type="rf", bagging_freq=1, bagging_fraction=0.5),
     "LightGBM with dropped trees": partial(_lightgbm, boosting_type="dart"),
 }
@@ -239,6 +239,14 @@ def test_values_next_to_a_threshold_are_rounded_as_the_library_rounds_them(name:
     assert_equal(estimator, "predict_proba", near, 3e-7)
 
 
+def test_an_infinite_value_is_none_that_is_missing():
+    """What divides the missing values from all others is a threshold of infinity."""
+    rows = np.array([[np.nan], [1.0], [2.0]] * 20)
+    boosting = ensemble.HistGradientBoostingClassifier(max_iter=2, min_samples_leaf=1)
+    estimator = boosting.fit(rows, np.isnan(rows[:, 0]))
+    assert_equal(estimator, "predict_proba", np.array([[np.inf], [-np.inf], [np.nan], [3.0]]), BOUND)
+
+
 def test_the_scores_of_the_exponential_loss_are_half_as_large():
     estimator = fitted(partial(ensemble.GradientBoostingClassifier, n_estimators=12, loss="exponential"), 2)
     for method in methods(estimator):
@@ -303,8 +311,8 @@ def test_a_saved_model_computes_the_same_and_holds_only_operations_that_the_serv
     assert (tmp_path / "saved_model.pb").stat().st_size < 100_000
 
 
-class _Subclass(linear_model.LogisticRegression):
-    """It could override any method."""
+class LogisticRegression(linear_model.LogisticRegression):
+    """A subclass of the same name: it could override any method."""
 
 
 def _categories() -> Any:
@@ -336,7 +344,7 @@ REJECTED: dict[str, tuple[Callable[[], Any], str, str]] = {
         "KNeighborsClassifier cannot be converted to TensorFlow operations; choose an estimator that can, see "
         "docs/training.md",
     ),
-    "a subclass": (lambda: fitted(_Subclass), "predict_proba", "_Subclass cannot be converted"),
+    "a subclass": (lambda: fitted(LogisticRegression), "predict_proba", "LogisticRegression cannot be converted"),
     "no probabilities": (
         lambda: fitted(linear_model.RidgeClassifier),
         "predict_proba",

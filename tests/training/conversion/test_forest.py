@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,10 +26,3 @@ def test_a_value_goes_left_up_to_the_bound_and_the_bound_is_of_its_type(
     for value in (float(near), other):
         if np.isfinite(value):
             assert (value > bound) == (value >= threshold if strict else value > threshold)
-
-
-@pytest.mark.parametrize("infinite", [np.inf, -np.inf])
-def test_an_infinite_threshold_divides_no_finite_values(infinite: float) -> None:
-    one, zero = np.ones(1, int), np.zeros(1, int)
-    nodes = Nodes(zero, np.array([infinite]), one, one, zero, np.zeros((1, 1)), zero, narrow=True)
-    assert largest_left(nodes).tolist() == [infinite]

@@ -323,11 +323,6 @@ def test_the_documented_definition_is_built() -> None:
             assert Decoder().decode(json.loads(value), "value") is not None
 
 
-def test_equal_parameters_in_another_order_are_equal_descriptions() -> None:
-    first = describe(LogisticRegression(class_weight={1: 2.0, 0: 1.0}))
-    assert json.dumps(first) == json.dumps(describe(LogisticRegression(class_weight={0: 1.0, 1: 2.0})))
-
-
 CANNOT: dict[str, tuple[Callable[[], Any], str]] = {
     "lambda": (
         lambda: make_pipeline(FunctionTransformer(lambda values: values), GaussianNB()),

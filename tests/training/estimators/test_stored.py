@@ -124,6 +124,22 @@ def test_a_file_that_is_too_large_is_not_read(folder: Path, monkeypatch: pytest.
         stored.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("limit", "size_of"),
+    [("MAX_STORED_FILES", len), ("MAX_STORED_SCHEMA_BYTES", lambda files: files["schema.json"])],
+)
+def test_a_limit_of_the_archive_is_allowed_and_no_more(
+    limit: str, size_of: Callable[[dict[str, int]], int], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(folder / stored.FILE) as archive:
+        size = size_of({entry.filename: entry.file_size for entry in archive.infolist()})
+    monkeypatch.setattr(stored, limit, size)
+    stored.load(folder)
+    monkeypatch.setattr(stored, limit, size - 1)
+    with pytest.raises(IntegrityError, match=limit):
+        stored.load(folder)
+
+
 def _replace(folder: Path, data: bytes) -> None:
     """Write a file as an attacker would who can write the folder: with its digest."""
     (folder / stored.FILE).write_bytes(data)

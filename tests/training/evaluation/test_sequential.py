@@ -86,13 +86,22 @@ def test_after_a_decision_runs_are_only_counted() -> None:
     assert comparison.canary == Arm(500, 600)
 
 
-@pytest.mark.parametrize(("level", "decision"), [(0.5, "rollback"), (1e-12, "")])
-def test_the_level_is_the_evidence_that_is_needed(level: float, decision: str) -> None:
-    comparison = SequentialComparison(level=level)
-    for _ in range(8):
-        comparison.add(is_canary=False, is_right=True)
-        comparison.add(is_canary=True, is_right=False)
-    assert comparison.decision == decision
+@pytest.mark.parametrize(("decision", "bet"), [("rollback", 0), ("promote", 1)])
+def test_a_decision_needs_the_evidence_of_its_level_and_no_more(decision: str, bet: int) -> None:
+    """By Ville's inequality, the bets reach it with at most that probability if the decision is wrong."""
+    canary_is_right = decision == "promote"
+    canary, shadow = SequentialComparison(level=0.01), PairedComparison(level=0.01)
+    for comparison in (canary, shadow):
+        evidence = [1.0]
+        while not comparison.decision:
+            if isinstance(comparison, PairedComparison):
+                comparison.add(canary_is_right=canary_is_right, stable_is_right=not canary_is_right)
+            else:
+                comparison.add(is_canary=False, is_right=not canary_is_right)
+                comparison.add(is_canary=True, is_right=canary_is_right)
+            evidence.append(comparison.evidence[bet])
+        assert comparison.decision == decision
+        assert evidence[-2] < 1 / 0.01 <= evidence[-1]
 
 
 def test_half_of_the_level_is_that_of_the_gate_and_half_that_of_the_bets() -> None:
