@@ -113,6 +113,13 @@ def test_what_is_said_of_a_run(columns: dict[str, list[float]], keys: dict[str, 
     assert " ".join(said(run_of(columns, **keys))) == text
 
 
+@pytest.mark.parametrize(("seconds", "is_said"), [(1440, False), (1460, True)])
+def test_a_length_is_unusual_beyond_half_the_range_of_passing_runs(seconds: int, is_said: bool) -> None:
+    subject = subject_of(rows=seconds + 1)
+    varied = replace(subject, profile=msgspec.structs.replace(subject.profile, length_s=(100.0, 600.0, 1000.0)))
+    assert any(text.startswith("It took") for text in said(varied)) is is_said
+
+
 def test_the_recorders_signal_ended_it() -> None:
     run, facts = run_of({}), facts_of(outcome="failure").replace(labels={"signal": "SIGKILL"})
     assert said(Subject.of(facts, run.table, run.profile))[0].startswith("It was ended by SIGKILL (exit status 137) ")
