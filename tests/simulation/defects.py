@@ -155,7 +155,7 @@ def earlier_runs_forgotten() -> Patch:
 
 #: Each with a world that showed it, which is tried first: a wrong hint costs only time.
 DEFECTS: dict[Callable[[], Patch], int] = {
-    no_deduplication: 0, overwritten_commit: 5, covered_again: 0, no_rebase: 8, unguarded_append: 78, torn_create: 0,
+    no_deduplication: 0, overwritten_commit: 6, covered_again: 0, no_rebase: 8, unguarded_append: 156, torn_create: 4,
     retry_settled_twice: 9, files_after_the_commit: 0, any_event_corrects: 1, earlier_runs_forgotten: 55,
 }  # fmt: skip
 #: Defects that show only after many commits, checkpoints and removals.
