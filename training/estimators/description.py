@@ -7,7 +7,8 @@ A description names the class and the parameters that differ from its defaults, 
                               ["model", {"class": "sklearn.linear_model:LogisticRegression",
                                          "parameters": {"C": 0.1}}]]}}
 
-Values that JSON lacks are objects with one of the keys of `values.DECODERS`, such as ``{"float": "nan"}``.
+Values that JSON lacks are objects with a reserved key, such as ``{"float": "nan"}``: see
+`ciml.training.estimators.values`.
 """
 
 from __future__ import annotations

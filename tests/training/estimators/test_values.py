@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum, IntEnum
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,68 @@ def test_equal_dicts_have_one_form() -> None:
     assert encode({1: 2, 0: 3}, "x") == encode({0: 3, 1: 2}, "x") == {"dict": [[0, 3], [1, 2]]}
 
 
-@pytest.mark.parametrize("value", [{"tuple": [1], "more": 1}, {"array": [1]}, {"array": [1], "dtype": "int64", "x": 1}])
+@pytest.mark.parametrize("value", [{"tuple": [1], "more": 1}, {"array": [1], "dtype": "int64", "x": 1}])
 def test_a_form_has_its_own_keys_alone(value: Any) -> None:
     with pytest.raises(InvalidSettingError, match="unknown keys next to"):
         Decoder().decode(value, "x")
+
+
+def test_a_missing_key_of_a_form_is_named() -> None:
+    with pytest.raises(InvalidSettingError, match=r"^x: 'dtype' is missing next to 'array'$"):
+        Decoder().decode({"array": [1]}, "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"tuple": "ab"}, "'tuple' must be a list, not 'ab'"),
+        ({"tuple": {"dict": [[0, 1]]}}, "'tuple' must be a list"),
+        ({"slice": "abc"}, "'slice' must be a list"),
+        ({"range": [5]}, "not a valid form of range: ValueError"),
+        ({"dict": ["ab"]}, "not a valid form of dict: TypeError: expected a list of pairs"),
+        ({"dict": {"a": 1}}, "'dict' must be a list"),
+        ({"float": 1.5}, "'float' must be a text, not 1.5"),
+        ({"distribution": "uniform", "arguments": "", "keywords": {}}, "'arguments' must be a list"),
+        ({"distribution": "uniform", "arguments": [], "keywords": []}, "'keywords' must be an object"),
+    ],
+)
+def test_the_content_of_a_form_has_one_type(value: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidSettingError, match=f"^x: {message}"):
+        Decoder().decode(value, "x")
+
+
+class Color(str, Enum):  # noqa: UP042 - the text of a StrEnum is its value
+    RED = "red"
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+def test_a_member_of_an_enumeration_is_encoded_as_its_value() -> None:
+    assert encode([Color.RED, Level.LOW], "x") == ["red", 1]
+    assert [type(item) for item in encode([Color.RED, Level.LOW], "x")] == [str, int]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.zeros((0, 3)), r"an array of shape \(0, 3\) has no form in JSON"),
+        (np.ma.masked_array([1, 2], mask=[False, True]), "a masked array has no form in JSON"),
+        (np.dtype(">i4"), "a Int32DType cannot be described"),
+    ],
+)
+def test_a_value_that_would_not_be_read_back_is_an_error(value: Any, message: str) -> None:
+    with pytest.raises(InvalidSettingError, match=f"^x: {message}"):
+        encode(value, "x")
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2,), (3, 0), (2, 3)])
+def test_an_array_is_read_back_with_its_shape(shape: tuple[int, ...]) -> None:
+    decoded = Decoder().decode(encode(np.zeros(shape), "x"), "x")
+    assert (decoded.shape, decoded.dtype) == (shape, np.float64)
+
+
+def test_a_lone_surrogate_is_not_reported_as_nan() -> None:
+    with pytest.raises(InvalidSettingError, match="estimator: a text has a lone surrogate"):
+        check_description_json({"a": "\ud800"})
