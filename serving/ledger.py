@@ -59,7 +59,7 @@ def promote(registry: Registry, version: int, signed: Signature, *, label: str =
     _check_files(registry, version)
 
     def build(state: RegistryState) -> Delta | None:
-        check_not_held(registry, label)
+        check_not_held(registry.model, state.hold, label)
         if state.versions[version].withdrawn:
             raise WithdrawnError(
                 f"model {registry.model}: version {version} was withdrawn; a rollback to it restores it"
@@ -167,7 +167,7 @@ def rollback(
     _check_files(registry, target)
 
     def build(state: RegistryState) -> Delta | None:
-        check_not_held(registry, label)
+        check_not_held(registry.model, state.hold, label)
         present = state.labels.get(label, 0)
         if present == target:
             return None

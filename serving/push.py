@@ -1,15 +1,15 @@
 """Push and repair: how a blessed candidate becomes a served version.
 
-A push has five steps, and may die after each of them:
+A push has five steps, and may die after each:
 
 1. take a version number in the registry;
-2. stage the files next to the versions, under a name that no server loads, and check them;
-3. rename the folder to its number. S3 has no rename: the files are copied under a number that nothing names yet,
+2. stage the files next to the versions, in a folder that no server loads, and check them;
+3. rename the folder to its number. S3 has no rename: the files are copied to a number that no configuration names yet,
    ``saved_model.pb`` last;
 4. commit version and label in the registry;
 5. replace the server's configuration, which is derived from the registry.
 
-If a pusher dies, the old version is served as before; the next push, or `reconcile`, cleans up.
+If a pusher dies, the old version stays served. The next push, or `reconcile`, cleans up.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from ciml.serving.model_files import (
     render_config,
 )
 from ciml.serving.registries import registered_models
-from ciml.serving.registry import STABLE, Candidate, Decision, LostLeaseError, Registry, RegistryState
+from ciml.serving.registry import STABLE, Candidate, Decision, Hold, LostLeaseError, Registry, RegistryState
 from ciml.storage import LocalStore, Store, open_store
 from ciml.storage.local import sync_folder
 
@@ -121,7 +121,7 @@ def push_candidate(
 
 def _push(registry: Registry, candidate: Candidate, label: str, check: bool) -> Pushed:
     reconcile(registry)
-    check_not_held(registry, label)
+    check_not_held(registry.model, registry.state.hold, label)
     if check:
         from ciml.serving.contract import check_candidate
 
@@ -130,9 +130,7 @@ def _push(registry: Registry, candidate: Candidate, label: str, check: bool) -> 
     if number is None:
         number = _take_number(registry, candidate.id)
         try:
-            staged = _stage(registry, number, candidate)
-            check_digests(staged.root, file_digests(staged), candidate.files)  # read back
-            _rename(registry, number, staged)
+            _write_version(registry, number, candidate)
         except (CimlError, OSError) as error:
             if number in registry.state.in_state("abandoned"):
                 raise _abandoned(registry, number) from error
@@ -145,11 +143,11 @@ def _push(registry: Registry, candidate: Candidate, label: str, check: bool) -> 
 def _take_number(registry: Registry, candidate_id: str) -> int:
     """Take the next version number, above all taken numbers and all folders in the base path."""
     number = 0
-    # The delta of a concurrent pusher must differ, so that neither takes the other's for its own.
+    # Otherwise two concurrent pushers would write equal deltas, and each would mistake the other's for its own.
     pusher = secrets.token_hex(8)
 
     def build(state: RegistryState) -> Delta:
-        nonlocal number  # a lost commit is built again
+        nonlocal number  # built again after each lost race; the last one is committed
         number = max([0, *state.versions, *list_versions(registry.base, real=False)]) + 1
         return {"kind": "staged", "candidate": candidate_id, "model_version": number, "pusher": pusher}
 
@@ -157,36 +155,49 @@ def _take_number(registry: Registry, candidate_id: str) -> int:
     return number
 
 
-def _stage(registry: Registry, number: int, candidate: Candidate) -> Store:
-    """Copy the candidate to a new folder and return it. On S3, its name is the version number already."""
-    base = registry.base
-    is_local = isinstance(base, LocalStore)
-    target = base.child(f"{_STAGING}{number}-{secrets.token_hex(4)}" if is_local else str(number))
-    files = dict(read_files(open_store(candidate.folder)))
-    for path in sorted(files, key=lambda path: (path == LAST_FILE, path)):
-        # An existing object is read back: after a retried write, the writer finds its own object.
-        if not target.create(path, files[path]) and target.read(path) != files[path]:
-            raise IntegrityError(f"{target.url(path)} exists already: another process writes to {base.root}")
-    return target
+def _write_version(registry: Registry, number: int, candidate: Candidate) -> None:
+    """Copy a candidate to the folder of its version, which no server loads before all files are checked."""
+    folder = registry.folder(number)
+    if isinstance(registry.base, LocalStore):
+        staged = registry.base.child(f"{_STAGING}{number}-{secrets.token_hex(4)}")
+        _copy(candidate, staged)
+        _rename(staged, folder)
+    else:  # no configuration names the number yet
+        _copy(candidate, folder)
 
 
-def _rename(registry: Registry, number: int, staged: Store) -> None:
-    """Rename the staged folder to its number. On S3 it has that name already."""
-    if not isinstance(staged, LocalStore):
-        return
-    target = registry.folder(number).root
+def _copy(candidate: Candidate, target: Store) -> None:
+    """Copy a candidate to a folder, with `LAST_FILE` last, and check the copy."""
+    last: dict[str, bytes] = {}
+    for path, content in read_files(open_store(candidate.folder)):
+        if path == LAST_FILE:
+            last[path] = content
+        else:
+            _create(target, path, content)
+    for path, content in last.items():
+        _create(target, path, content)
+    check_digests(target.root, file_digests(target), candidate.files)
+
+
+def _create(target: Store, path: str, content: bytes) -> None:
+    # An existing object is read back: after a retried write, the writer finds its own object.
+    if not target.create(path, content) and target.read(path) != content:
+        raise IntegrityError(f"{target.url(path)} exists already: another process writes to this folder")
+
+
+def _rename(staged: Store, folder: Store) -> None:
     try:
-        os.rename(staged.root, target)  # fails if the target exists
-        sync_folder(Path(registry.base.root))
+        os.rename(staged.root, folder.root)  # fails if the target exists
+        sync_folder(Path(folder.root).parent)
     except OSError as error:
-        raise EngineError(f"cannot rename {staged.root} to {target}: {error.strerror or error}") from error
+        raise EngineError(f"cannot rename {staged.root} to {folder.root}: {error.strerror or error}") from error
 
 
 def _commit(registry: Registry, number: int, label: str) -> None:
     """Record a staged version as pushed with its label; for a pushed version, record the label."""
 
     def build(state: RegistryState) -> Delta | None:
-        check_not_held(registry, label)
+        check_not_held(registry.model, state.hold, label)
         version_state = state.versions[number].state
         if version_state == "staged":
             return {"kind": "pushed", "model_version": number, "labels": {label: number}}
@@ -201,13 +212,10 @@ def _commit(registry: Registry, number: int, label: str) -> None:
     registry.commit(build)
 
 
-def check_not_held(registry: Registry, label: str) -> None:
-    """Raise `HeldError` if a person holds the version that ``stable`` names, and the label is that one."""
-    hold = registry.known.hold
+def check_not_held(model: str, hold: Hold | None, label: str) -> None:
+    """Raise `HeldError` if a person holds the stable version of a model, and the label to move is ``stable``."""
     if hold is not None and label == STABLE:
-        raise HeldError(
-            f"model {registry.model} is held by {hold.author}: {hold.reason}; ciml models release ends that"
-        )
+        raise HeldError(f"model {model} is held by {hold.author}: {hold.reason}; ciml models release ends that")
 
 
 def _abandoned(registry: Registry, number: int) -> CimlError:
@@ -220,7 +228,7 @@ def _abandoned(registry: Registry, number: int) -> CimlError:
 def write_config(data: DataRoot) -> bool:
     """Write the server's configuration from the registries; return whether it changed.
 
-    Safe for concurrent pushers: each reads the registries again after it wrote, so the last writer has seen the last
+    Safe for concurrent pushers: each reads the registries again after its write, so the last writer has seen the last
     commit.
     """
     models = data.models
@@ -238,29 +246,16 @@ def write_config(data: DataRoot) -> bool:
         changed = True
 
 
-def _is_pushing(registry: Registry) -> bool:
-    """Return whether another trainer may be staging a version now."""
-    lease = registry.state.lease
-    return not registry.lease and lease is not None and lease.is_valid(registry.now_us())
-
-
 def reconcile(registry: Registry) -> list[str]:
-    """Clean up after pushers that died, and update the configuration. Return a line for each action."""
-    actions = []
-    for number in () if _is_pushing(registry) else registry.state.in_state("staged"):
-        if registry.commit(partial(_abandon_staged, number)) is not None:
-            actions.append(f"version {number} was never completed: abandoned")
-    # Also the folders of earlier calls that died before the removal, and of pushers that were renaming meanwhile.
-    abandoned = registry.state.in_state("abandoned")
-    for number in list_versions(registry.base, real=False) if abandoned else ():
-        if number in abandoned:
-            _remove(registry.folder(number))
-            actions.append(f"version {number} was abandoned: its folder removed")
-    if isinstance(registry.base, LocalStore) and os.path.isdir(registry.base.root):
-        for name in sorted(os.listdir(registry.base.root)):
-            if name.startswith(_STAGING):
-                _remove(registry.base.child(name))
-                actions.append(f"{name} removed")
+    """Clean up after pushers that died, and update the configuration. Return a line for each action.
+
+    The push of another trainer with a valid lease is left alone.
+    """
+    actions: list[str] = []
+    if not _is_leased_to_another(registry):
+        actions += _abandon_versions(registry)
+    actions += _remove_abandoned_folders(registry)
+    actions += _remove_staging_folders(registry)
     if write_config(registry.data):
         actions.append(f"{CONFIG_NAME} written")
     for line in actions:
@@ -268,11 +263,47 @@ def reconcile(registry: Registry) -> list[str]:
     return actions
 
 
+def _is_leased_to_another(registry: Registry) -> bool:
+    lease = registry.state.lease
+    return not registry.lease and lease is not None and lease.is_valid(registry.now_us())
+
+
+def _abandon_versions(registry: Registry) -> Iterator[str]:
+    for number in registry.state.in_state("staged"):
+        if registry.commit(partial(_abandon_staged, number)) is not None:
+            yield f"version {number} was never completed: abandoned"
+
+
 def _abandon_staged(number: int, state: RegistryState) -> Delta | None:
     """Build the delta that abandons a version; None if its pusher has completed or abandoned it."""
     if state.versions[number].state != "staged":
         return None
     return {"kind": "abandoned", "model_version": number}
+
+
+def _remove_abandoned_folders(registry: Registry) -> Iterator[str]:
+    """Remove the folders of abandoned versions, also those that an earlier call or a renaming pusher left."""
+    abandoned = registry.state.in_state("abandoned")
+    if not abandoned:
+        return
+    for number in list_versions(registry.base, real=False):
+        if number in abandoned:
+            _remove(registry.folder(number))
+            yield f"version {number} was abandoned: its folder removed"
+
+
+def _remove_staging_folders(registry: Registry) -> Iterator[str]:
+    """Remove the staging folders of versions that are no longer staged."""
+    base = registry.base
+    if not isinstance(base, LocalStore) or not os.path.isdir(base.root):
+        return
+    names = sorted(name for name in os.listdir(base.root) if name.startswith(_STAGING))
+    # Read after the listing, since a number is taken before its folder is created.
+    staged = tuple(f"{_STAGING}{number}-" for number in registry.state.in_state("staged"))
+    for name in names:
+        if not name.startswith(staged):
+            _remove(base.child(name))
+            yield f"{name} removed"
 
 
 def _remove(folder: Store) -> None:
@@ -288,29 +319,8 @@ def _remove(folder: Store) -> None:
         folder.delete(name)
 
 
-def verify_versions(data: DataRoot, model: str) -> dict[int, str]:
-    """Compare the folders of a model with its registry.
-
-    Returns:
-      "" for each version whose files match the registry, else the defect; includes folders that were never pushed.
-    """
-    registry = Registry(data, model)
-    state = registry.state
-    failures: dict[int, str] = {}
-    for number in sorted({*state.pushed(), *list_versions(registry.base)}):
-        folder = registry.folder(number)
-        try:
-            if number not in state.pushed():
-                raise IntegrityError(f"{folder.root} was not pushed by ciml and is never served; move it elsewhere")
-            check_digests(folder.root, file_digests(folder), state.files(number))
-            failures[number] = ""
-        except (CimlError, OSError) as error:
-            failures[number] = str(error) or type(error).__name__
-    return failures
-
-
 def _describe_inputs(registry: Registry, candidate: Candidate) -> Description:
-    """Describe the candidate that is pushed; its version is that of the training."""
+    """Describe the candidate that is pushed. The key of the refresh that trained it is its version."""
     facts = {"candidate": candidate.id, "digest": candidate.digest}
     version = str(candidate.facts.get("refresh", candidate.id))
     return Description((Data(registry.data.candidates(registry.model), version, facts=facts),))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError, UnknownModelError
 from ciml.manifest.log import ManifestLog, catch_up
-from ciml.serving.model_files import ModelEntry, check_digests, check_model_name
+from ciml.serving.model_files import ModelEntry, check_digests, check_model_name, file_digests, list_versions
 from ciml.serving.registry import Registry, RegistryState
 from ciml.storage import open_store
 
@@ -29,6 +29,27 @@ def known_registries(data: DataRoot, model: str | None = None) -> dict[str, Regi
         choices = ", ".join(names) or "none: push one by ciml refresh"
         raise UnknownModelError(f"no model {model!r} in {data.url}; choose from {choices}")
     return {name: Registry(data, name) for name in names if model in (None, name)}
+
+
+def verify_versions(data: DataRoot, model: str) -> dict[int, str]:
+    """Compare the folders of a model with its registry.
+
+    Returns:
+      By version, "" if its files match the registry, else the defect. Includes folders that were never pushed.
+    """
+    registry = Registry(data, model)
+    state = registry.state
+    failures: dict[int, str] = {}
+    for number in sorted({*state.pushed(), *list_versions(registry.base)}):
+        folder = registry.folder(number)
+        try:
+            if number not in state.pushed():
+                raise IntegrityError(f"{folder.root} was not pushed by ciml and is never served; move it elsewhere")
+            check_digests(folder.root, file_digests(folder), state.files(number))
+            failures[number] = ""
+        except (CimlError, OSError) as error:
+            failures[number] = str(error) or type(error).__name__
+    return failures
 
 
 class RegistryVerifier:

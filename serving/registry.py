@@ -337,11 +337,6 @@ class Registry:
         """
         return catch_up(self._log, self._state)
 
-    @property
-    def known(self) -> RegistryState:
-        """The state as last read: within ``build`` of `commit`, the one that the delta follows."""
-        return self._state
-
     def deltas(self) -> Iterator[Delta]:
         """Yield all deltas, in order: what the registry has ever recorded."""
         return (delta for _, delta in self._log.since(0))

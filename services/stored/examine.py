@@ -28,8 +28,7 @@ from ciml.services.stored.erase import read_plan, read_receipts
 from ciml.services.stored.findings import Kind, RootFindings, kind_of
 from ciml.serving.model_files import CONFIG_NAME, render_config
 from ciml.serving.predict.log import prediction_checkpoints
-from ciml.serving.push import verify_versions
-from ciml.serving.registries import registered_models
+from ciml.serving.registries import registered_models, verify_versions
 from ciml.serving.registry import Registry
 from ciml.storage import Store
 from ciml.storage.json_files import read_stored

@@ -271,17 +271,17 @@ def _pushes_in_place() -> None:
     """A push copies the files over those of the version that is served."""
     from ciml.serving import push
 
-    def make(stage: Any) -> Any:
+    def make(write: Any) -> Any:
         def in_place(registry: Any, number: int, candidate: Any) -> Any:
             champion = registry.state.champion
             if champion is not None:
                 for path, data in push.read_files(push.open_store(candidate.folder)):
                     registry.folder(champion).replace(path, data)
-            return stage(registry, number, candidate)
+            return write(registry, number, candidate)
 
         return in_place
 
-    _patch(push, "_stage", make)
+    _patch(push, "_write_version", make)
 
 
 @_defect(30, "I5")
@@ -289,15 +289,15 @@ def _names_a_version_before_its_files() -> None:
     """A push records a version, then copies its files."""
     from ciml.serving import push
 
-    def make(stage: Any) -> Any:
+    def make(write: Any) -> Any:
         def recorded_first(registry: Any, number: int, candidate: Any) -> Any:
             push._commit(registry, number, "stable")
             push.write_config(registry.data)
-            return stage(registry, number, candidate)
+            return write(registry, number, candidate)
 
         return recorded_first
 
-    _patch(push, "_stage", make)
+    _patch(push, "_write_version", make)
 
 
 @_defect(31, "lease", seed=3, tries=4)

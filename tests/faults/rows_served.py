@@ -23,7 +23,8 @@ from ciml.pipelines.datasets.update import update_dataset
 from ciml.serving import push as push_module
 from ciml.serving.client import ClientPolicy, ModelClient
 from ciml.serving.ledger import hold, release, rollback
-from ciml.serving.push import HeldError, verify_versions
+from ciml.serving.push import HeldError
+from ciml.serving.registries import verify_versions
 from ciml.serving.registry import Registry, Signature
 from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.training import trainer

@@ -15,6 +15,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.serving import contract
 from ciml.serving import push as push_module
+from ciml.serving.lease import leased
 from ciml.serving.ledger import rollback
 from ciml.serving.model_files import list_versions, parse_config
 from ciml.serving.push import (
@@ -23,10 +24,9 @@ from ciml.serving.push import (
     push,
     push_candidate,
     reconcile,
-    verify_versions,
     write_config,
 )
-from ciml.serving.registries import RegistryVerifier
+from ciml.serving.registries import RegistryVerifier, verify_versions
 from ciml.serving.registry import Decision, Registry
 from ciml.storage import LocalStore, S3Store, Store, open_store
 from tests.ciml.lineage.recorded import Recorded, names, states
@@ -195,14 +195,12 @@ def check_after_kill(data: DataRoot, candidate: Path, step: str) -> None:
 
 
 def test_torn_staging_is_noticed(data: DataRoot, folders: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = push_module._stage
+    real = push_module._create
 
-    def torn(*arguments: Any) -> Store:
-        staged = real(*arguments)
-        staged.replace("saved_model.pb", staged.read("saved_model.pb")[:-1])
-        return staged
+    def torn(target: Store, path: str, content: bytes) -> None:
+        real(target, path, content[:-1] if path == "saved_model.pb" else content)
 
-    monkeypatch.setattr(push_module, "_stage", torn)
+    monkeypatch.setattr(push_module, "_create", torn)
     with pytest.raises(IntegrityError, match=r"saved_model\.pb was altered"):
         pushed(data, folders[1])
     assert Registry(data, "m").state.pushed() == []
@@ -275,6 +273,20 @@ def test_a_pusher_whose_version_is_abandoned_is_told_to_push_again(data: DataRoo
             pushed(root, folders[1])
         assert pushed(root, folders[1]).version == 2
         assert verify_versions(root, "m") == {2: ""}
+
+
+def test_the_push_of_a_trainer_with_a_lease_is_not_cleaned_up(data: DataRoot, folders: dict[int, Path]) -> None:
+    staged = STEPS.index("append registry/m: staged")
+    for index in range(1, len(STEPS) - staged):
+        root = DataRoot(data.store.child(str(index)))
+        trainer = Registry(root, "m")
+        candidate = trainer.record_candidate(open_store(folders[1]))
+        trainer.record_decision(candidate.id, BLESSED)
+        cleaning = Steps(root.url, index, lambda root=root: reconcile(Registry(root, "m")))  # type: ignore[misc]
+        with leased(trainer), cleaning.recording():
+            assert push_candidate(trainer, candidate.id, check=False).version == 1
+        assert cleaning.before is None  # it was called
+        assert verify_versions(root, "m") == {1: ""}
 
 
 def test_the_folder_of_an_abandoned_version_is_removed_by_a_later_call(

@@ -196,7 +196,7 @@ def verify_models(options: ModelOptions) -> int:
     Example:
       ciml models verify --data-path data
     """
-    from ciml.serving.push import verify_versions
+    from ciml.serving.registries import verify_versions
 
     faults = 0
     for name in options.registries():
