@@ -177,6 +177,13 @@ def test_too_few_runs_exclude_nothing() -> None:
     assert rules.set_of(rules.groups[""], {"code": 1.0, "machine": 0.0}) == ("code",)
 
 
+def test_precision_is_a_share_of_the_verdicts_and_recall_one_of_the_runs() -> None:
+    said, labels = np.array([[1.0, 0.0]] * 10, np.float32), np.zeros(10, np.int64)
+    rules = rules_of(said, labels, ["a"] * 10)
+    code = verdict_figures(rules, shortest_decimals(said[:4]), np.array([0, 0, 0, 1]), ["a"] * 4)["causes"]["code"]
+    assert [(code[name]["right"], code[name]["runs"]) for name in ("precision", "recall")] == [(3, 4), (3, 3)]
+
+
 def test_of_many_runs_a_part_is_stored_and_the_coverage_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration_sets, "MAX_SCORES", 700)
     assert MAX_SCORES == 5000

@@ -246,11 +246,14 @@ def test_a_hostile_file_is_rejected_and_nothing_runs(
 
 
 def test_a_compressed_file_is_rejected_before_it_is_unpacked(saved: bytes, folder: Path) -> None:
-    data = _rewritten(saved, lambda files: files.update({"1.npy": b"\0" * 10_000_000}), zipfile.ZIP_DEFLATED)
-    assert len(data) < 1_000_000
-    _replace(folder, data)
-    with pytest.raises(IntegrityError, match="is compressed, which ciml never does"):
-        stored.load(folder)
+    small = _rewritten(saved, lambda files: files.update({"1.npy": b"\0" * 10_000_000}), zipfile.ZIP_DEFLATED)
+    assert len(small) < 1_000_000
+    claimed = bytearray(saved)  # that its last file is compressed, without a change of its size
+    claimed[claimed.rindex(b"PK\x01\x02") + 10] = zipfile.ZIP_LZMA
+    for data in (small, bytes(claimed)):
+        _replace(folder, data)
+        with pytest.raises(IntegrityError, match="is compressed, which ciml never does"):
+            stored.load(folder)
 
 
 def test_damage_is_an_integrity_error(folder: Path, rows: tuple[Any, Any]) -> None:

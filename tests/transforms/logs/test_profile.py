@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ciml.errors import CimlError
@@ -44,7 +45,11 @@ def test_what_a_run_printed_has_counts_and_places() -> None:
     }
 
 
+ONE = Printed(1, 0.5)
+
+
 @given(st.lists(RUN, max_size=8), st.integers(0, 8), st.randoms(use_true_random=False), st.integers(1, 12))
+@example([{"line b": ONE, "line h": ONE, "line j": ONE}, {"line d": ONE}], 0, Random(0), 2)  # by their digests
 def test_order_and_parts_change_nothing(runs: list[dict[str, Printed]], cut: int, random: object, most: int) -> None:
     """Also where the profile is a sample; and the sample is exact: that of all runs is a part of the whole profile."""
     whole = profile_of(runs)
