@@ -223,7 +223,7 @@ class Data(StoredRuns):
         Args:
           dataset: the data set or its name.
           estimator: as for `train`.
-          folds: number of folds, at least 2.
+          folds: number of folds, at least 2. With fewer groups than folds, each group is a fold.
           hold_out: facts of a run, such as ``change``, ``job``, ``flavour`` or a label. Runs with the same values are
             in the same fold, because similar runs in two folds would make the result too good. An empty tuple divides
             by run.

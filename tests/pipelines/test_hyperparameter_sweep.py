@@ -154,7 +154,7 @@ def test_each_trial_is_what_a_direct_computation_gives(
             "base_rate": pooled["base_rate"]["value"],
         }
         division = split_folds(material, folds=3)
-        assert (each.held_out, each.trained_on) == (pooled["runs"], len(division.parts[2][0]))
+        assert (each.held_out, each.trained_on) == (pooled["runs"], len(division.folds[2].train))
         number = swept.baselines[each.question]["memory"]["value"]
         assert number == pytest.approx(_by_memory(material, division))
 
@@ -164,7 +164,7 @@ def _by_memory(material: InMemoryDataset, division: CVSplit) -> float:
     values, labels = number_of(material.raw, "memory", material.facts), material.rows.labels
     assert values is not None
     right = 0
-    for learned, held in division.parts:
+    for learned, held in division.folds:
         known, asked = division.positions[learned], division.positions[held]
         answers = predict_by("memory", values[known], labels[known], values[asked], int(labels.max()) + 1)
         right += int((answers.argmax(axis=1) == labels[asked]).sum())

@@ -1,14 +1,15 @@
-"""Cross-validation by run, or by groups of similar runs, which are held out together.
+"""Cross-validate by run, or by groups of similar runs that are held out together.
 
-It uses train and dev runs only, so that an estimator can be chosen without the test runs.
+Only train and dev runs are used, so that an estimator can be chosen without the test runs.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +24,15 @@ from ciml.training.evaluation.metrics import scores
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
 
-#: Called with an epoch, from 1, and a function that returns the held-out runs' probabilities at that epoch.
+#: Called with an epoch, from 1, and a function that predicts the held-out runs with the model of that epoch.
 OnEpoch = Callable[[int, Callable[[], np.ndarray]], None]
+
+
+class Fold(NamedTuple):
+    """A fold: int64 indices into `CVSplit.positions`."""
+
+    train: np.ndarray
+    held_out: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -33,16 +41,16 @@ class CVSplit:
 
     Attributes:
       positions: positions of the runs in the data set, int64 [n].
-      parts: for each fold the training runs and the held-out runs, int64 indices into ``positions``.
+      folds: at least one.
       groups: str [n], the group with which each run is held out; None without groups.
-      dev: whether the held-out runs are the dev runs. Then early stopping uses them, else the dev runs among the
-        training runs.
+      held_out_is_dev: whether the held-out runs are the dev runs. If so, early stopping uses the held-out runs;
+        otherwise it uses the dev runs among the training runs.
     """
 
     positions: np.ndarray
-    parts: tuple[tuple[np.ndarray, np.ndarray], ...]
+    folds: tuple[Fold, ...]
     groups: np.ndarray | None = None
-    dev: bool = False
+    held_out_is_dev: bool = False
 
 
 def cross_validate(
@@ -54,14 +62,15 @@ def cross_validate(
     progress: Progress | None = None,
     allow_modules: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Train on all folds but one, for each fold, and score on that one.
+    """Train a model for each fold on the runs of the other folds, and score it on the fold.
 
     Args:
       experiment: the experiment to train. Early stopping uses the dev runs among the training runs.
       dataset: the data set whose train and dev runs are split.
-      folds: number of folds, at most the number of groups.
-      hold_out: facts whose values are never on both sides: ``flavour``, ``change``, ``job``; several facts group runs
-        with equal values of all. A run without the fact is a group of its own. By default each run is a group.
+      folds: number of folds, at least 2. With fewer groups than folds, each group is a fold.
+      hold_out: facts to group by, such as ``flavour``, ``change`` or ``job``: runs with equal values are never split
+        between training and held-out runs. Several facts group by all values. A run without one of the facts is a
+        group of one. By default each run is.
       progress: called after each fold.
       allow_modules: see `ciml.training.estimators.estimator_of`.
 
@@ -76,52 +85,62 @@ def cross_validate(
     split = split_folds(dataset, folds=folds, hold_out=hold_out, seed=experiment.seed)
     labels = dataset.rows.labels[split.positions]
     classes = dataset.snapshot.resolved.classes
-    answers = np.zeros((len(labels), len(classes)))
-    for number, (_, held_out) in enumerate(split.parts):
-        answers[held_out] = predict_fold(experiment, dataset, split, number, allow_modules=allow_modules)
+    probabilities = np.zeros((len(labels), len(classes)))
+    for number, fold in enumerate(split.folds):
+        probabilities[fold.held_out] = predict_fold(experiment, dataset, split, number, allow_modules=allow_modules)
         if progress is not None:
-            progress("folds", number + 1, len(split.parts))
-    fold_figures, figures = _figures(answers, split, labels, classes, dataset.slices(split.positions))
-    fold_scores = [
+            progress("folds", number + 1, len(split.folds))
+    by_fold = _scores_by_fold(probabilities, split, labels, classes)
+    fold_figures = [
         {
-            "accuracy": fold["accuracy"],
-            "base_rate": fold["base_rate"],
-            "f1": fold["macro"]["f1"]["value"],
-            "held_out": [] if split.groups is None else sorted(set(split.groups[held_out].tolist())),
+            "accuracy": figures["accuracy"],
+            "base_rate": figures["base_rate"],
+            "f1": figures["macro"]["f1"]["value"],
+            "held_out": [] if split.groups is None else sorted(set(split.groups[fold.held_out].tolist())),
         }
-        for fold, (_, held_out) in zip(fold_figures, split.parts, strict=True)
+        for figures, fold in zip(by_fold, split.folds, strict=True)
     ]
     baselines = {}
-    for name, baseline_answers in predict_by_numbers(dataset, split):
-        _, baseline = _figures(baseline_answers, split, labels, classes)
-        pooled = {key: baseline["pooled"][key] for key in COMPARED}
-        baselines[name] = {"what": NUMBERS[name], "mean": baseline["mean"], "pooled": pooled}
-    return {"by": "+".join(hold_out) or "run", "folds": fold_scores, **figures, "baselines": baselines}
+    for name, answers in predict_by_numbers(dataset, split):
+        baseline_by_fold = _scores_by_fold(answers, split, labels, classes)
+        pooled = scores(answers, labels, classes, labels)
+        baselines[name] = {
+            "what": NUMBERS[name],
+            "mean": _means(baseline_by_fold, len(labels)),
+            "pooled": {key: pooled[key] for key in COMPARED},
+        }
+    return {
+        "by": "+".join(hold_out) or "run",
+        "folds": fold_figures,
+        "mean": _means(by_fold, len(labels)),
+        "pooled": scores(probabilities, labels, classes, labels, dataset.slices(split.positions)),
+        "baselines": baselines,
+    }
 
 
-def _figures(
-    answers: np.ndarray,
-    split: CVSplit,
-    labels: np.ndarray,
-    classes: Sequence[str],
-    slices: Mapping[str, Sequence[str]] | None = None,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the figures of each fold, and ``mean`` over the folds and ``pooled`` of all runs."""
-    folds = [
-        scores(answers[held_out], labels[held_out], classes, labels[train], resamples=0)
-        for train, held_out in split.parts
+def _scores_by_fold(
+    probabilities: np.ndarray, split: CVSplit, labels: np.ndarray, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the `scores` of the held-out runs of each fold, without bootstrap intervals."""
+    return [
+        scores(probabilities[held_out], labels[held_out], classes, labels[train], resamples=0)
+        for train, held_out in split.folds
     ]
-    accuracies = [fold["accuracy"]["value"] for fold in folds]
-    f1s = [fold["macro"]["f1"]["value"] for fold in folds]
-    mean = {"accuracy": _mean(accuracies, len(labels)), "f1": _mean(f1s, len(labels))}
-    return folds, {"mean": mean, "pooled": scores(answers, labels, classes, labels, slices)}
 
 
-def _mean(values: Sequence[float], runs: int) -> dict[str, float]:
-    """Compute the mean of the folds' shares with Student's interval, or Wilson's where that is wider.
+def _means(by_fold: Sequence[Mapping[str, Any]], runs: int) -> dict[str, dict[str, float]]:
+    """Return the mean accuracy and macro F1 over the folds, with intervals."""
+    return {
+        "accuracy": _mean_with_interval([figures["accuracy"]["value"] for figures in by_fold], runs),
+        "f1": _mean_with_interval([figures["macro"]["f1"]["value"] for figures in by_fold], runs),
+    }
 
-    Student's interval assumes independent folds, which is an approximation. It has no width if all folds are alike; so
-    it is widened to Wilson's interval of the mean as a share of all runs.
+
+def _mean_with_interval(values: Sequence[float], runs: int) -> dict[str, float]:
+    """Return the mean of the folds' values with Student's interval, or with Wilson's interval where that is wider.
+
+    Student's interval assumes independent folds, which is an approximation, and has no width if all folds are equal.
+    Wilson's interval treats the mean as a share of all runs. An F1 score is not a share, so there it is a heuristic.
     """
     from scipy.stats import sem, t
 
@@ -140,18 +159,22 @@ def split_folds(dataset: InMemoryDataset, *, folds: int, hold_out: Sequence[str]
     positions = dataset.of("train", "dev")
     labels = dataset.rows.labels[positions]
     groups = _groups(dataset, positions, hold_out) if hold_out else None
-    parts = folds if groups is None else min(folds, len(np.unique(groups)))
-    too_few_of_classes = groups is None and np.bincount(labels, minlength=1).max() < parts
-    if parts < 2 or len(labels) < parts or too_few_of_classes:
-        unit = f"groups of {'+'.join(hold_out)}" if hold_out else "runs of a class"
-        raise CimlError(f"cross-validation: {len(labels)} runs have too few {unit} for {folds} folds; use fewer folds")
+    n_folds = folds if groups is None else min(folds, len(np.unique(groups)))
+    lacking = f"groups of {'+'.join(hold_out)}" if n_folds < 2 else ""
+    if np.bincount(labels, minlength=1).max() < n_folds:
+        lacking = "runs of a class"
+    if lacking:
+        raise CimlError(
+            f"cross-validation: {len(labels)} runs have too few {lacking} for {folds} folds; use fewer folds"
+        )
     splitter_class = StratifiedKFold if groups is None else StratifiedGroupKFold
-    splitter = splitter_class(parts, shuffle=True, random_state=seed)
-    return CVSplit(positions, tuple(splitter.split(np.zeros(len(labels)), labels, groups)), groups)
+    splitter = splitter_class(n_folds, shuffle=True, random_state=seed)
+    parts = splitter.split(np.zeros(len(labels)), labels, groups)
+    return CVSplit(positions, tuple(Fold(train, held_out) for train, held_out in parts), groups)
 
 
 def _groups(dataset: InMemoryDataset, positions: np.ndarray, hold_out: Sequence[str]) -> np.ndarray:
-    """Return the group of each run, str [n]: its values of the facts, or its run id if one of them is missing."""
+    """Return the name of each run's group, str [n]: the values of the facts, or the run id if a value is missing."""
     runs = [dataset.facts[position] for position in positions]
     columns = [facts_of(runs, name) for name in hold_out]
     for name, values in zip(hold_out, columns, strict=True):
@@ -160,10 +183,11 @@ def _groups(dataset: InMemoryDataset, positions: np.ndarray, hold_out: Sequence[
                 f"cross-validation: no run of {dataset.snapshot.dataset!r} has the fact {name!r}; "
                 "hold out another one, or none"
             )
-    groups = []
-    for run, *values in zip(runs, *columns, strict=True):
-        groups.append("/".join(values) if all(values) else run.run_id)
-    return np.array(groups)
+    keys = [tuple(values) if all(values) else (run.run_id,) for run, *values in zip(runs, *columns, strict=True)]
+    frequencies = Counter("/".join(key) for key in set(keys))
+    # Values may contain a slash: ("a/b", "c") and ("a", "b/c") are different groups.
+    names = {key: "/".join(key) if frequencies["/".join(key)] == 1 else " / ".join(map(repr, key)) for key in keys}
+    return np.array([names[key] for key in keys])
 
 
 def predict_fold(
@@ -174,38 +198,27 @@ def predict_fold(
     on_epoch: OnEpoch | None = None,
     allow_modules: Collection[str] = (),
 ) -> np.ndarray:
-    """Train on a fold's training runs, normalised by these alone, and predict its held-out runs, float [n, C].
+    """Train on the training runs of a fold and predict the held-out runs, float [n, C].
 
-    The dev runs among the training runs are not trained on if early stopping or the calibration needs them.
+    The training runs, dev runs included, determine the normalisation.
 
     Args:
       experiment: the experiment to train.
       dataset: the runs.
-      split: their split.
-      number: the fold's number.
+      split: the folds.
+      number: index of the fold.
       on_epoch: called after each epoch of a network; an exception from it ends the training.
       allow_modules: see `ciml.training.estimators.estimator_of`.
+
+    Raises:
+      CimlError: if early stopping or the calibration needs dev runs, and the fold has none.
     """
-    train, held_out = split.parts[number]
+    fold = split.folds[number]
     rows = dataset.rows.take(split.positions)
-    inputs = inputs_for(experiment, Normalisation.of(rows.inputs[train]), rows, allow_modules)
-    held_out_rows = inputs.take(held_out)
-    is_dev = dataset.roles[split.positions][train] == "dev"
-    dev_rows = inputs.take(train[is_dev])
-    stopping_rows = None
-    if experiment.calibration is not None:
-        if split.dev or not len(dev_rows):
-            raise CimlError(
-                "cross-validation: calibration needs dev runs in each fold; use fewer folds, or leave it out"
-            )
-        train = train[~is_dev]
-    elif experiment.early_stopping is not None and split.dev:
-        stopping_rows = held_out_rows
-    elif experiment.early_stopping is not None:
-        if not len(dev_rows):
-            raise CimlError("cross-validation: early stopping needs dev runs in each fold; use fewer folds")
-        stopping_rows = dev_rows
-        train = train[~is_dev]
+    inputs = inputs_for(experiment, Normalisation.of(rows.inputs[fold.train]), rows, allow_modules)
+    held_out_rows = inputs.take(fold.held_out)
+    train, tuning = _roles(experiment, split, fold, dataset.roles[split.positions] == "dev")
+    tuning_rows = inputs.take(tuning)
 
     def watch(epoch: int, model: Fitted) -> None:
         if on_epoch is not None:
@@ -215,17 +228,42 @@ def predict_fold(
     fitted = fit(
         experiment,
         inputs.take(train),
-        stopping_rows,
+        None if experiment.early_stopping is None else tuning_rows,
         len(resolved.classes),
         features=resolved.features,
         allow_modules=allow_modules,
         watch=watch,
     )
-    answers = fitted.predict(held_out_rows.inputs, held_out_rows.n_windows)
+    probabilities = fitted.predict(held_out_rows.inputs, held_out_rows.n_windows)
     if experiment.calibration is None:
-        return answers
-    dev_answers = fitted.predict(dev_rows.inputs, dev_rows.n_windows)
-    return fit_calibrator(dev_answers, dev_rows.labels, experiment.calibration).apply(answers)
+        return probabilities
+    tuning_probabilities = fitted.predict(tuning_rows.inputs, tuning_rows.n_windows)
+    return fit_calibrator(tuning_probabilities, tuning_rows.labels, experiment.calibration).apply(probabilities)
+
+
+class _Roles(NamedTuple):
+    """Roles of runs in a fold: int64 indices into `CVSplit.positions`.
+
+    Attributes:
+      train: runs that the model is trained on.
+      tuning: runs that stop the training early, or that the calibration is fitted to; empty if there is neither.
+    """
+
+    train: np.ndarray
+    tuning: np.ndarray
+
+
+def _roles(experiment: Experiment, split: CVSplit, fold: Fold, is_dev: np.ndarray) -> _Roles:
+    """Set dev runs aside if early stopping or the calibration needs them. ``is_dev``: bool [n]."""
+    dev = fold.train[is_dev[fold.train]]
+    if experiment.early_stopping is None and experiment.calibration is None:
+        return _Roles(fold.train, dev[:0])
+    if experiment.early_stopping is not None and split.held_out_is_dev:
+        return _Roles(fold.train, fold.held_out)
+    if not dev.size:
+        need = "early stopping" if experiment.calibration is None else "calibration"
+        raise CimlError(f"cross-validation: {need} needs dev runs in each fold; use fewer folds, or leave it out")
+    return _Roles(fold.train[~is_dev[fold.train]], dev)
 
 
 def predict_by_numbers(dataset: InMemoryDataset, split: CVSplit) -> Iterator[tuple[str, np.ndarray]]:
@@ -233,11 +271,11 @@ def predict_by_numbers(dataset: InMemoryDataset, split: CVSplit) -> Iterator[tup
 
     Args:
       dataset: the runs.
-      split: their split.
+      split: the folds.
 
     Yields:
       The name of each baseline number that any run has, and probabilities float64 [n, C]. They are NaN for a run
-      without the number, and for one that is never held out.
+      without the number, and for a run that is never held out.
     """
     labels = dataset.rows.labels[split.positions]
     resolved = dataset.snapshot.resolved
@@ -247,6 +285,6 @@ def predict_by_numbers(dataset: InMemoryDataset, split: CVSplit) -> Iterator[tup
         if values is None:
             continue
         answers = np.full((len(labels), len(resolved.classes)), np.nan)
-        for train, held_out in split.parts:
+        for train, held_out in split.folds:
             answers[held_out] = predict_by(name, values[train], labels[train], values[held_out], len(resolved.classes))
         yield name, answers

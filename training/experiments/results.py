@@ -19,7 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from ciml.training.estimators import ESTIMATORS, check_experiment, default_estim
 from ciml.training.estimators.description import describe
 from ciml.training.evaluation.metrics import predicted_classes
 from ciml.training.experiment import ALIASES, Experiment
+
+if TYPE_CHECKING:
+    from ciml.training.data.examples import InMemoryDataset
 
 #: The file that completes a trial.
 RESULT = "result.json"
@@ -341,6 +344,39 @@ def _age(trial: StoredTrial) -> tuple[int, int, int]:
         return 0, 0, 0
     spans = trial.result["snapshot"]["spans"]
     return len(spans), sum(version for _, version in spans), trial.result.get("normalisation", 1)
+
+
+def encode_predictions(dataset: InMemoryDataset, positions: np.ndarray, probabilities: np.ndarray) -> bytes:
+    """Encode predictions as Parquet, with a row for each run: its id, its label, and the probability of each class.
+
+    An unanswered run has no predicted class.
+
+    Args:
+      dataset: the data set of the runs.
+      positions: of the runs in the data set, int64 [n].
+      probabilities: float [n, C].
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    classes = dataset.snapshot.resolved.classes
+    runs = [dataset.facts[position] for position in positions]
+    predicted = [classes[label] if label >= 0 else None for label in predicted_classes(probabilities)]
+    by_class = {f"probability:{name}": probabilities[:, index] for index, name in enumerate(classes)}
+    table = pa.table(
+        {
+            "run_id": pa.array([run.run_id for run in runs], pa.string()),
+            "build_uuid": pa.array([run.build_uuid for run in runs], pa.string()),
+            "build_name": pa.array([run.build_name for run in runs], pa.string()),
+            "split": pa.array(dataset.roles[positions].tolist(), pa.string()),
+            "label_name": pa.array([classes[label] for label in dataset.rows.labels[positions]], pa.string()),
+            "predicted": pa.array(predicted, pa.string()),
+            **{name: pa.array(column, pa.float64()) for name, column in by_class.items()},
+        }
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
 
 
 def _parse_predictions(data: bytes, classes: tuple[str, ...]) -> Predictions:

@@ -1,19 +1,19 @@
-"""Trials: an experiment, trained on a data set, evaluated, and stored.
+"""Train an experiment on a data set, evaluate the model, and store the results.
 
-`Trial.run` gives the result on the test runs, `Trial.run_on` that on another data set, and `Trial.cross_validate` that
-of folds. Each is computed once: a repeated call returns the stored one. The files are those of
-`ciml.training.experiments.results`.
+`Trial.run` evaluates on the test runs, `Trial.run_on` on another data set, and `Trial.cross_validate` on folds. A
+result is computed once; a repeated call returns the stored result. `ciml.training.experiments.results` describes the
+files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,15 +28,27 @@ from ciml.training.data.snapshot import no_training_runs
 from ciml.training.estimators import Fitted, Rows, check_use, fit, inputs_for
 from ciml.training.evaluation.baselines import COMPARED, NUMBERS, number_of, numbers_for, predict_by
 from ciml.training.evaluation.candidate import calibration_figures
-from ciml.training.evaluation.metrics import evaluate, predicted_classes, scores
+from ciml.training.evaluation.metrics import evaluate, scores
 from ciml.training.experiment import NORMALISATION, Experiment, refresh_key
-from ciml.training.experiments.results import RESULT, experiment_store
+from ciml.training.experiments.results import RESULT, encode_predictions, experiment_store
 from ciml.training.normalise import Normalisation
 from ciml.training.train import trained_roles
 from ciml.transforms.examples.prepare import run_means, withhold_telemetry
 from ciml.verdict_rules import LearnedRanges
 
 _FORMAT = 1
+
+
+class StoredResult(NamedTuple):
+    """A result of a trial as stored.
+
+    Attributes:
+      value: JSON; see docs/experiments.md.
+      is_new: whether this call computed it.
+    """
+
+    value: dict[str, Any]
+    is_new: bool
 
 
 @dataclass(frozen=True)
@@ -59,65 +71,87 @@ class Trial:
     progress: Progress | None = None
     allow_modules: tuple[str, ...] = ()
 
-    def run(self) -> tuple[dict[str, Any], bool]:
-        """Train, test and store, or return the stored result. Only this method reads the test runs.
+    def run(self) -> StoredResult:
+        """Train, and evaluate on the test runs, which `cross_validate` never uses."""
+        return self._cached(RESULT, self._result)
 
-        Returns:
-          The result, see docs/experiments.md, and whether it is new.
+    def run_on(self, other: InMemoryDataset) -> StoredResult:
+        """Evaluate the model on the test runs of another data set.
+
+        Runs that the model was trained on, the trial's dev runs, and runs of a class that the model does not have are
+        omitted; ``left_out`` of the result counts them.
+
+        Raises:
+          CimlError: if the examples of the other data set have other features or another length.
         """
-        stored = read_stored(self.store, RESULT)
+        _check_alike(self.dataset, other)
+        name = f"on-{other.snapshot.dataset}-{other.snapshot.digest[:16]}.json"
+        return self._cached(name, lambda: self._result_on(other))
+
+    def cross_validate(self, folds: int, hold_out: tuple[str, ...], progress: Progress | None = None) -> StoredResult:
+        """Cross-validate the experiment: see `ciml.training.evaluation.cross_validation.cross_validate`."""
+        from ciml.training.evaluation.cross_validation import cross_validate
+
+        return self._cached(
+            f"folds-{'+'.join(hold_out) or 'run'}-{folds}.json",
+            lambda: cross_validate(
+                self.experiment,
+                self.dataset,
+                folds=folds,
+                hold_out=hold_out,
+                progress=progress,
+                allow_modules=self.allow_modules,
+            ),
+        )
+
+    def _cached(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> StoredResult:
+        """Return a stored result; compute and store it if there is none."""
+        stored = read_stored(self.store, name)
         if stored is not None:
-            return stored, False
+            return StoredResult(stored, False)
+        data = json.dumps(compute(), indent=1, sort_keys=True, allow_nan=False).encode()
+        is_new = self.store.create(name, seal(data))  # false if another process was first
+        stored = read_stored(self.store, name)
+        if stored is None:
+            raise IntegrityError(f"{self.store.url(name)} was written, but is missing now")
+        return StoredResult(stored, is_new)
+
+    def _result(self) -> dict[str, Any]:
+        """Compute the result of `run`, and store the predictions that it names."""
         snapshot = self.dataset.snapshot
         dev = self.dev_positions
         test = self.dataset.of("test")
         positions = np.concatenate([dev, test])
         rows = self.rows_at(positions)
         uncalibrated = self.fitted.predict(rows.inputs, rows.n_windows)
-        answers = self._calibrate(uncalibrated)
-        predictions = _predictions_file(self.dataset, positions, answers)
+        probabilities = self._calibrate(uncalibrated)
+        predictions = encode_predictions(self.dataset, positions, probabilities)
         predictions_name = f"predictions-{hashlib.sha256(predictions).hexdigest()[:16]}.parquet"
         self.store.create(predictions_name, predictions)
-        test_answers = answers[len(dev) :]
-        result = {
+        test_probabilities = probabilities[len(dev) :]
+        return {
             "format": _FORMAT,
             "experiment": self.experiment.to_json(),
             "normalisation": NORMALISATION,
             "dataset": snapshot.dataset,
             "snapshot": snapshot.summary(),
             "training": self.fitted.to_json(),
-            "dev": self._scores(answers[: len(dev)], dev) if dev.size else None,
-            "test": self._scores(test_answers, test),
-            **self._calibration_figures(uncalibrated[len(dev) :], test_answers, test),
+            "dev": self._scores(probabilities[: len(dev)], dev) if dev.size else None,
+            "test": self._scores(test_probabilities, test),
+            **self._calibration_figures(uncalibrated[len(dev) :], test_probabilities, test),
             "baselines": self._baselines(self.dataset, test, self.dataset.rows.labels[test]),
             "predictions": predictions_name,
         }
-        return self._store(RESULT, result)
 
-    def run_on(self, other: InMemoryDataset) -> tuple[dict[str, Any], bool]:
-        """Evaluate the model on the test runs of another data set.
-
-        Runs that the model was trained on, the trial's dev runs, and runs of a class that the model does not have are
-        omitted and counted.
-
-        Returns:
-          The `scores`, with the number of omitted runs, and whether they are new.
-
-        Raises:
-          CimlError: if the examples of that data set have other features or another length.
-        """
-        _check_alike(self.dataset, other)
-        name = f"on-{other.snapshot.dataset}-{other.snapshot.digest[:16]}.json"
-        stored = read_stored(self.store, name)
-        if stored is not None:
-            return stored, False
+    def _result_on(self, other: InMemoryDataset) -> dict[str, Any]:
+        """Compute the result of `run_on`."""
         classes = self.dataset.snapshot.resolved.classes
         train_runs = {self.dataset.facts[position].run_id for position in self.train_positions}
         dev_runs = {self.dataset.facts[position].run_id for position in self.dev_positions}
         test = other.of("test")
         untrained = [position for position in test if other.facts[position].run_id not in train_runs]
         unseen = [position for position in untrained if other.facts[position].run_id not in dev_runs]
-        # The label of the model's class by the other data set's label of the same class.
+        # Maps each label of the other data set to the model's label for the same class.
         own_label = {
             label: classes.index(name) for label, name in enumerate(other.snapshot.resolved.classes) if name in classes
         }
@@ -126,8 +160,8 @@ class Trial:
         )
         rows = self.rows_at(positions, other)
         labels = np.array([own_label[label] for label in rows.labels.tolist()], np.int64)
-        answers = self._calibrate(self.fitted.predict(rows.inputs, rows.n_windows))
-        result = {
+        probabilities = self._calibrate(self.fitted.predict(rows.inputs, rows.n_windows))
+        return {
             "dataset": other.snapshot.dataset,
             "snapshot": other.snapshot.digest,
             "left_out": {
@@ -135,34 +169,13 @@ class Trial:
                 "dev": len(untrained) - len(unseen),
                 "unknown_class": len(unseen) - len(positions),
             },
-            "test": scores(answers, labels, classes, self._train_labels, other.slices(positions)),
+            "test": scores(probabilities, labels, classes, self._train_labels, other.slices(positions)),
             "baselines": self._baselines(other, positions, labels),
         }
-        return self._store(name, result)
 
-    def cross_validate(
-        self, folds: int, hold_out: tuple[str, ...], progress: Progress | None = None
-    ) -> tuple[dict[str, Any], bool]:
-        """Run and store `ciml.training.evaluation.cross_validation.cross_validate`; return it and whether it is new."""
-        from ciml.training.evaluation.cross_validation import cross_validate
-
-        name = f"folds-{'+'.join(hold_out) or 'run'}-{folds}.json"
-        stored = read_stored(self.store, name)
-        if stored is not None:
-            return stored, False
-        result = cross_validate(
-            self.experiment,
-            self.dataset,
-            folds=folds,
-            hold_out=hold_out,
-            progress=progress,
-            allow_modules=self.allow_modules,
-        )
-        return self._store(name, result)
-
-    @property
+    @cached_property
     def store(self) -> Store:
-        """The folder of its results."""
+        """The folder of the results."""
         snapshot = self.dataset.snapshot
         key = refresh_key(snapshot.digest, self.experiment)
         return experiment_store(self.experiments, self.experiment.name).child(f"results/{snapshot.dataset}/{key}")
@@ -181,17 +194,18 @@ class Trial:
         labels: np.ndarray = self.dataset.rows.labels[self.train_positions]
         return labels
 
-    @property
+    @cached_property
     def dev_positions(self) -> np.ndarray:
-        """Positions of the dev runs that are not trained on."""
+        """Positions of the dev runs that are not trained on, int64 [m]."""
         return np.setdiff1d(self.dataset.of("dev"), self.train_positions)
 
     def rows_at(self, positions: np.ndarray, dataset: InMemoryDataset | None = None) -> Rows:
-        """Return runs as the estimator takes them: normalised by this trial's training split, if it needs that.
+        """Return the runs in the form that the estimator expects, normalised with this trial's training split if it
+        requires that.
 
         Args:
-          positions: int64 [n].
-          dataset: that of the positions; by default the trial's.
+          positions: of the runs in the data set, int64 [n].
+          dataset: the data set; by default the trial's.
         """
         rows = (dataset or self.dataset).rows.take(positions)
         return inputs_for(self.experiment, self._normalisation, rows, self.allow_modules)
@@ -202,7 +216,7 @@ class Trial:
 
     @cached_property
     def fitted(self) -> Fitted:
-        """The fitted model, trained on first use. It is not stored, since the trial reproduces it."""
+        """The fitted model, trained on first use. It is not stored: training again gives the same model."""
         resolved = self.dataset.snapshot.resolved
         check_use(self.experiment, resolved, self.allow_modules)
         dev = None
@@ -223,7 +237,7 @@ class Trial:
 
     @cached_property
     def calibrated(self) -> Calibrated | None:
-        """The calibration, fitted on the dev runs on first use; None for an experiment without."""
+        """The calibration, fitted to the dev runs on first use; None for an experiment without calibration."""
         if self.experiment.calibration is None:
             return None
         dev = self.dev_positions
@@ -250,28 +264,28 @@ class Trial:
         )
 
     def _ranges(self) -> LearnedRanges | None:
-        """Compute the ranges of the runs that the model learned, and of those that calibrate it."""
+        """Compute the ranges of features of the training runs and the dev runs."""
         positions = np.concatenate([self.train_positions, self.dev_positions])
         rows = self.dataset.rows.take(positions)
         facts = [self.dataset.facts[position] for position in positions]
         return learned_ranges(run_means(rows.inputs, rows.n_windows), facts, self.dataset.snapshot.resolved.features)
 
-    def _calibrate(self, answers: np.ndarray) -> np.ndarray:
-        return answers if self.calibrated is None else self.calibrated.calibrator.apply(answers)
+    def _calibrate(self, probabilities: np.ndarray) -> np.ndarray:
+        return probabilities if self.calibrated is None else self.calibrated.calibrator.apply(probabilities)
 
-    def _scores(self, answers: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
+    def _scores(self, probabilities: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
         labels = self.dataset.rows.labels[positions]
         classes = self.dataset.snapshot.resolved.classes
-        return scores(answers, labels, classes, self._train_labels, self.dataset.slices(positions))
+        return scores(probabilities, labels, classes, self._train_labels, self.dataset.slices(positions))
 
     def _calibration_figures(
         self, uncalibrated: np.ndarray, calibrated: np.ndarray, test: np.ndarray
     ) -> dict[str, Any]:
-        """Return the result's figures of the calibration, see docs/training.md; none without a calibration.
+        """Return the figures of the calibration, see docs/training.md; none without calibration.
 
         Args:
-          uncalibrated: float [n, C] of the test runs as the model gave them.
-          calibrated: float [n, C], the same calibrated.
+          uncalibrated: the model's probabilities for the test runs, float [n, C].
+          calibrated: the same probabilities after calibration, float [n, C].
           test: positions of the n test runs.
         """
         if self.calibrated is None:
@@ -285,9 +299,9 @@ class Trial:
         """Return the scores of the one-number baselines, by name.
 
         Args:
-          dataset: that of the tested runs.
-          positions: those of the n tested runs.
-          labels: int64 [n], positions in the model's classes.
+          dataset: the data set of the tested runs.
+          positions: of the n tested runs in the data set, int64 [n].
+          labels: positions in the model's classes, int64 [n].
         """
         resolved = self.dataset.snapshot.resolved
         train_runs = [self.dataset.facts[position] for position in self.train_positions]
@@ -298,18 +312,10 @@ class Trial:
             tested_values = number_of(dataset.raw, name, tested_runs)
             if train_values is None or tested_values is None:
                 continue
-            answers = predict_by(name, train_values, self._train_labels, tested_values, len(resolved.classes))
-            figures = scores(answers, labels, resolved.classes, self._train_labels)
+            probabilities = predict_by(name, train_values, self._train_labels, tested_values, len(resolved.classes))
+            figures = scores(probabilities, labels, resolved.classes, self._train_labels)
             baselines[name] = {"what": NUMBERS[name]} | {key: figures[key] for key in COMPARED}
         return baselines
-
-    def _store(self, name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Store a result exclusively. Return the stored one, perhaps of another process, and whether it is new."""
-        new = self.store.create(name, seal(json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode()))
-        stored = read_stored(self.store, name)
-        if stored is None:
-            raise IntegrityError(f"{self.store.url(name)} was written, but is missing now")
-        return stored, new
 
 
 def _check_alike(own: InMemoryDataset, other: InMemoryDataset) -> None:
@@ -336,30 +342,3 @@ def _shape(dataset: InMemoryDataset) -> dict[str, Any]:
         "sample_statistic": resolved.definition.sample_statistic,
         "aggregation_functions": list(resolved.definition.aggregation_functions),
     }
-
-
-def _predictions_file(dataset: InMemoryDataset, positions: np.ndarray, answers: np.ndarray) -> bytes:
-    """Encode predictions as Parquet, with a row for each run: its id, its label, and the probability of each class.
-
-    An unanswered run has no predicted class.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    classes = dataset.snapshot.resolved.classes
-    runs = [dataset.facts[position] for position in positions]
-    predicted = [classes[label] if label >= 0 else None for label in predicted_classes(answers)]
-    table = pa.table(
-        {
-            "run_id": pa.array([run.run_id for run in runs], pa.string()),
-            "build_uuid": pa.array([run.build_uuid for run in runs], pa.string()),
-            "build_name": pa.array([run.build_name for run in runs], pa.string()),
-            "split": pa.array(dataset.roles[positions].tolist(), pa.string()),
-            "label_name": pa.array([classes[label] for label in dataset.rows.labels[positions]], pa.string()),
-            "predicted": pa.array(predicted, pa.string()),
-            **{f"probability:{name}": pa.array(answers[:, index], pa.float64()) for index, name in enumerate(classes)},
-        }
-    )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue())

@@ -28,7 +28,7 @@ from ciml.storage.json_files import read_stored, seal
 from ciml.training.data.examples import InMemoryDataset
 from ciml.training.estimators import check_experiment, check_use
 from ciml.training.evaluation.baselines import NUMBERS
-from ciml.training.evaluation.cross_validation import CVSplit, predict_by_numbers, predict_fold, split_folds
+from ciml.training.evaluation.cross_validation import CVSplit, Fold, predict_by_numbers, predict_fold, split_folds
 from ciml.training.evaluation.metrics import scores
 from ciml.training.experiment import NORMALISATION, Experiment
 from ciml.training.sweeps.definition import Axis, Metric, Sweep, Value, differences
@@ -272,7 +272,7 @@ def score_trial(
     answers = np.zeros((len(labels), len(classes)))
     is_scored = np.zeros(len(labels), bool)
     steps: list[tuple[int, float]] = []
-    last_step = len(split.parts) if sweep.on == "folds" else experiment.epochs
+    last_step = len(split.folds) if sweep.on == "folds" else experiment.epochs
 
     def record(step: int, probabilities: np.ndarray, rows: np.ndarray) -> None:
         figures = scores(probabilities, labels[rows], classes, labels[rows], resamples=0)
@@ -283,9 +283,9 @@ def score_trial(
 
     def record_epoch(epoch: int, predict_held_out: Callable[[], np.ndarray]) -> None:
         if epoch % sweep.report_epochs == 0:
-            record(epoch, predict_held_out(), split.parts[0][1])  # on dev there is one part
+            record(epoch, predict_held_out(), split.folds[0].held_out)  # on dev there is one fold
 
-    for number, (train, held_out) in enumerate(split.parts):
+    for number, (train, held_out) in enumerate(split.folds):
         try:
             on_epoch = record_epoch if sweep.on == "dev" else None
             answers[held_out] = predict_fold(experiment, dataset, split, number, on_epoch, sweep.modules)
@@ -300,7 +300,7 @@ def score_trial(
                 trained_on=len(train),
                 held_out=int(np.count_nonzero(is_scored)) or len(held_out),
             )
-    train_labels = labels if sweep.on == "folds" else labels[split.parts[0][0]]
+    train_labels = labels if sweep.on == "folds" else labels[split.folds[0].train]
     resamples = _resamples(sweep.metric)
     figures = scores(answers[is_scored], labels[is_scored], classes, train_labels, resamples=resamples)
     return running.replace(
@@ -312,7 +312,7 @@ def score_trial(
             "f1": figures["macro"]["f1"]["value"],
             "base_rate": figures["base_rate"]["value"],
         },
-        trained_on=len(split.parts[-1][0]),
+        trained_on=len(split.folds[-1].train),
         held_out=figures["runs"],
     )
 
@@ -333,7 +333,7 @@ def cv_split(sweep: Sweep, dataset: InMemoryDataset) -> CVSplit:
     is_dev = dataset.roles[positions] == "dev"
     if not is_dev.any() or is_dev.all():
         raise NoTrainingDataError(f"data set {dataset.snapshot.dataset!r} has no training runs, or no dev runs")
-    return CVSplit(positions, ((np.flatnonzero(~is_dev), np.flatnonzero(is_dev)),), dev=True)
+    return CVSplit(positions, (Fold(np.flatnonzero(~is_dev), np.flatnonzero(is_dev)),), held_out_is_dev=True)
 
 
 def _defined_figure(figures: dict[str, Any], metric: Metric) -> dict[str, float | None]:
@@ -363,7 +363,7 @@ def score_baselines(sweep: Sweep, dataset: InMemoryDataset) -> dict[str, Any]:
     baselines = {}
     labels = dataset.rows.labels[split.positions]
     classes = dataset.snapshot.resolved.classes
-    rows = np.sort(np.concatenate([held_out for _, held_out in split.parts]))
+    rows = np.sort(np.concatenate([fold.held_out for fold in split.folds]))
     for name, answers in predict_by_numbers(dataset, split):
         figures = scores(answers[rows], labels[rows], classes, labels, resamples=_resamples(sweep.metric))
         baselines[name] = {"what": NUMBERS[name], **_figure(figures, sweep.metric)}

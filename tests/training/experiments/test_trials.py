@@ -325,7 +325,7 @@ def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: DataRo
         assert by_chance["mean"][name] == pytest.approx(want)
     machine = Experiment(name="svm", estimator="svm")
     split = split_folds(dataset, folds=4, hold_out=("flavour",))
-    first, *others = split.positions[split.parts[0][1]]
+    first, *others = split.positions[split.folds[0].held_out]
     far = replace(dataset, rows=replace(dataset.rows, inputs=dataset.rows.inputs.copy()))
     far.rows.inputs[first] *= 1e6  # a held-out run changes no other one's prediction, not even by the normalisation
     before, after = (predict_fold(machine, each, split, 0) for each in (dataset, far))
@@ -345,6 +345,42 @@ def test_held_out_runs_are_predicted_with_their_numbers_of_windows(
 
     monkeypatch.setattr(cross_validation, "fit", lambda *_, **__: SimpleNamespace(predict=predict))
     split = split_folds(dataset, folds=4)
-    _, held_out = split.parts[0]
+    held_out = split.folds[0].held_out
     expected = dataset.rows.n_windows[split.positions[held_out]]
     np.testing.assert_array_equal(predict_fold(FOREST, dataset, split, 0)[:, 0], expected)
+
+
+def few_runs(dataset: InMemoryDataset, facts: list[dict[str, Any]]) -> InMemoryDataset:
+    """Return a data set of training runs, of two classes in turn, with these facts."""
+    labels = dataset.rows.labels
+    of_class = [np.flatnonzero(labels == label)[: len(facts) // 2] for label in np.unique(labels)[:2]]
+    positions = np.array(of_class).T.ravel()
+    runs = [dataset.facts[position].replace(**keys) for position, keys in zip(positions, facts, strict=True)]
+    roles = np.full(len(runs), "train", "U5")
+    return replace(dataset, facts=tuple(runs), rows=dataset.rows.take(positions), roles=roles)
+
+
+def test_folds_of_groups_need_as_many_runs_of_a_class(dataset: InMemoryDataset):
+    runs = few_runs(dataset, [{"build_name": f"job-{number}"} for number in range(8)])
+    assert len(split_folds(runs, folds=4, hold_out=("job",)).folds) == 4
+    with pytest.raises(CimlError, match="8 runs have too few runs of a class for 5 folds"):
+        split_folds(runs, folds=5, hold_out=("job",))
+
+
+def test_values_with_a_slash_do_not_merge_groups(dataset: InMemoryDataset):
+    facts = [{"build_name": "a/b", "flavour": "c"}, {"build_name": "a", "flavour": "b/c"}]
+    facts += [{"build_name": "a/d", "flavour": "c"}, {"build_name": "a", "flavour": "c"}]
+    groups = split_folds(few_runs(dataset, facts), folds=2, hold_out=("job", "flavour")).groups
+    assert groups is not None
+    assert groups.tolist() == ["'a/b' / 'c'", "'a' / 'b/c'", "a/d/c", "a/c"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "need"), [({"calibration": "temperature"}, "calibration"), ({"early_stopping": 2}, "early stopping")]
+)
+def test_a_fold_without_dev_runs_is_rejected_where_they_are_needed(
+    dataset: InMemoryDataset, keys: dict[str, Any], need: str
+):
+    runs = few_runs(dataset, [{}] * 8)
+    with pytest.raises(CimlError, match=f"{need} needs dev runs in each fold; use fewer folds, or leave it out"):
+        cross_validate(SMALL.replace(**keys), runs, folds=2)
