@@ -198,9 +198,9 @@ def predict_fold(
     on_epoch: OnEpoch | None = None,
     allow_modules: Collection[str] = (),
 ) -> np.ndarray:
-    """Train on the training runs of a fold and predict the held-out runs, float [n, C].
+    """Train on the training runs of a fold, normalised by these alone, and predict the held-out runs, float [n, C].
 
-    The training runs, dev runs included, determine the normalisation.
+    Dev runs among the training runs are set aside if early stopping or the calibration needs them.
 
     Args:
       experiment: the experiment to train.
