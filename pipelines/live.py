@@ -37,6 +37,7 @@ from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.pipelines.kafka.publish import enqueue
 from ciml.pipelines.kafka.source import ReadFromKafka
 from ciml.transforms.guard import INTERNAL, attempt, bisect, keep_error
+from ciml.transforms.live.messages import example_message, late_message, pane_message, rejected_message
 from ciml.transforms.live.samples import (
     LATE,
     NO_SAMPLES,
@@ -45,13 +46,11 @@ from ciml.transforms.live.samples import (
     RunState,
     Wake,
     join_parts,
-    late_message,
     pack,
     part_of,
-    rejected_message,
     unpack,
 )
-from ciml.transforms.live.windows import LiveDataset, LiveRun, columns_of, example_message, pane_message
+from ciml.transforms.live.windows import LiveDataset, LiveRun, columns_of
 
 #: The namespace of the pipeline's counters.
 METRICS = "ciml.live"

@@ -1,4 +1,4 @@
-"""The state of a running job between its messages: its samples, the head of the state, and dead letters of samples.
+"""The state of a running job between its messages: its samples, and the head of the state.
 
 A `Part` is some samples of a run, in the columns that data sets need, in transit and in the state. `RunState` is the
 head: the run's standing, its newest samples, and when its timer is due. Sequence numbers count the samples from each
@@ -20,18 +20,16 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ciml.errors import RejectedInput
-from ciml.events.payloads import payload_of
-from ciml.events.records import Message, Origin
 from ciml.events.samples import End, Samples
 from ciml.manifest.coverage import RangeSet
-from ciml.messages import LateSamples, RejectedSamples, Standing
+from ciml.messages import Standing
 
 NEVER_US = 1 << 62  # later than any time
 #: Encoding of a part: header, then each end, then the arrays.
 _HEAD = struct.Struct("<HIHqiqq")
 _END = struct.Struct("<qq")
 _LENGTH = struct.Struct("<I")  # of a part in the head of the state
+_MIN_CAPACITY = 64  # of `SortedSamples`
 _MAX_RANGES = 1000  # of sequence numbers that are remembered of a closed run
 
 
@@ -207,6 +205,39 @@ def by_start(part: Part) -> Iterator[tuple[int, np.ndarray]]:
         yield int(recorder[begin]), order[begin:end]
 
 
+class SortedSamples:
+    """The samples of a run, ordered by time, then by start of the recorder, then by sequence number.
+
+    An attribute of `Part`, such as ``time_us``, is the key of an array: ``samples["time_us"]``.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.size = 0
+        # By attribute of `Part`. The arrays have spare rows, so that samples are copied rarely.
+        self._arrays = {
+            "time_us": np.zeros(_MIN_CAPACITY, np.int64),
+            "recorder": np.zeros(_MIN_CAPACITY, np.int64),
+            "sequence": np.zeros(_MIN_CAPACITY, np.int64),
+            "boot": np.zeros(_MIN_CAPACITY, bool),
+            "values": np.zeros((_MIN_CAPACITY, columns)),
+        }
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name][: self.size]
+
+    def insert(self, part: Part) -> None:
+        """Insert samples. Samples with a later time are moved; usually there are none."""
+        begin = int(np.searchsorted(self["time_us"], part.time_us.min()))
+        tails = {name: np.concatenate([self[name][begin:], getattr(part, name)]) for name in self._arrays}
+        order = np.lexsort((tails["sequence"], tails["recorder"], tails["time_us"]))  # the last key is the primary one
+        self.size += part.size
+        if self.size > len(self._arrays["time_us"]):
+            for name, rows in self._arrays.items():
+                self._arrays[name] = np.resize(rows, (2 * self.size, *rows.shape[1:]))
+        for name, tail in tails.items():
+            self[name][begin:] = tail[order]
+
+
 def pack(part: Part) -> bytes:
     """Encode a part: a header, the ends, then the arrays, all little-endian. Equal parts have equal bytes."""
     columns = part.present.size
@@ -235,34 +266,6 @@ def unpack(data: bytes) -> Part:
     boot = np.frombuffer(data, np.bool_, n, offset)
     values = np.frombuffer(data, "<f8", n * columns, offset + n).reshape(n, columns)
     return Part(recorder, sequence, time_us, boot, values, present, first_us, ends, partition, first, last)
-
-
-def rejected_message(origin: Origin, message: Message, rejected: RejectedInput) -> bytes:
-    """Encode the dead letter of an undecodable message, with the message, so that it can be tried again."""
-    dead_letter: RejectedSamples = {
-        "reason": rejected.reason,
-        "detail": rejected.detail,
-        "origin": origin.to_json(),
-        "payload": payload_of(message),
-    }
-    return orjson.dumps(dead_letter)
-
-
-def late_message(topic: str, run_id: str, part: Part, rejected: RejectedInput) -> bytes:
-    """Encode the dead letter of samples that came too late: their run, and their range of offsets in the topic."""
-    numbers: dict[str, list[int]] = {}
-    for recorder, sequence in zip(part.recorder.tolist(), part.sequence.tolist(), strict=True):
-        numbers.setdefault(str(recorder), []).append(sequence)
-    dead_letter: LateSamples = {
-        "reason": rejected.reason,
-        "detail": rejected.detail,
-        "origin": [topic, part.partition, part.first],
-        "last_offset": part.last,
-        "run_id": run_id,
-        "samples": part.size,
-        "sequences": numbers,
-    }
-    return orjson.dumps(dead_letter)
 
 
 class Wake(Enum):

@@ -20,8 +20,9 @@ from ciml.pipelines.predict import render_predictions
 from ciml.serving.predict.answers import recorded_verdict
 from ciml.serving.predict.log import prediction_id
 from ciml.serving.registry import CandidateNotice
-from ciml.transforms.live.samples import Part, late_message, rejected_message
-from ciml.transforms.live.windows import ExampleSoFar, LiveDataset, Pane, example_message, pane_message
+from ciml.transforms.live.messages import example_message, late_message, pane_message, rejected_message
+from ciml.transforms.live.samples import Part
+from ciml.transforms.live.windows import ExampleSoFar, LiveDataset, Pane
 from ciml.verdict_rules import Group, VerdictRules
 from tests.serving.models_fixture import DEFINITION
 

@@ -20,8 +20,9 @@ from ciml.events.records import RunFacts
 from ciml.events.samples import End, Samples
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.downsample import downsample
+from ciml.transforms.live.messages import example_message, pane_message
 from ciml.transforms.live.samples import LivePolicy, join_parts, pack, part_of, unpack
-from ciml.transforms.live.windows import ExampleSoFar, LiveDataset, LiveRun, Pane, example_message, pane_message
+from ciml.transforms.live.windows import ExampleSoFar, LiveDataset, LiveRun, Pane
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.golden import make_logs
 from tests.tier import tries
@@ -279,6 +280,17 @@ def test_what_is_missing_is_counted() -> None:
     other = LiveRun(RUN, [one()], POLICY)
     other.add(part_of([(0, message), (1, End(RUN, message.recorder_us + 1, 0))], other.columns))
     assert (other.ended, other.missing, other.complete) == (True, 0, False)  # the first start's end is not known
+
+
+@pytest.mark.parametrize("ends", [(7, 10), (10, 7), (10, 10)])
+@pytest.mark.parametrize("together", [1, 3])
+def test_the_largest_end_of_a_start_counts_in_any_order_and_batch(ends: tuple[int, int], together: int) -> None:
+    (message,) = recorded(RUN, at(*((second, 1.0) for second in range(5))))
+    run = LiveRun(RUN, [one()], POLICY)
+    messages = [message, *(End(RUN, message.recorder_us, samples) for samples in ends)]
+    for begin in range(0, len(messages), together):
+        run.add(part_of(list(enumerate(messages))[begin : begin + together], run.columns))
+    assert (run.ends, run.missing, run.complete) == ({message.recorder_us: 10}, 5, False)
 
 
 def test_the_first_of_two_that_say_different_things_counts() -> None:
