@@ -1,9 +1,9 @@
 """The lease of a model: one trainer at a time refreshes and pushes it.
 
-The lease is in the model's registry, as candidates and versions are. So a trainer that was frozen, whose lease has been
-taken by another one meanwhile, cannot write there any more: its next delta would follow that of the other trainer, and
-is refused (`ciml.serving.registry.Registry.lease`). No clock decides about that; clocks only decide when a lease may be
-taken from a trainer that does not renew it.
+The lease is in the model's registry, as candidates and versions are. If a trainer freezes and another one takes its
+lease, the first can no longer write: its next delta would follow the other trainer's, and is refused
+(`ciml.serving.registry.Registry.lease`). No clock decides about that. Clocks only decide when a lease may be taken from
+a trainer that does not renew it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from ciml.serving.registry import Lease, LostLeaseError, Registry, RegistryState
 
 #: For how long a lease is valid without a renewal, seconds. It is renewed three times as often.
 LEASE_S = 120.0
+#: The start time of a process is derived from the boot time, which a correction of the clock shifts a little, seconds.
+_SAME_START_S = 1.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -39,12 +41,12 @@ def leased(registry: Registry, seconds: float = LEASE_S) -> Iterator[None]:
     """Hold the lease of a model, and renew it. In the context, all writes of ``registry`` need it.
 
     Args:
-      registry: of the model; not used by another thread.
+      registry: the registry of the model. No other thread may use it meanwhile.
       seconds: validity of the lease without a renewal.
 
     Raises:
       ModelLockedError: another trainer holds it.
-      LostLeaseError: by any write: another trainer has taken it, because this one did not renew it.
+      LostLeaseError: raised by each write after another trainer has taken the lease.
     """
     lease = _take(registry, seconds)
     registry.lease = lease.id
@@ -62,7 +64,8 @@ def leased(registry: Registry, seconds: float = LEASE_S) -> Iterator[None]:
 
 
 def _take(registry: Registry, seconds: float) -> Lease:
-    lease = Lease(secrets.token_hex(8), socket.gethostname(), os.getpid(), _started(os.getpid()), 0)
+    pid = os.getpid()
+    lease = Lease(secrets.token_hex(8), socket.gethostname(), pid, _start_time(pid), until_us=0)
 
     def build(state: RegistryState) -> Delta:
         now_us = registry.now_us()
@@ -73,23 +76,23 @@ def _take(registry: Registry, seconds: float) -> Lease:
                 f"model {registry.model!r} is being trained by process {held.pid} on {held.host}; wait for it. If it "
                 f"ended without a trace, its lease ends in {left_s:.0f} s"
             )
-        return _valid_from(lease, now_us, seconds)
+        return _lease_delta(lease, now_us + round(seconds * 1e6))
 
     registry.commit(build)
     return lease
 
 
-def _valid_from(lease: Lease, now_us: int, seconds: float) -> Delta:
-    return {"kind": "lease", "lease": asdict(replace(lease, until_us=now_us + round(seconds * 1e6)))}
+def _lease_delta(lease: Lease, until_us: int) -> Delta:
+    return {"kind": "lease", "lease": asdict(replace(lease, until_us=until_us))}
 
 
 def _renew_until(registry: Registry, lease: Lease, seconds: float, stop: threading.Event) -> None:
-    """Renew a lease by a connection of its own, until it ends or is lost."""
+    """Renew a lease by a registry object of this thread, until it ends or is lost."""
     renewal = Registry(registry.data, registry.model, registry.now_us)
     renewal.lease = lease.id
     while not stop.wait(seconds / 3):
         try:
-            renewal.commit(lambda state: _valid_from(lease, renewal.now_us(), seconds))
+            renewal.commit(lambda state: _lease_delta(lease, renewal.now_us() + round(seconds * 1e6)))
         except LostLeaseError:
             return  # the trainer's next write fails, too
         except CimlError as error:
@@ -101,8 +104,8 @@ def _end(state: RegistryState, lease: Lease) -> Delta | None:
     return {"kind": "lease", "lease": None} if is_held else None
 
 
-def _started(pid: int) -> float:
-    """Return when a process of this machine started, epoch seconds; 0 if there is none."""
+def _start_time(pid: int) -> float:
+    """Return the start time of a process of this machine, epoch seconds; 0 if there is none."""
     try:
         return float(psutil.Process(pid).create_time())
     except psutil.Error:
@@ -111,4 +114,5 @@ def _started(pid: int) -> float:
 
 def _has_ended(lease: Lease) -> bool:
     """Return whether the holder was a process of this machine that has ended."""
-    return lease.host == socket.gethostname() and _started(lease.pid) != lease.started
+    is_of_this_machine = lease.host == socket.gethostname()
+    return is_of_this_machine and abs(_start_time(lease.pid) - lease.started) > _SAME_START_S

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from ciml.data_root import DataRoot
@@ -36,6 +37,10 @@ with leased(registry, float(sys.argv[2])):
     sys.stdin.readline()
     registry.commit(lambda state: {"kind": "release", "author": "late", "reason": "late"})
 """
+
+
+#: The start of this process, epoch seconds.
+STARTED = psutil.Process().create_time()
 
 
 class Clock:
@@ -167,7 +172,9 @@ def test_the_lease_of_a_killed_process_of_this_machine_is_free_at_once(data: Dat
     ("changes", "is_held"),
     [
         ({}, True),
-        ({"started": 1.0}, False),  # another process has its number now
+        ({"started": STARTED + 0.9}, True),  # a correction of the clock has moved the time of the boot
+        ({"started": STARTED - 0.9}, True),
+        ({"started": STARTED + 1.1}, False),  # another process has its number now
         ({"pid": 1 << 30}, False),
         ({"host": "elsewhere", "pid": 1 << 30}, True),  # what runs there is not known
     ],
@@ -175,7 +182,7 @@ def test_the_lease_of_a_killed_process_of_this_machine_is_free_at_once(data: Dat
 def test_a_process_of_this_machine_holds_a_lease_while_it_runs(
     changes: dict[str, Any], is_held: bool, data: DataRoot
 ) -> None:
-    present = Lease("l", socket.gethostname(), os.getpid(), module._started(os.getpid()), 1 << 62)
+    present = Lease("l", socket.gethostname(), os.getpid(), module._start_time(os.getpid()), 1 << 62)
     delta = {"kind": "lease", "lease": asdict(replace(present, **changes))}
     Registry(data, "m").commit(lambda state: delta)
     with pytest.raises(ModelLockedError) if is_held else nullcontext(), leased(Registry(data, "m")):
