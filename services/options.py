@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ciml.services.receivers import GerritService, MqttService, WebhooksService
     from ciml.services.service import Service
     from ciml.services.trainer import Triggers
+    from ciml.training.evaluation.gate import GatePolicy
     from ciml.training.refresh import TrainConfig
 
 
@@ -312,7 +313,36 @@ class FeedbackOptions(TopicOptions):
         return FeedbackService(self.open())
 
 
-class TrainerOptions(ServiceOptions, LearnOptions):
+class GateOptions(Options):
+    """What the gate demands of a candidate, and what may be imported to train one.
+
+    Attributes:
+      min_test_runs: Minimum held-out runs; the gate rejects on fewer.
+      tolerance: Accuracy by which a candidate may be worse than the champion.
+      accept_baselines: Number that may predict better than the model: duration or memory; repeatable.
+      min_decided: Minimum share of held-out runs that a model of causes decides. [default: 0.2]
+      min_agreement: Minimum share of held-out runs on which a model of another seed agrees; 0 trains none.
+        [default: 0.7]
+      allow_modules: Module of an own estimator that may be imported; repeatable.
+    """
+
+    min_test_runs: int | None = option(kind="count")
+    tolerance: float | None = option(kind="no negative number")
+    accept_baselines: tuple[str, ...] = repeated(metavar="NUMBER")
+    min_decided: float | None = option(kind="share")
+    min_agreement: float | None = option(kind="share")
+    allow_modules: tuple[str, ...] = repeated(metavar="MODULE")
+
+    def gate(self) -> GatePolicy:
+        """Return the gate's requirements. Raises `CimlError` if a number is unknown."""
+        from ciml.training.evaluation.gate import GatePolicy
+
+        return GatePolicy.of(
+            self.min_test_runs, self.tolerance, self.accept_baselines, self.min_decided, self.min_agreement
+        )
+
+
+class TrainerOptions(ServiceOptions, LearnOptions, GateOptions):
     """Options of ``ciml refresh``.
 
     Attributes:
@@ -322,14 +352,7 @@ class TrainerOptions(ServiceOptions, LearnOptions):
         or a random forest]
       estimator: Estimator with its defaults instead: a built-in name, a class of scikit-learn, or package.module:name.
       label: Label of a pushed version.
-      min_test_runs: Minimum held-out runs; the gate rejects on fewer.
-      tolerance: Accuracy by which a candidate may be worse than the champion.
-      accept_baselines: Number that may predict better than the model: duration or memory; repeatable.
-      min_decided: Minimum share of held-out runs that a model of causes decides. [default: 0.2]
-      min_agreement: Minimum share of held-out runs on which a model of another seed agrees; 0 trains none.
-        [default: 0.7]
       lineage: Send OpenLineage events, by its own configuration or to DATA/lineage.
-      allow_modules: Module of an own estimator that may be imported; repeatable.
       every: Refresh if there are new data and the last candidate is so old. [default: at each new version of the data]
       new_runs: Refresh after this number of trusted runs that the last candidate did not have.
       on_drift: Refresh when the new data drift from what the champion learned.
@@ -343,13 +366,7 @@ class TrainerOptions(ServiceOptions, LearnOptions):
     experiment: str | None = option(kind="file")
     estimator: str | None = option(metavar="NAME")
     label: str = option("stable")
-    min_test_runs: int | None = option(kind="count")
-    tolerance: float | None = option(kind="no negative number")
-    accept_baselines: tuple[str, ...] = repeated(metavar="NUMBER")
-    min_decided: float | None = option(kind="share")
-    min_agreement: float | None = option(kind="share")
     lineage: bool = flag("--lineage/--no-lineage", envvar="CIML_LINEAGE")
-    allow_modules: tuple[str, ...] = repeated(metavar="MODULE")
     every: float | None = option(kind="time")
     new_runs: int | None = option(kind="count")
     on_drift: bool = flag()
@@ -374,7 +391,6 @@ class TrainerOptions(ServiceOptions, LearnOptions):
         from ciml.data_root import DataRoot
         from ciml.serving.model_files import check_model_name
         from ciml.training.estimators import modules_named
-        from ciml.training.evaluation.gate import GatePolicy
         from ciml.training.exclusions import add, read_lines
         from ciml.training.experiment import Experiment
         from ciml.training.experiments.results import experiment_of
@@ -396,9 +412,7 @@ class TrainerOptions(ServiceOptions, LearnOptions):
             check_model_name(self.model or self.dataset),
             experiment,
             self.trust_of(root),
-            GatePolicy.of(
-                self.min_test_runs, self.tolerance, self.accept_baselines, self.min_decided, self.min_agreement
-            ),
+            self.gate(),
             self.label,
             self.lineage,
             modules,

@@ -1,4 +1,4 @@
-"""A purge: no served model has learned from some runs, or it is stated what is missing.
+"""A purge makes sure that no served model has learned from given runs, or states what is left to do.
 
 It has three steps, each of which may be repeated, so a purge that was killed is completed by the same command:
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.serving.ledger import withdraw
+from ciml.serving.registries import known_registries
 from ciml.serving.registry import Registry, Signature
 from ciml.training.exclusions import Exclusion, Exclusions, add
 from ciml.training.learned import ModelWithExcludedRuns, versions_that_learned
@@ -31,15 +32,13 @@ class Purged:
     Attributes:
       model: its name.
       withdrawn: versions that this call withdrew.
-      learned: all versions that learned from the runs, also those that were withdrawn before.
-      champion: the version that serves now; None if none does.
+      champion: the version that serves now and is known to be clean; None if there is none.
       result: of the training; None without one.
-      missing: what a person must do, a line each; none if a clean version serves.
+      missing: what is left to do, a line each. A clean version may serve nevertheless.
     """
 
     model: str
     withdrawn: tuple[int, ...]
-    learned: tuple[int, ...]
     champion: int | None
     result: TrainResult | None
     missing: tuple[str, ...]
@@ -70,48 +69,75 @@ def purge(
       exclusion: the runs; its reason is that of the withdrawals.
       signed: who purges, and why.
       retrain: trains a model again; None leaves that to the trainer.
-      models: their names; all by default.
+      models: names of the models to purge; all by default.
 
     Returns:
       The models of which a version learned from the runs, or may have: its snapshot cannot be read.
 
     Raises:
+      UnknownModelError: there is no such model. Nothing is excluded then.
       EngineError: a store does not answer. The same call completes the purge.
     """
     signed.check()
+    for model in models or ():
+        known_registries(data, model)
     add(data.exclusions, [exclusion], author=signed.author)
+    exclusions = Exclusions((exclusion,))
     by_model: dict[str, list[ModelWithExcludedRuns]] = {}
-    for version in versions_that_learned(data, Exclusions((exclusion,)), models):
+    for version in versions_that_learned(data, exclusions, models):
         by_model.setdefault(version.model, []).append(version)
-    return [_purge_model(Registry(data, model), versions, signed, retrain) for model, versions in by_model.items()]
+    return [
+        _purge_model(Registry(data, model), versions, exclusions, signed, retrain)
+        for model, versions in by_model.items()
+    ]
 
 
 def _purge_model(
-    registry: Registry, versions: Sequence[ModelWithExcludedRuns], signed: Signature, retrain: Retrain | None
+    registry: Registry,
+    versions: Sequence[ModelWithExcludedRuns],
+    exclusions: Exclusions,
+    signed: Signature,
+    retrain: Retrain | None,
 ) -> Purged:
-    learned = [version.version for version in versions if version.runs]
-    serving = [version.version for version in versions if version.runs and not version.withdrawn]
-    withdraw(registry, serving, signed)
-    state = registry.state
-    result = None
-    missing = [
+    withdrawn = _withdraw(registry, versions, signed)
+    result, missing = _retrain(registry, versions, retrain)
+    # A trainer may have pushed a version meanwhile, and may be killed before it sees the exclusion.
+    versions = versions_that_learned(registry.data, exclusions, [registry.model])
+    withdrawn += _withdraw(registry, versions, signed)
+    doubtful = [version for version in versions if version.fault and not version.withdrawn]
+    missing += [
         f"cannot determine whether version {version.version} learned from these runs: {version.fault}; "
         f"withdraw it by ciml models withdraw {registry.model} {version.version}"
-        for version in versions
-        if version.fault and not version.withdrawn
+        for version in doubtful
     ]
-    if learned and retrain is not None:
-        dataset = state.candidates[state.versions[learned[-1]].candidate].facts["dataset"]
-        try:
-            result = retrain(registry.model, dataset)
-        except EngineError:
-            raise
-        except CimlError as error:
-            missing.append(f"was not trained again: {error}")
     champion = registry.state.champion
     if champion is None:
         reasons = "; ".join(result.reasons) if result is not None else "it was not trained again"
         missing.append(f"nothing serves: {reasons}")
-    faulty = [version.version for version in versions if version.fault]
-    clean = None if champion in faulty else champion
-    return Purged(registry.model, tuple(serving), tuple(learned), clean, result, tuple(missing))
+    if champion in {version.version for version in doubtful}:
+        champion = None
+    return Purged(registry.model, tuple(withdrawn), champion, result, tuple(missing))
+
+
+def _withdraw(registry: Registry, versions: Sequence[ModelWithExcludedRuns], signed: Signature) -> list[int]:
+    """Withdraw the versions that learned from the runs, and return those that were not withdrawn before."""
+    numbers = [version.version for version in versions if version.runs and not version.withdrawn]
+    withdraw(registry, numbers, signed)
+    return numbers
+
+
+def _retrain(
+    registry: Registry, versions: Sequence[ModelWithExcludedRuns], retrain: Retrain | None
+) -> tuple[TrainResult | None, list[str]]:
+    """Train a model again, if a version of it learned from the runs. Return the result, and why there is none."""
+    learned = [version.version for version in versions if version.runs]
+    if not learned or retrain is None:
+        return None, []
+    state = registry.state
+    dataset = state.candidates[state.versions[learned[-1]].candidate].facts["dataset"]
+    try:
+        return retrain(registry.model, dataset), []
+    except EngineError:
+        raise
+    except CimlError as error:
+        return None, [f"was not trained again: {error}"]

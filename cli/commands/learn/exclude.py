@@ -17,12 +17,13 @@ from ciml.cli.output import minute_of, print_table, print_warnings, printable
 from ciml.cli.running import find_own_modules
 from ciml.data_root import DataRoot
 from ciml.options import Options, TrustOptions, argument, flag, option, repeated
+from ciml.services.options import GateOptions
 
 if TYPE_CHECKING:
     from ciml.training.exclusions import Exclusion, StoredExclusion
     from ciml.training.learned import Learning, ModelWithExcludedRuns
 
-#: Exit code of a purge that leaves a model which does not serve a version known to be clean.
+#: Exit code of a purge that leaves something to do.
 INCOMPLETE = 5
 
 
@@ -175,7 +176,7 @@ def _count_matching(data: DataRoot, exclusion: Exclusion) -> int | None:
     matching: dict[str, bool] = {}
     for _, delta in runs.log.since(0):
         for record in delta.rows:  # a run's last row has the facts that count
-            matching[record.mention.run_id] = exclusion.matches(record.mention)
+            matching[record.mention.run_id] = exclusion.matches(record.facts)
     return sum(matching.values())
 
 
@@ -201,7 +202,7 @@ def command() -> None:
     """
 
 
-class PurgeOptions(RunChoice, Data, Signed, TrustOptions):
+class PurgeOptions(RunChoice, Data, Signed, TrustOptions, GateOptions):
     """Options of ``ciml purge``.
 
     Attributes:
@@ -221,7 +222,8 @@ def purge_command(options: PurgeOptions) -> int:
 
     It excludes the runs, withdraws every version that learned from them, and trains these models again. The last clean
     version serves meanwhile; without one, none does. The same command completes a purge that was interrupted. The exit
-    code is 5 if a model is left without a version that is known to be clean.
+    code is 5 if something is left to do, which it then names: the gate rejected the new candidate, the training failed,
+    or a version cannot be checked. Name the options of the gate that the model's trainer has.
 
     \b
     Example:
@@ -240,7 +242,14 @@ def purge_command(options: PurgeOptions) -> int:
             click.echo(f"{model}: {name}", err=True)
 
         return run_once(
-            TrainConfig(data, dataset, model, trust=options.trust_of(data)),
+            TrainConfig(
+                data,
+                dataset,
+                model,
+                trust=options.trust_of(data),
+                gate=options.gate(),
+                allow_modules=options.allow_modules,
+            ),
             progress=step,
             reason=f"purge: {options.reason}",
         )

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
+from ciml.runs.run_log import RunRecord
 from ciml.training.exclusions import read_state
 from tests.training.trainer.test_excluded_models import GOLDEN, runs
 
@@ -69,6 +70,14 @@ def test_conditions_are_combined_and_times_are_utc(data: Path) -> None:
     assert 0 < matching <= sum(f"date={first}" in run["path"] for run in listed) < len(listed)
     nothing = ciml(data, "exclude", "--job", "other", "--reason", "why")
     assert "warning: no stored run matches; later ones may\n" in nothing.stderr
+
+
+def test_a_fact_that_came_before_its_run_counts(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an update, which is stored with the row; training sees it, too."""
+    facts = RunRecord.facts
+    monkeypatch.setattr(RunRecord, "facts", property(lambda record: facts.fget(record).replace(owner="mallory")))  # type: ignore[attr-defined]
+    made = ciml(data, "exclude", "--owner", "mallory", "--reason", "why")
+    assert int(made.stdout.rsplit(" ", 1)[1]) > 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError, EngineError
+from ciml.errors import CimlError, EngineError, UnknownModelError
 from ciml.serving.ledger import history
 from ciml.serving.model_files import parse_config
 from ciml.serving.registries import RegistryVerifier
@@ -49,7 +49,7 @@ def forged(data: DataRoot) -> Exclusion:
 
 def test_the_versions_that_learned_are_withdrawn_and_nothing_serves(golden: DataRoot) -> None:
     (purged,) = purge(golden, forged(golden), ANN, None)
-    assert purged == Purged("provider", (1,), (1,), None, None, ("nothing serves: it was not trained again",))
+    assert purged == Purged("provider", (1,), None, None, ("nothing serves: it was not trained again",))
     state = Registry(golden, "provider").state
     assert (state.labels, state.served(), state.versions[1].withdrawn) == ({}, [], True)
     (stored,) = read_state(golden.exclusions).active()
@@ -73,7 +73,7 @@ def test_a_purge_that_was_interrupted_is_completed_by_the_same_call(golden: Data
     assert Registry(golden, "provider").state.served() == []
     (purged,) = purge(golden, forged(golden), ANN, retrain)
     assert trained == ["provider of provider"] * 2
-    assert (purged.withdrawn, purged.learned, purged.champion) == ((), (1,), None)
+    assert (purged.withdrawn, purged.champion) == ((), None)
     assert purged.missing == ("nothing serves: 12 held-out runs, at least 20 are needed",)
     assert read_state(golden.exclusions).version == 1
 
@@ -93,8 +93,7 @@ def test_killed_before_each_step(anywhere: DataRoot) -> None:
         (entry,) = parse_config(root.models.read("models.config").decode()) or (None,)
         served = entry and RegistryVerifier(root.registry.root).current(entry)
         assert (served is None) == Registry(root, "provider").state.versions[1].withdrawn, steps.steps
-        (purged,) = purge(root, Exclusion("forged results", run_id), ANN, None)
-        assert purged.learned == (1,)
+        purge(root, Exclusion("forged results", run_id), ANN, None)
         assert Registry(root, "provider").state.served() == []
         assert parse_config(root.models.read("models.config").decode()) == ()
         assert read_state(root.exclusions).version == 1
@@ -116,6 +115,29 @@ def test_runs_are_excluded_before_versions_are_searched(golden: DataRoot, monkey
 
     monkeypatch.setattr(purge_module, "versions_that_learned", search)
     assert purge(golden, forged(golden), ANN, None) == []
+
+
+def test_a_version_that_a_trainer_pushes_meanwhile_is_withdrawn(golden: DataRoot) -> None:
+    """Its trainer may be killed before it looks for new exclusions."""
+    exclusion = forged(golden)
+    candidate = Registry(golden, "provider").state.versions[1].candidate
+
+    def retrain(model: str, dataset: str) -> TrainResult:
+        facts = {"candidate": candidate, "model_version": 2, "pusher": "p"}
+        Registry(golden, model).commit(lambda state: {"kind": "staged", **facts})
+        Registry(golden, model).commit(lambda state: {"kind": "pushed", "model_version": 2, "labels": {"stable": 2}})
+        return TrainResult("rejected", ("it is worse",))
+
+    (purged,) = purge(golden, exclusion, ANN, retrain)
+    assert (purged.withdrawn, purged.champion) == ((1, 2), None)
+    assert purged.missing == ("nothing serves: it is worse",)
+
+
+def test_a_model_that_does_not_exist_is_named_and_nothing_is_excluded(golden: DataRoot) -> None:
+    with pytest.raises(UnknownModelError, match=r"no model 'provide' in .*; choose from provider"):
+        purge(golden, forged(golden), ANN, None, models=["provider", "provide"])
+    assert read_state(golden.exclusions).version == 0
+    assert Registry(golden, "provider").state.champion == 1
 
 
 def test_a_model_that_cannot_be_trained_again_is_named(golden: DataRoot) -> None:
@@ -233,3 +255,22 @@ def test_the_commands(golden: DataRoot) -> None:
     assert "no version learned" in ciml(golden, "models", "who-learned", "--job", "elsewhere").output
     other = ("purge", "--job", "elsewhere", "--reason", "forged", "--author", "ann")
     assert "are excluded from now on" in ciml(golden, *other).output
+
+
+def test_a_purge_trains_with_the_given_requirements_and_modules(
+    golden: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[TrainConfig] = []
+
+    def run_once(config: TrainConfig, **_: object) -> TrainResult:
+        configs.append(config)
+        return TrainResult("rejected", ("it is worse",))
+
+    monkeypatch.setattr(trainer_module, "run_once", run_once)
+    words = ("purge", "--run", runs(golden, "train")[0], "--reason", "forged", "--author", "ann")
+    options = ("--accept-baseline", "duration", "--min-test-runs", "7", "--allow-module", "mine")
+    done = CliRunner().invoke(cli, [*words, *options, "--data-path", golden.url], standalone_mode=False)
+    assert done.return_value == 5
+    (config,) = configs
+    assert (config.gate.accept_baselines, config.gate.min_test_runs) == (("duration",), 7)
+    assert config.allow_modules == ("mine",)
