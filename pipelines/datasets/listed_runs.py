@@ -96,13 +96,13 @@ class ListedRuns:
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
         """As `StoredRuns.columns`. Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
-        return [names for _, columns in self._by_chunks(runs, LogReader.columns) for names in columns]
+        return [names for _, names in self._of_usable(runs, LogReader.columns)]
 
     def tables(self, runs: Sequence[SelectedRun]) -> Iterator[tuple[RunFacts, pa.Table]]:
         """As `StoredRuns.tables`. Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
         for start in range(0, len(runs), _LOGS_AT_ONCE):
-            for _, tables in self._by_chunks(runs[start : start + _LOGS_AT_ONCE], LogReader.tables):
-                yield from tables
+            for run, table in self._of_usable(runs[start : start + _LOGS_AT_ONCE], LogReader.tables):
+                yield run.mention, table
 
     def templates(self, runs: Iterable[SelectedRun]) -> Iterator[tuple[str, tuple[str, ...]]]:
         """As `StoredRuns.templates`: the outputs of listed runs are not read."""
@@ -126,6 +126,16 @@ class ListedRuns:
             return with_context(downsample([], resolved), [], [], resolved)
 
         return examples_from([run.mention for run in part.runs], windows_of, resolved)
+
+    def _of_usable(
+        self, runs: Sequence[SelectedRun], work: Callable[[LogReader, Sequence[LogOf]], Sequence[T | None]]
+    ) -> list[tuple[SelectedRun, T]]:
+        """Return the runs whose logs are usable and their results, in the order of ``runs``, whatever the processes."""
+        results: list[T | None] = [None] * len(runs)
+        for indices, part in self._by_chunks(runs, work):
+            for index, result in zip(indices.tolist(), part, strict=True):
+                results[index] = result
+        return [(run, result) for run, result in zip(runs, results, strict=True) if result is not None]
 
     def _by_chunks(
         self, runs: Sequence[SelectedRun], work: Callable[[LogReader, Sequence[LogOf]], T]

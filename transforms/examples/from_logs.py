@@ -56,8 +56,8 @@ class LogReader:
         self._free_bytes = kept_bytes
         self._kept: dict[str, pa.Table] = {}
 
-    def columns(self, logs: Sequence[LogOf]) -> list[tuple[str, ...]]:
-        """Read the column names of each usable log, in the order of ``logs``.
+    def columns(self, logs: Sequence[LogOf]) -> list[tuple[str, ...] | None]:
+        """Read the column names of each log; None for an unusable one.
 
         Raises:
           EngineError: if a log cannot be read for a transient reason.
@@ -74,10 +74,10 @@ class LogReader:
                 self._kept.update((logs[index].run_id, table) for index, table in tables.items())
                 self._free_bytes -= size
             del part, tables
-        return [names_by_log[index] for index in sorted(names_by_log)]
+        return [names_by_log.get(index) for index in range(len(logs))]
 
-    def tables(self, logs: Sequence[LogOf]) -> list[tuple[RunFacts, pa.Table]]:
-        """Read facts and telemetry of each usable log.
+    def tables(self, logs: Sequence[LogOf]) -> list[pa.Table | None]:
+        """Read the telemetry of each log; None for an unusable one.
 
         Raises:
           EngineError: if a log cannot be read for a transient reason.
@@ -85,7 +85,7 @@ class LogReader:
         tables = {index: self._kept[log.run_id] for index, log in enumerate(logs) if log.run_id in self._kept}
         for part in self._parts(logs, [index for index in range(len(logs)) if index not in tables]):
             tables.update((index, table) for index, table in part.items() if isinstance(table, pa.Table))
-        return [(logs[index].facts, tables[index]) for index in sorted(tables)]
+        return [tables.get(index) for index in range(len(logs))]
 
     def lengths(self, logs: Sequence[LogOf], resolved: ResolvedDefinition) -> np.ndarray:
         """Compute the number of windows of each run, int32 [n]; 0 for an unusable log.

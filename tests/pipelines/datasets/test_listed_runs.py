@@ -25,6 +25,7 @@ from ciml.pipelines.datasets.listed_runs import ListedRuns
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
 from ciml.training.data.examples import read_dataset
 from ciml.training.data.snapshot import make_snapshot
+from ciml.transforms.examples.changes import SelectedRun
 from ciml.transforms.examples.from_logs import LogOf, LogReader
 from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest import run_stages as settle
@@ -106,6 +107,20 @@ def test_several_processes_read_and_fail_as_one_does(tmp_path: Path) -> None:
     assert all(line.startswith("warning: ") for line in done.stderr.splitlines())  # of padding: some runs are long
     assert "log_not_found 1" in done.stdout
     assert files(DataRoot.open(tmp_path / "three")) == files(one)
+
+
+def test_the_order_of_runs_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    """Of layouts with equal votes, the earliest decides on the columns."""
+    builds = passed_builds(12)
+    builds[8]["log_path"] = "nowhere.gz"
+    path = listing(tmp_path, builds)
+    for jobs in (1, 5):
+        source = listed(path, jobs=jobs)  # not entered, so this process reads for all of them
+        ((_, delta),) = source.log.since(0)
+        runs = [SelectedRun.of((1, index), record) for index, record in enumerate(delta.rows)]
+        ids = [facts.run_id for facts, _ in source.tables(runs)]
+        assert ids == [f"backfill~{build['build_uuid']}~1" for build in builds if build != builds[8]]
+        assert len(source.columns(runs)) == 11
 
 
 def test_lines_count_as_a_backfill_counts_them(tmp_path: Path) -> None:
@@ -197,7 +212,7 @@ def test_telemetry_is_kept_up_to_a_limit_of_all_calls(tmp_path: Path) -> None:
             LogOf((tmp_path / name).as_uri(), facts_from_listing({**build, "build_uuid": name, "log_path": ""}))
         )
     fetch = FetchPolicy().allowing(roots=(str(tmp_path),))
-    (table,) = [table for _, table in LogReader(fetch).tables(logs[:1])]
+    (table,) = LogReader(fetch).tables(logs[:1])
     reader = LogReader(fetch, kept_bytes=8 * table.num_rows * table.num_columns * 3 // 2)
     made = resolved(table.column_names[2:])
     for log in logs:
