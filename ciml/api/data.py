@@ -125,7 +125,8 @@ class Data(StoredRuns):
 
         Args:
           name: name of the data set.
-          replace: whether an existing data set with another definition is replaced.
+          replace: whether an existing data set with another definition is replaced, once the new one is known to be
+            valid.
           progress: called as runs are processed.
           keys: keys of the definition, such as ``sample_interval``, ``features_regex``, ``class_label`` and
             ``max_windows`` (default ``auto``): see `ciml.DatasetKeys`.
@@ -140,14 +141,15 @@ class Data(StoredRuns):
           Dataset('load': 108 runs of 30 x 1, classes passed, failed)
         """
         from ciml.datasets.definition import DatasetDefinition
-        from ciml.pipelines.datasets.build import SPAN_RUNS, build_dataset, has_other_definition, remove_dataset
+        from ciml.pipelines.datasets.build import SPAN_RUNS, build_dataset, has_other_definition, make_room
         from ciml.pipelines.datasets.update import with_default_windows
 
         stored = self._root.dataset(name)
-        written = with_default_windows(stored, {"span_runs": SPAN_RUNS, **keys, "name": name})
-        definition = DatasetDefinition.from_json(written, "data set")
+        written = {"span_runs": SPAN_RUNS, **keys, "name": name}
+        definition = DatasetDefinition.from_json(with_default_windows(stored, written), "data set")
         if replace and has_other_definition(stored, definition):
-            remove_dataset(stored)
+            definition = DatasetDefinition.from_json(with_default_windows(None, written), "data set")
+            make_room(self._root, self._root, definition)
         build_dataset(self._root, self._root, definition, progress=present_progress(progress))
         return self.dataset(name)
 

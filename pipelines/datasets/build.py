@@ -133,15 +133,24 @@ def _plan(updater: Updater, *, seal: bool) -> PlannedUpdate:
 
 
 def _prepare_build(
-    source: DataRoot | ListedRuns, target: DataRoot, definition: DatasetDefinition, now_us: int | None = None
+    source: DataRoot | ListedRuns,
+    target: DataRoot,
+    definition: DatasetDefinition,
+    now_us: int | None = None,
+    *,
+    state: DatasetState | None = None,
 ) -> tuple[Updater, DatasetDefinition]:
     """Check that a data set can be built or continued, and create nothing; arguments and errors as `build_dataset`.
+
+    Args:
+      state: of the existing data set; by default as it is stored.
 
     Returns:
       The updater, and the definition with the pinned version of a slicer, its keys in the order of ``definition``.
     """
     dataset = target.dataset(definition.name)
-    state = catch_up(dataset.log, DatasetState())
+    if state is None:
+        state = catch_up(dataset.log, DatasetState())
     runs, origin = _source_of(source, target)
     pin = None
     if definition.slicer is not None:
@@ -195,6 +204,21 @@ def _check_origin(state: DatasetState, origin: Mapping[str, Any]) -> None:
         name = state.definition.name if state.definition is not None else ""
         manner = "from a raw store" if listing is None else f"straight from the logs of {listing['url']}"
         raise CimlError(f"data set {name!r} exists and was built {manner}; choose another name, or use --force")
+
+
+def make_room(source: DataRoot | ListedRuns, target: DataRoot, definition: DatasetDefinition) -> None:
+    """Remove the data set of a definition's name, if the definition is another one and a data set results from it.
+
+    The arguments and errors are those of `build_dataset`. After an error, the data set is still there.
+    """
+    dataset = target.dataset(definition.name)
+    if not has_other_definition(dataset, definition):
+        return
+    updater, _ = _prepare_build(source, target, definition, state=DatasetState())
+    plan = updater.plan()
+    if next(iter(plan.steps(seal=True)), None) is None:
+        raise no_runs_error(updater.state, plan)
+    remove_dataset(dataset)
 
 
 def has_other_definition(dataset: StoredDataset, definition: DatasetDefinition) -> bool:

@@ -140,13 +140,13 @@ def check_same(old: DatasetDefinition, new: DatasetDefinition) -> None:
         raise CimlError(f"data set {new.name!r} exists with another {keys}; choose another name")
 
 
-def with_default_windows(dataset: StoredDataset, keys: Mapping[str, Any]) -> dict[str, Any]:
+def with_default_windows(dataset: StoredDataset | None, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a new definition with ``max_windows = "auto"``, unless they say otherwise.
 
     An existing data set that was created without the key keeps that meaning.
 
     Args:
-      dataset: the data set to be created or continued.
+      dataset: the data set to be created or continued; None for one that replaces another.
       keys: of its definition, as written.
 
     Example:
@@ -154,8 +154,8 @@ def with_default_windows(dataset: StoredDataset, keys: Mapping[str, Any]) -> dic
     """
     if keys.get("max_windows") is not None or keys.get("aggregation_functions"):
         return dict(keys)
-    state = catch_up(dataset.log, DatasetState())
-    if state.definition is not None and state.definition.max_windows is None:
+    definition = None if dataset is None else catch_up(dataset.log, DatasetState()).definition
+    if definition is not None and definition.max_windows is None:
         return dict(keys)
     return {**keys, "max_windows": AUTO}
 

@@ -184,6 +184,9 @@ def test_a_data_set_is_replaced_only_on_request(folder: Path) -> None:
     keys["max_windows"] = 7
     with pytest.raises(ciml.CimlError, match="exists with another max_windows"):
         data.define_dataset("load", **keys)
+    with pytest.raises(ciml.CimlError, match="no stored run matches"):
+        data.define_dataset("load", replace=True, build_name="typo*")
+    assert data.datasets() == ["load", "status"]
     assert data.define_dataset("load", replace=True, **keys).windows == 7
     assert data.datasets() == ["load", "status"]
     with pytest.raises(ciml.CimlError, match="data set: interval: unknown key"):

@@ -92,6 +92,9 @@ def test_force_replaces_another_definition_and_nothing_else(tmp_path: Path, data
     output = build(*line, "--slicer", ":20", exit_code=2).output
     assert "data set 'x' exists with another slicer; choose another name" in output
     assert "all were there" in build(*line, "--slicer", ":10", "--force").stdout
+    for invalid in (["--features-regex", "nothing"], ["--build-name", "nothing"]):
+        build(*line, "--slicer", ":20", "--force", *invalid, exit_code=2)
+        assert "all were there" in build(*line, "--slicer", ":10").stdout
     assert "20 examples" in build(*line, "--slicer", ":20", "--force").stdout
 
 
@@ -103,6 +106,9 @@ def test_directly_from_logs_unusable_lines_are_reported(tmp_path: Path) -> None:
     reported = build(*line, *logs).stdout.splitlines()
     assert re.fullmatch(rf"x: 40 examples of \d+ x 1, 40 of them new: {tmp_path}/x/datasets/x", reported[0])
     assert reported[-1] == "  no runs   2 lines of the listing: dead_letter missing_field 1, repeat run 1"
+    for invalid in (["--features-regex", "nothing"], ["--build-name", "nothing"]):
+        build(*line, *logs, "--force", *invalid, exit_code=2)
+        assert "all were there" in build(*line, *logs).stdout
     assert "give both or neither" in build(*line, *logs[:2], exit_code=2).output
     assert "--runner: not supported with --listing" in build(*line, *logs, "--runner", "fnapi", exit_code=2).output
     assert "no such listing" in build(*line, "--listing", "nowhere.jsonl", *logs[2:], exit_code=2).output

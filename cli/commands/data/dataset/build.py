@@ -121,7 +121,7 @@ def run_build(options: BuildOptions, keys: DefinitionKeys, running: BatchRunning
       ciml dataset build --definition data/datasets/cpu/_definition.toml --data-path data --target-data-path elsewhere
       ciml dataset build --dataset cpu --listing builds.jsonl --logs . --data-path data
     """
-    from ciml.pipelines.datasets.build import build_dataset, has_other_definition, plan_build, remove_dataset
+    from ciml.pipelines.datasets.build import build_dataset, has_other_definition, make_room, plan_build
 
     _check_sources(options, running)
     settings = running.settings() if running.launches else None
@@ -130,14 +130,17 @@ def run_build(options: BuildOptions, keys: DefinitionKeys, running: BatchRunning
     listed_runs = _listed_runs(options)
     definition = _definition(target, options, keys)
     dataset = target.dataset(definition.name)
-    if options.force and has_other_definition(dataset, definition):
-        remove_dataset(dataset)
-        definition = _definition(target, options, keys)  # its default length depended on the removed data set
+    if replaces := options.force and has_other_definition(dataset, definition):
+        definition = _definition(None, options, keys)
     if settings is not None:
+        if replaces:
+            make_room(stored, target, definition)
         launch_build(plan_build(stored, target, definition), dataset, target.url, running, settings)
         return
     runner, job_endpoint = running.runner
     with listed_runs or nullcontext(), progress_bar("making examples") as progress:
+        if replaces:
+            make_room(listed_runs or stored, target, definition)
         update = build_dataset(
             listed_runs or stored, target, definition, runner=runner, job_endpoint=job_endpoint, progress=progress
         )
@@ -219,10 +222,11 @@ def _listed_runs(options: BuildOptions) -> ListedRuns | None:
     )
 
 
-def _definition(target: DataRoot, options: BuildOptions, keys: DefinitionKeys) -> DatasetDefinition:
+def _definition(target: DataRoot | None, options: BuildOptions, keys: DefinitionKeys) -> DatasetDefinition:
     """Return the definition: options override the keys of the file, and both override the defaults.
 
-    The default of ``max_windows`` is ``auto``, except for a stored definition and in the talk's script.
+    The default of ``max_windows`` is ``auto``, except for a stored definition, in the talk's script, and where the data
+    set exists in ``target`` with another default. None for a data set that replaces another.
     """
     from ciml.datasets.definition import DatasetDefinition
     from ciml.pipelines.datasets.build import DEFINITION, SPAN_RUNS
@@ -241,7 +245,8 @@ def _definition(target: DataRoot, options: BuildOptions, keys: DefinitionKeys) -
     definition = DatasetDefinition.from_json(values, file or "data set")
     if keys.uses_fixed_default_length or (file or "").rpartition("/")[2] == DEFINITION:
         return definition
-    values = with_default_windows(target.dataset(definition.name), values)
+    existing = None if target is None else target.dataset(definition.name)
+    values = with_default_windows(existing, values)
     return DatasetDefinition.from_json(values, file or "data set")
 
 
