@@ -235,7 +235,7 @@ class GrpcApi:
             choice = choice_of(call.spec)
             signature = call.spec.signature_name
             response = PredictResponse()
-            with self.manager.lease(*choice) as (number, model):
+            with self.manager.lease(choice) as (number, model):
                 model.signature(signature).check_names(call.inputs)
                 protos = {key: parse_tensor(key, tensor) for key, tensor in call.inputs.items()}
                 outputs = model.predict(signature, model.unpack(signature, protos), call.output_filter, deadline_in_s)
@@ -256,7 +256,7 @@ class GrpcApi:
                 if field != "signature_def":
                     raise invalid(f"Metadata field {field} is not supported")
             response = MetadataResponse()
-            with self.manager.lease(*choice) as (number, model):
+            with self.manager.lease(choice) as (number, model):
                 fill_metadata(response, choice.name, number, model.signatures)
         return bytes(response.SerializeToString())
 
@@ -264,7 +264,7 @@ class GrpcApi:
         request = _parse_small(StatusRequest, data)
         with self.metrics.request(request.model_spec.name, "grpc_status"):
             response = StatusResponse()
-            fill_status(response, self.manager.status(*choice_of(request.model_spec)))
+            fill_status(response, self.manager.status(choice_of(request.model_spec)))
         return bytes(response.SerializeToString())
 
     def _reload(self, data: bytes, _: float | None) -> bytes:

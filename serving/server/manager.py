@@ -1,12 +1,12 @@
 """Loads and unloads versions by the configuration; an old version is served until the new one is available.
 
 A version is unloaded only while another configured version is available. If a version fails to load, the others stay
-served: its status shows the error until a retry succeeds. A label moves only to a loaded version. Each model changes
-in its own thread, so that a version that loads slowly delays no other model. A version whose process has ended is
-loaded again.
+served, and its status shows the error until a retry succeeds. A label moves to a version that is loaded. Each model
+changes in its own thread, so that a version that loads slowly delays no other model. A version whose process has ended
+is loaded again.
 
-The states are those of TensorFlow Serving. A version that answers is AVAILABLE, also while another folder of it is
-loaded and after that failed, when its status has the error as well. Only a first load is LOADING.
+The states have the names of TensorFlow Serving. A version that answers stays AVAILABLE while it is reloaded from
+another folder. If that load fails, it stays AVAILABLE and its status also shows the error.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class VersionStatus:
 
 @dataclass
 class _Retry:
-    """When a failed attempt is repeated: after a delay that doubles, and ten times the duration of the attempt."""
+    """Backoff after a failure: the delay doubles each time, and is at least ten times the duration of the attempt."""
 
     not_before_s: float = 0.0
     delay_s: float = 1.0
@@ -73,16 +73,21 @@ class _Version:
     loaded: LoadedModel | None = None
     retry: _Retry = field(default_factory=_Retry)
 
+    @property
+    def answering(self) -> LoadedModel | None:
+        """The loaded model, unless its process has ended."""
+        return None if self.loaded is None or self.loaded.ended else self.loaded
+
 
 @dataclass
 class _Model:
-    """State of one model. Only the thread that changes it sets anything, under the manager's lock."""
+    """State of one model. Its thread changes it, under the manager's lock. `ModelManager.apply` resets the retries."""
 
     entry: ModelEntry
     versions: dict[int, _Version] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     fault: str = ""  # why its folder cannot be listed
-    listed: bool = False  # whether its folder was listed ever
+    listed: bool = False  # whether its folder has ever been listed
     retry: _Retry = field(default_factory=_Retry)  # of listing it
 
     @property
@@ -96,7 +101,10 @@ class _Model:
         return not self.loaded and not self.fault and (changing or not self.listed)
 
     def move_labels(self) -> None:
-        """Move each label to its version if that is loaded; else keep its present version while that is loaded."""
+        """Move each label to its version if this is loaded; otherwise keep its present version while this is loaded.
+
+        If neither is loaded and the label's version has failed, the label falls back to the highest lower version.
+        """
         loaded = self.loaded
         labels: dict[str, int] = {}
         for label, target in self.entry.labels.items():
@@ -107,7 +115,7 @@ class _Model:
             elif present in loaded:
                 labels[label] = present
             elif below and target in self.versions and self.versions[target].status.state == "END":
-                # After a start with a bad version its predecessor answers; each response names the version.
+                # After a start with a bad version, its predecessor answers. Each response names the version.
                 labels[label] = max(below)
                 _LOG.error("model %s: label %s falls back to version %d", self.entry.name, label, labels[label])
         self.labels = labels
@@ -140,18 +148,57 @@ class ModelManager:
         self._threads: dict[str, threading.Thread] = {}  # models that change at present
         self._closed = False
 
-    def find(self, name: str, version: int | None = None, label: str = "") -> tuple[int, LoadedModel]:
-        """Return the version for a request: the named, the labelled, or the highest available one.
+    def apply(self, entries: Iterable[ModelEntry]) -> None:
+        """Set the target configuration. Earlier failures are retried immediately."""
+        with self._lock:
+            self._target = {entry.name: entry for entry in entries}
+            for model in self._models.values():
+                model.retry = _Retry()
+                for version in model.versions.values():
+                    version.retry = _Retry()
+
+    def step(self, wait: bool = True) -> None:
+        """Move towards the target as far as possible. Requests continue meanwhile.
+
+        The models that are no longer configured are unloaded, which waits up to `_DRAIN_S` for their requests.
+
+        Args:
+          wait: wait until all models have changed; otherwise models that still change from an earlier step are skipped.
+        """
+        if wait:
+            self._join()
+        dropped = self._drop_models()
+        try:
+            self._start_threads()
+        finally:
+            _unload_all(dropped)
+        if wait:
+            self._join()
+
+    def close(self) -> None:
+        """Unload everything. A load that has not ended unloads its own version later."""
+        with self._lock:
+            self._target = {}
+            self._closed = True
+        self._join(_CLOSE_S)
+        with self._lock:
+            models = self._models
+            self._models = {}
+        _unload_all(models.values())
+
+    def find(self, choice: ModelChoice) -> tuple[int, LoadedModel]:
+        """Return the version for a request, and its number.
 
         Raises:
           RequestError: NOT_FOUND, INVALID_ARGUMENT for an unknown label, or UNAVAILABLE while the model's first version
             is loaded.
         """
+        name, version, label = choice
         with self._lock:
             loaded = self._models[name].loaded if name in self._models else {}
             if label:
                 version = self._labelled(name, label)
-            elif name in self.loading:
+            elif self._is_loading(name):
                 raise _being_loaded(name)
             number = max(loaded, default=None) if version is None else version
             if number is None or number not in loaded:
@@ -160,23 +207,24 @@ class ModelManager:
             return number, loaded[number]
 
     @contextmanager
-    def lease(self, name: str, version: int | None = None, label: str = "") -> Iterator[tuple[int, LoadedModel]]:
+    def lease(self, choice: ModelChoice) -> Iterator[tuple[int, LoadedModel]]:
         """Find a version as `find` does, and keep it loaded until the block ends."""
         with self._lock:
-            number, model = self.find(name, version, label)
+            number, model = self.find(choice)
             model.acquire()
         try:
             yield number, model
         finally:
             model.release()
 
-    def status(self, name: str, version: int | None = None, label: str = "") -> list[VersionStatus]:
-        """Return the statuses of a model's versions, highest first.
+    def status(self, choice: ModelChoice) -> list[VersionStatus]:
+        """Return the statuses of a model's versions, highest first; with a version or label, only of this version.
 
         Raises:
           RequestError: NOT_FOUND, INVALID_ARGUMENT for an unknown label, or UNAVAILABLE for a label while the model's
             first version is loaded.
         """
+        name, version, label = choice
         with self._lock:
             if label:
                 version = self._labelled(name, label)
@@ -189,14 +237,6 @@ class ModelManager:
             if version not in model.versions:
                 raise not_found(f"Could not find version {version} of model {name}")
             return [model.versions[version].status]
-
-    def _labelled(self, name: str, label: str) -> int:
-        if name in self.loading:
-            raise _being_loaded(name)
-        labels = self.labels(name)
-        if label not in labels:
-            raise invalid(f"Unrecognized servable version label: {label}")
-        return labels[label]
 
     def labels(self, name: str) -> dict[str, int]:
         """Return the labels of a model as they are served at present."""
@@ -218,45 +258,39 @@ class ModelManager:
     def loading(self) -> list[str]:
         """Names of the configured models without an available version whose first load has not ended."""
         with self._lock:
-            return sorted(name for name in self._target if name not in self._models or self._models[name].loading)
+            return sorted(name for name in self._target if self._is_loading(name))
 
     @property
     def ready(self) -> bool:
         """Whether every configured model has an available version."""
         return all(self.available(name) for name in self._target)
 
-    def apply(self, entries: Iterable[ModelEntry]) -> None:
-        """Set the target configuration. Earlier failures are retried immediately."""
-        with self._lock:
-            self._target = {entry.name: entry for entry in entries}
-            for model in self._models.values():
-                model.retry = _Retry()
-                for version in model.versions.values():
-                    version.retry = _Retry()
+    def _is_loading(self, name: str) -> bool:
+        return name in self._target and (name not in self._models or self._models[name].loading)
 
-    def step(self, wait: bool = True) -> None:
-        """Move towards the target as far as possible. Requests continue meanwhile.
+    def _labelled(self, name: str, label: str) -> int:
+        if self._is_loading(name):
+            raise _being_loaded(name)
+        labels = self.labels(name)
+        if label not in labels:
+            raise invalid(f"Unrecognized servable version label: {label}")
+        return labels[label]
 
-        Args:
-          wait: until all models have changed; else those that still change from an earlier step are left alone.
-        """
-        if wait:
-            self._join()
+    def _drop_models(self) -> list[_Model]:
+        """Remove and return the models that are no longer configured, except models that still change."""
         with self._lock:
-            if self._closed:
-                return
-            dropped = [
-                self._models.pop(name) for name in sorted(set(self._models) - set(self._target) - set(self._threads))
-            ]
+            names = set(self._models) - set(self._target) - set(self._threads)
+            return [self._models.pop(name) for name in sorted(names)]
+
+    def _start_threads(self) -> None:
+        """Start a thread for each configured model that does not change at present."""
+        with self._lock:
             for name, entry in self._target.items():
                 if name not in self._threads:
                     thread = threading.Thread(target=self._run_step, args=(name, entry), name=f"model {name}")
-                    thread.daemon = True  # a load that does not end must not hold up the end of the process
+                    thread.daemon = True  # a load that never ends must not keep the process
                     thread.start()
                     self._threads[name] = thread  # it removes itself, under the lock
-        _unload_all(dropped)
-        if wait:
-            self._join()
 
     def _join(self, timeout_s: float = math.inf) -> None:
         """Wait until no model changes, ``timeout_s`` seconds at most."""
@@ -267,31 +301,20 @@ class ModelManager:
     def _run_step(self, name: str, entry: ModelEntry) -> None:
         try:
             self._step_model(name, entry)
-        except Exception:  # noqa: BLE001 - other models go on, and the next step tries again
+        except Exception:  # noqa: BLE001 - the other models continue, and the next step tries again
             _LOG.exception("model %s: the change to its configured versions failed", name)
         finally:
             with self._lock:
                 del self._threads[name]
 
-    def close(self) -> None:
-        """Unload everything. A load that has not ended unloads its own version later."""
-        with self._lock:
-            self._target = {}
-            self._closed = True
-        self._join(_CLOSE_S)
-        with self._lock:
-            models = self._models
-            self._models = {}
-        _unload_all(models.values())
-
     def _step_model(self, name: str, entry: ModelEntry) -> None:
         with self._lock:
             model = self._models.setdefault(name, _Model(entry))
-            if model.entry.base_path != entry.base_path:  # what failed was in another folder
+            if model.entry.base_path != entry.base_path:  # the failures belong to another folder
                 model.versions = {number: model.versions[number] for number in model.loaded}
             model.entry = entry
-        if self._clock() < model.retry.not_before_s:
-            return
+            if self._clock() < model.retry.not_before_s:
+                return
         try:
             base = open_store(entry.base_path)
             configured = _configured_versions(entry, base)
@@ -309,7 +332,7 @@ class ModelManager:
         self._unload(model, configured)
 
     def _postpone(self, model: _Model, error: Exception) -> None:
-        """Record that a model's folder cannot be listed. Its loaded versions and other models keep serving."""
+        """Record that a model's folder cannot be listed. Its loaded versions and other models stay served."""
         fault = str(error)
         code = _code_of(error, "INVALID_ARGUMENT")
         if fault != model.fault:
@@ -322,45 +345,53 @@ class ModelManager:
                 model.versions.setdefault(number, _Version(status)).status = status
 
     def _load_version(self, model: _Model, number: int, folder: Store) -> None:
+        """Load a version unless its folder is loaded already, or a failed load must wait."""
         name = model.entry.name
         version = model.versions[number]
-        former = version.loaded
-        answers = former is not None and not former.ended
-        if former is not None and answers and former.source == folder.root:
-            return
         started_s = self._clock()
-        if self._closed or started_s < version.retry.not_before_s:
-            return
-        if not answers and version.status.state != "END":  # a retry leaves the error readable
-            version.status = VersionStatus(number, "LOADING")
-        loaded = None
-        outcome = "loaded"
+        with self._lock:
+            if version.answering is not None and version.answering.source == folder.root:
+                return
+            if self._closed or started_s < version.retry.not_before_s:
+                return
+            if version.answering is None and version.status.state != "END":  # a retry leaves the error readable
+                version.status = VersionStatus(number, "LOADING")
+        result = self._try_load(name, number, folder)
+        took_s = self._clock() - started_s
+        for unused in self._record(model, number, result, took_s):
+            unused.close()
+        self._on_load(name, _outcome_of(result), took_s)
+
+    def _try_load(self, name: str, number: int, folder: Store) -> LoadedModel | Exception:
         try:
             loaded = self._load(folder, partial(self._verifier, name, number) if self._verifier else None)
-            status = VersionStatus(number, "AVAILABLE")
-            _LOG.info("model %s: version %d available", name, number)
         except Exception as error:  # noqa: BLE001 - a bad model must not stop the others
-            answers = former is not None and not former.ended
-            state: State = "AVAILABLE" if answers else "END"
-            status = VersionStatus(number, state, _code_of(error, "UNKNOWN"), str(error))
-            outcome = "refused" if isinstance(error, IntegrityError) else "failed"
             _LOG.error("model %s: version %d failed to load: %s", name, number, error)
-        took_s = self._clock() - started_s
-        self._on_load(name, outcome, took_s)
+            return error
+        _LOG.info("model %s: version %d available", name, number)
+        return loaded
+
+    def _record(self, model: _Model, number: int, result: LoadedModel | Exception, took_s: float) -> list[LoadedModel]:
+        """Record the result of a load. Return the loaded models that are no longer served."""
         with self._lock:
-            version.status = status
-            if loaded is not None:
-                version.retry = _Retry()
+            version = model.versions[number]
+            loaded = [version.loaded]
+            if isinstance(result, Exception):
+                answering = version.answering
+                state: State = "END" if answering is None else "AVAILABLE"
+                version.status = VersionStatus(number, state, _code_of(result, "UNKNOWN"), str(result))
+                version.retry.postpone(self._clock(), took_s)
+                version.loaded = answering
             else:
-                version.retry.postpone(started_s + took_s, took_s)
-            if loaded is not None or not answers:
-                version.loaded = loaded if not self._closed else None
+                loaded.append(result)
+                version.status = VersionStatus(number, "AVAILABLE")
+                version.retry = _Retry()
+                version.loaded = None if self._closed else result
             model.move_labels()
-        for unused in (former, loaded):
-            if unused is not None and unused is not version.loaded:
-                unused.close()
+            return [unused for unused in loaded if unused is not None and unused is not version.loaded]
 
     def _unload(self, model: _Model, configured: set[int]) -> None:
+        """Unload the versions of a model that are neither configured nor labelled, if a configured one is available."""
         with self._lock:
             model.move_labels()
             loaded = model.loaded
@@ -373,7 +404,8 @@ class ModelManager:
                 model.versions[number] = _Version(VersionStatus(number, "UNLOADING"))
         for number in sorted(surplus):
             loaded[number].close()
-            model.versions[number].status = VersionStatus(number, "END")
+            with self._lock:
+                model.versions[number].status = VersionStatus(number, "END")
             _LOG.info("model %s: version %d unloaded", model.entry.name, number)
 
 
@@ -385,7 +417,7 @@ def _configured_versions(entry: ModelEntry, base: Store) -> set[int]:
 
 
 def _unload_all(models: Iterable[_Model]) -> None:
-    """Unload all versions of models that are served no more, once their requests have ended or after `_DRAIN_S`."""
+    """Unload all versions of models that are no longer served, once their requests have ended or after `_DRAIN_S`."""
     until_s = time.monotonic() + _DRAIN_S
     for model in models:
         for number, loaded in model.loaded.items():
@@ -394,12 +426,18 @@ def _unload_all(models: Iterable[_Model]) -> None:
 
 
 def _code_of(error: Exception, other: str) -> str:
-    """Return the gRPC status of an error, ``other`` for one that only its message explains."""
+    """Return the gRPC status of an error; ``other`` if only the message explains the error."""
     if isinstance(error, FileNotFoundError):
         return "NOT_FOUND"
     if isinstance(error, EngineError | OSError):
         return "UNAVAILABLE"
     return "DATA_LOSS" if isinstance(error, IntegrityError) else other
+
+
+def _outcome_of(result: LoadedModel | Exception) -> str:
+    if isinstance(result, IntegrityError):
+        return "refused"
+    return "failed" if isinstance(result, Exception) else "loaded"
 
 
 def _being_loaded(name: str) -> RequestError:

@@ -118,7 +118,7 @@ class RestApi:
             if match["method"] != "predict":
                 raise RequestError("UNIMPLEMENTED", f"{match['method']} is not implemented; use predict")
             body = parse_body(data)
-            with self.manager.lease(*choice) as (_, model):
+            with self.manager.lease(choice) as (_, model):
                 if body.signature_name and body.signature_name not in model.signatures:
                     raise invalid(f'Serving signature name: "{body.signature_name}" not found in signature def')
                 inputs = read_inputs(body, model.signature(body.signature_name))
@@ -128,14 +128,14 @@ class RestApi:
     def _status(self, match: re.Match[str]) -> Response:
         choice = _choice(match)
         with self.metrics.request(choice.name, "rest_status"):
-            statuses = [_status_json(status) for status in self.manager.status(*choice)]
+            statuses = [_status_json(status) for status in self.manager.status(choice)]
             return _json(json.dumps({"model_version_status": statuses}, indent=_INDENT))
 
     def _metadata(self, match: re.Match[str]) -> Response:
         choice = _choice(match)
         with self.metrics.request(choice.name, "rest_metadata"):
             definitions = SignatureDefMap()
-            with self.manager.lease(*choice) as (number, model):
+            with self.manager.lease(choice) as (number, model):
                 for name, signature in model.signatures.items():
                     definitions.signature_def[name].ParseFromString(signature.definition)
             metadata = json_format.MessageToDict(

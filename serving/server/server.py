@@ -41,7 +41,7 @@ from ciml.serving import EXTRA
 from ciml.serving.model_files import CONFIG_NAME, ModelEntry, parse_config
 from ciml.serving.registries import RegistryVerifier
 from ciml.serving.server.grpc_connections import GrpcConnections
-from ciml.serving.server.manager import ModelManager
+from ciml.serving.server.manager import ModelChoice, ModelManager
 from ciml.serving.server.metrics import Metrics
 from ciml.serving.server.model.loaded_model import load_model
 from ciml.serving.server.model.process import prepare
@@ -270,7 +270,7 @@ class ModelServer:
         self.manager.apply(entries)
         self.manager.step()
         for entry in entries:
-            for status in self.manager.status(entry.name):
+            for status in self.manager.status(ModelChoice(entry.name)):
                 if status.code != "OK":
                     raise EngineError(f"model {entry.name}: version {status.version} failed to load: {status.message}")
 

@@ -27,6 +27,7 @@ from ciml.serving.model_files import ModelEntry, render_config
 from ciml.serving.push import HeldError, write_config
 from ciml.serving.registry import Registry, Signature
 from ciml.serving.server import server as server_module
+from ciml.serving.server.manager import ModelChoice
 from ciml.serving.server.server import ModelServer, ServerOptions
 from tests.serving.models_fixture import direct, push_models, runs, save_model
 from tests.serving.process import server_process
@@ -101,7 +102,7 @@ def stable(server: ModelServer, model: str) -> int | None:
 
 def ended(server: ModelServer, model: str, version: int) -> str:
     """Return why a version is not served; "" while it is not known to be so."""
-    status = {one.version: one for one in server.manager.status(model)}.get(version)
+    status = {one.version: one for one in server.manager.status(ModelChoice(model))}.get(version)
     return f"{status.code}: {status.message}" if status is not None and status.state == "END" else ""
 
 
@@ -273,7 +274,7 @@ def test_strangers_are_never_served_and_models_that_the_configuration_lacks_are_
     assert "version 5 was never pushed" in ended(server, "m", 5)
     assert (list(server.manager.available("m")), stable(server, "m")) == ([1], 1)
     with pytest.raises(RequestError, match="Could not find any versions of model n"):
-        server.manager.status("n")
+        server.manager.status(ModelChoice("n"))
     write_config(data)
 
 

@@ -182,13 +182,12 @@ class LoadedModel:
             raise too_large(f"inputs {names}: {size} bytes unpacked exceed {MAX_TENSOR_BYTES} (MAX_TENSOR_BYTES)")
         return {name: read_array(name, proto, *forms[name]) for name, proto in protos.items()}
 
-    def acquire(self) -> bool:
-        """Prevent closing until `release`. Return False if the model is closed already."""
+    def acquire(self) -> None:
+        """Keep the process until `release`. Raises `RequestError`, UNAVAILABLE, if the model is closed already."""
         with self._idle:
             if self._closed:
-                return False
+                raise RequestError("UNAVAILABLE", "the version is being unloaded")
             self._running += 1
-            return True
 
     def release(self) -> None:
         with self._idle:

@@ -16,6 +16,7 @@ from ciml.digest import canonical_json
 from ciml.errors import EngineError
 from ciml.serving.client import ClientPolicy, Prediction
 from ciml.serving.predict.predictor import PredictPolicy
+from ciml.serving.server.manager import ModelChoice
 from ciml.serving.server.model.messages import Signature
 from tests.pipelines.predict.predicting import World, batch, client_of, telemetry
 from tests.serving.models_fixture import save_model
@@ -70,7 +71,7 @@ def test_runs_that_the_model_fails_for_cost_only_themselves(
     world: World, tmp_path: Path, spoil: str, detail: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.push(save_model(tmp_path / "m", spoil=spoil))
-    process = world.server.manager.find("m")[1].process
+    process = world.server.manager.find(ModelChoice("m"))[1].process
     run = process.run
 
     def run_in_time(signature: Signature, inputs: Sequence[Any], timeout_s: float) -> Any:
@@ -96,7 +97,7 @@ def test_model_that_answers_nothing_stops_the_batch(
 ) -> None:
     """No run is unpredictable for what is wrong with the model."""
     world.push(folders[0])
-    number, model = world.server.manager.find("m")
+    number, model = world.server.manager.find(ModelChoice("m"))
     assert number == 1
 
     def hangs(signature: Signature, inputs: Sequence[Any], timeout_s: float) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,7 +15,7 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.http.intake import RequestError
 from ciml.serving.model_files import ModelEntry
 from ciml.serving.server import manager as manager_module
-from ciml.serving.server.manager import ModelManager, VersionStatus
+from ciml.serving.server.manager import ModelChoice, ModelManager, VersionStatus
 from ciml.storage import Store
 
 
@@ -48,7 +49,7 @@ class Loads:
         self.manager = ModelManager(load=self, clock=lambda: self.now_s, on_load=self._count)  # type: ignore[arg-type]
 
     def __call__(self, folder: Store, verify: Any) -> Loaded:
-        self.states.append(self.manager.status("m", 1)[0].state)
+        self.states.append(self.manager.status(ModelChoice("m", 1))[0].state)
         if self.failure is not None:
             raise self.failure
         return Loaded(folder.root)
@@ -63,7 +64,7 @@ class Loads:
     def step(self) -> VersionStatus:
         self.now_s += 100
         self.manager.step()
-        return self.manager.status("m", 1)[0]
+        return self.manager.status(ModelChoice("m", 1))[0]
 
 
 def test_a_retry_leaves_the_state_as_it_is_until_it_succeeds(tmp_path: Path) -> None:
@@ -89,17 +90,17 @@ def test_a_version_is_available_while_its_reload_runs_and_after_it_failed(tmp_pa
     assert loads.serve(tmp_path / "a") == VersionStatus(1, "AVAILABLE")
     loads.failure = IntegrityError("it is corrupt")
     assert loads.serve(tmp_path / "b") == VersionStatus(1, "AVAILABLE", "DATA_LOSS", "it is corrupt")
-    assert loads.manager.find("m", label="stable")[1].source == str(tmp_path / "a" / "1")
+    assert loads.manager.find(ModelChoice("m", label="stable"))[1].source == str(tmp_path / "a" / "1")
     loads.failure = None
     assert loads.serve(tmp_path / "b") == VersionStatus(1, "AVAILABLE")
-    assert loads.manager.find("m", label="stable")[1].source == str(tmp_path / "b" / "1")
+    assert loads.manager.find(ModelChoice("m", label="stable"))[1].source == str(tmp_path / "b" / "1")
     assert loads.states == ["LOADING", "AVAILABLE", "AVAILABLE"]
 
 
 def test_a_version_whose_process_ended_is_loading_again(tmp_path: Path) -> None:
     loads = Loads()
     loads.serve(tmp_path)
-    loads.manager.find("m")[1].ended = True  # type: ignore[misc]
+    loads.manager.find(ModelChoice("m"))[1].ended = True  # type: ignore[misc]
     loads.failure = OSError("the disk is away")
     assert loads.step().state == "END"
     assert loads.states == ["LOADING", "LOADING"]
@@ -180,6 +181,10 @@ def manager_of(load: Callable[[str], Loaded]) -> ModelManager:
     return ModelManager(load=lambda folder, verify: load(folder.root))  # type: ignore[arg-type,return-value]
 
 
+def states(manager: ModelManager) -> list[tuple[int, str]]:
+    return [(status.version, status.state) for status in manager.status(ModelChoice("m"))]
+
+
 @pytest.mark.parametrize(
     ("entry", "versions"),
     [
@@ -212,8 +217,8 @@ def test_bad_folder_of_one_model_leaves_the_others_alone(tmp_path: Path, caplog:
     }  # fmt: skip
     assert not manager.ready
     with pytest.raises(RequestError, match=r"Could not find any versions of model b: .*gs://x"):
-        manager.status("b")
-    statuses = manager.status("f")
+        manager.status(ModelChoice("b"))
+    statuses = manager.status(ModelChoice("f"))
     assert [(one.version, one.state, one.code) for one in statuses] == [
         (7, "END", "INVALID_ARGUMENT"), (4, "END", "INVALID_ARGUMENT")
     ]  # fmt: skip
@@ -224,7 +229,7 @@ def test_bad_folder_of_one_model_leaves_the_others_alone(tmp_path: Path, caplog:
     manager.apply([ModelEntry("a", "gs://x", "latest"), ModelEntry("b", str(tmp_path), "latest")])
     manager.step()
     assert {name: list(manager.available(name)) for name in manager.names()} == {"a": [1], "b": [1]}
-    assert manager.find("a")[0] == 1
+    assert manager.find(ModelChoice("a"))[0] == 1
 
 
 def test_a_served_version_stays_while_a_new_one_loads_without_an_end(tmp_path: Path) -> None:
@@ -244,12 +249,18 @@ def test_a_served_version_stays_while_a_new_one_loads_without_an_end(tmp_path: P
     manager.apply([ModelEntry("m", str(tmp_path), versions=(1, 2))])
     manager.step(wait=False)
     assert loading.wait(60)
-    assert [(status.version, status.state) for status in manager.status("m")] == [(2, "LOADING"), (1, "AVAILABLE")]
-    assert manager.find("m")[0] == 1
+    assert states(manager) == [
+        (2, "LOADING"),
+        (1, "AVAILABLE"),
+    ]
+    assert manager.find(ModelChoice("m"))[0] == 1
     ended.set()
     manager.step()
-    assert [(status.version, status.state) for status in manager.status("m")] == [(2, "END"), (1, "AVAILABLE")]
-    assert manager.find("m")[0] == 1
+    assert states(manager) == [
+        (2, "END"),
+        (1, "AVAILABLE"),
+    ]
+    assert manager.find(ModelChoice("m"))[0] == 1
 
 
 @pytest.fixture
@@ -297,3 +308,34 @@ def test_close_waits_once_for_the_requests_of_all_versions(tmp_path: Path, waits
     manager._step_model("m", manager._target["m"])  # in this thread
     manager.close()
     assert waits_s == [manager_module._DRAIN_S] + [0.0] * 3
+
+
+def test_a_dropped_model_is_unloaded_even_if_no_thread_can_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions: list[Loaded] = []
+
+    def load(where: str) -> Loaded:
+        versions.append(Loaded(where))
+        return versions[-1]
+
+    manager = manager_of(load)
+    manager.apply([ModelEntry("m", str(tmp_path), versions=(1,))])
+    manager.step()
+    manager.apply([ModelEntry("n", str(tmp_path), versions=(1,))])
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            manager.step()
+    assert [version.closed for version in versions] == [True]
+    manager.step()
+    assert (manager.names(), manager.ready) == (["n"], True)
+
+
+def test_a_loaded_version_is_served_even_if_its_count_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    count = Mock(side_effect=ValueError("no such metric"))
+    manager = ModelManager(load=lambda folder, verify: Loaded(folder.root), on_load=count)  # type: ignore[arg-type,return-value]
+    manager.apply([ModelEntry("m", str(tmp_path), versions=(1,))])
+    manager.step()
+    assert (count.call_count, manager.ready) == (1, True)
+    assert "the change to its configured versions failed" in caplog.text

@@ -15,6 +15,7 @@ import pytest
 
 from ciml.http.intake import RequestError
 from ciml.limits import MAX_JSON_CONTAINERS
+from ciml.serving.server.manager import ModelChoice
 from ciml.serving.server.rest import parse_body
 from ciml.serving.server.server import ModelServer
 from tests.serving.models_fixture import C, F, L, columns, direct, runs
@@ -143,7 +144,7 @@ def test_a_call_takes_no_longer_than_its_grpc_client_waits(
 ) -> None:
     from tensorflow_serving.apis import prediction_service_pb2_grpc
 
-    process = server.manager.find("m")[1].process
+    process = server.manager.find(ModelChoice("m"))[1].process
     run = process.run
     limits_s: list[float | None] = []
 

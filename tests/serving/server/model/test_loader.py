@@ -292,12 +292,13 @@ def test_digest_sees_every_byte(good: dict[int, Path], tmp_path: Path) -> None:
 def test_model_is_closed_after_its_last_request(good: dict[int, Path]) -> None:
     inputs, n_windows = runs(2)
     model = load_model(open_store(good[1]))
-    assert model.acquire()
+    model.acquire()
     closing = threading.Thread(target=model.close)
     closing.start()
     closing.join(0.3)
     assert closing.is_alive()
-    assert not model.acquire()  # no new request is accepted
+    with pytest.raises(RequestError, match="the version is being unloaded"):
+        model.acquire()
     assert model.predict("", {"inputs": inputs, "n_windows": n_windows})["probabilities"].shape == (2, 4)
     model.release()
     closing.join(10)
