@@ -1,8 +1,9 @@
-"""The import of TensorFlow, and the settings of ciml's own processes.
+"""The import of TensorFlow and of Keras, and the settings of the process that imports them.
 
-A process that uses ciml as a library keeps its settings: TensorFlow is imported as it is. The processes of ciml itself
-(commands, services, workers) call `own_process` when they start. There TensorFlow is imported without Keras, runs on
-the CPU unless ``CUDA_VISIBLE_DEVICES`` is set, prints less, and takes a fixed number of threads.
+In a process that uses ciml as a library, TensorFlow is imported without any change of settings, and `keep_settings`
+restores what other imports change. The processes of ciml itself (commands, services, workers) call
+`declare_own_process` when they start. There TensorFlow is imported without Keras, runs on the CPU unless
+``CUDA_VISIBLE_DEVICES`` is set, prints less, and takes a fixed number of threads.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +24,18 @@ from ciml.errors import CimlError
 
 #: TensorFlow uses all cores by default; a trainer shares its machine.
 THREADS = 2
-#: Modules that TensorFlow imports last and does without: Keras 3, with matplotlib, scipy and pandas if installed, or
-#: Keras 2 in children of a process with tf.Transform, which sets ``TF_USE_LEGACY_KERAS``. They take 40 % of the
-#: processor time of ``import tensorflow``.
+#: Optional modules, the last that TensorFlow imports. They load Keras 3 (or Keras 2, if tf.Transform has set
+#: ``TF_USE_LEGACY_KERAS``), and take 40 % of the processor time of ``import tensorflow``.
 _KERAS_IMPORTS = ("keras.src.optimizers", "tf_keras.src.optimizers")
+#: A line that TensorFlow's libraries write before their logging is configured.
+_EARLY_MESSAGE = re.compile(
+    rb"WARNING: All log messages before absl::|[IWEF][0-9]{4} [0-9:.]+ +[0-9]+ [^ ]+\.cc:[0-9]+\]"
+)
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """The settings of a process of ciml; see `own_process`."""
+    """The settings of a process of ciml; see `declare_own_process`."""
 
     threads: int | None
     deterministic: bool
@@ -36,10 +43,12 @@ class _Settings:
 
 #: None in a caller's process.
 _settings: _Settings | None = None
+#: Held during the first import, so that no other thread uses TensorFlow before its settings are applied.
+_importing = threading.Lock()
 
 
-def own_process(*, threads: int | None = THREADS, deterministic: bool = True) -> None:
-    """Declare that this process belongs to ciml, before it uses TensorFlow. Never called by the Python API.
+def declare_own_process(*, threads: int | None = THREADS, deterministic: bool = True) -> None:
+    """Declare that this process belongs to ciml, before it imports TensorFlow. The Python API never calls this.
 
     Args:
       threads: number of threads of an estimator; None leaves the libraries' defaults.
@@ -49,7 +58,7 @@ def own_process(*, threads: int | None = THREADS, deterministic: bool = True) ->
     _settings = _Settings(threads, deterministic)
 
 
-def threads() -> int | None:
+def estimator_threads() -> int | None:
     """Return the number of threads of an estimator in this process; None for the library's default."""
     return None if _settings is None else _settings.threads
 
@@ -57,10 +66,11 @@ def threads() -> int | None:
 def load_tensorflow() -> Any:
     """Return the module ``tensorflow``. The first call in a process takes seconds.
 
-    In a process of ciml the first call applies its settings, which cannot be changed later.
+    In a process of ciml, the first call applies the process's settings, unless TensorFlow has been imported before.
     """
-    if _settings is not None and "tensorflow" not in sys.modules:
-        _import_with(_settings)
+    with _importing:
+        if _settings is not None and "tensorflow" not in sys.modules:
+            _import_with(_settings)
     import tensorflow
 
     if _settings is not None and _settings.deterministic:
@@ -78,7 +88,7 @@ def _import_with(settings: _Settings) -> None:
     blocked = {name: None for name in _KERAS_IMPORTS if name not in sys.modules}
     sys.modules.update(blocked)  # type: ignore[arg-type]  # their import raises ImportError
     try:
-        with _muted():
+        with _without_early_messages():
             import tensorflow
 
             tensorflow.config.list_physical_devices()  # reports a missing GPU
@@ -92,48 +102,29 @@ def _import_with(settings: _Settings) -> None:
 
 
 @contextmanager
-def _muted() -> Iterator[None]:
-    """Discard standard error meanwhile: TensorFlow reports a missing GPU there before logging is configured."""
-    sys.stderr.flush()
-    try:
-        saved = os.dup(2)
-    except OSError:  # standard error is closed
+def _without_early_messages() -> Iterator[None]:
+    """Discard what TensorFlow writes to standard error before its logging is configured, such as a missing GPU.
+
+    During the block, standard error of the whole process goes to a file. The lines of others are printed after it.
+    """
+    if sys.stderr is None:  # closed when the process started: descriptor 2 may be any file now
         yield
         return
+    sys.stderr.flush()
     try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)
-        os.close(null)
+        stderr = os.dup(2)
+    except OSError:  # closed since
         yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
-@contextmanager
-def keep_settings() -> Iterator[None]:
-    """Restore what libraries change in this process after the block: environment, random state, log handlers.
-
-    In the block, TensorFlow logs errors only.
-    """
-    tensorflow = logging.getLogger("tensorflow")
-    tensorflow.addFilter(_is_error)
-    environment = dict(os.environ)
-    state = random.getstate()
-    handlers = logging.root.handlers[:]
-    try:
-        yield
-    finally:
-        tensorflow.removeFilter(_is_error)
-        random.setstate(state)
-        logging.root.handlers[:] = handlers
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
+        return
+    with tempfile.TemporaryFile() as written, open(stderr, "wb") as original:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            written.seek(0)
+            original.writelines(line for line in written if not _EARLY_MESSAGE.match(line))
 
 
 def keras() -> Any:
@@ -156,3 +147,49 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
+
+
+@contextmanager
+def keep_settings() -> Iterator[None]:
+    """Restore what libraries change in this process after the block: environment, random state, log handlers.
+
+    In the block, TensorFlow logs errors only. Blocks that overlap, nested or in several threads, count as one.
+    """
+    global _open_blocks
+    with _blocks:
+        if not _open_blocks:
+            _kept.enter_context(_kept_settings())
+        _open_blocks += 1
+    try:
+        yield
+    finally:
+        with _blocks:
+            _open_blocks -= 1
+            if not _open_blocks:
+                _kept.close()
+
+
+_blocks = threading.Lock()
+_open_blocks = 0
+#: The settings are restored when this is closed.
+_kept = ExitStack()
+
+
+@contextmanager
+def _kept_settings() -> Iterator[None]:
+    tensorflow = logging.getLogger("tensorflow")
+    tensorflow.addFilter(_is_error)
+    environment = dict(os.environ)
+    state = random.getstate()
+    handlers = logging.root.handlers[:]
+    yield
+    tensorflow.removeFilter(_is_error)
+    random.setstate(state)
+    logging.root.handlers[:] = handlers
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

@@ -20,7 +20,7 @@ import click
 from ciml.errors import CimlError
 from ciml.extras import missing_extra, require_python
 from ciml.logs import configure_logging
-from ciml.tensorflow import own_process
+from ciml.tensorflow import declare_own_process
 from ciml.version import __version__, commit, describe
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def run(command: click.Command, args: list[str] | None = None, prog_name: str = 
     return another.
     """
     debug = bool(os.environ.get("CIML_DEBUG"))
-    own_process()
+    declare_own_process()
     atexit.register(gc.freeze)  # else the garbage collector scans all objects once more at exit
     try:
         with guarded(debug):

@@ -25,7 +25,7 @@ from ciml.pipelines.datasets.build import build_dataset
 from ciml.pipelines.processes import process_pool, result_of
 from ciml.progress import Progress
 from ciml.storage import Store
-from ciml.tensorflow import keras, own_process
+from ciml.tensorflow import declare_own_process, keras
 from ciml.training.data.examples import read_dataset
 from ciml.training.estimators import estimator_of
 from ciml.training.exclusions import Exclusions
@@ -285,7 +285,7 @@ def _line(error: object) -> str:
 
 def _own_trainer(threads: int) -> None:
     """Limit the threads of this process of ciml, which is one of several trainers in parallel."""
-    own_process(threads=threads)
+    declare_own_process(threads=threads)
     import sklearn.ensemble  # noqa: F401  (threadpoolctl limits only loaded pools)
     from threadpoolctl import threadpool_limits
 

@@ -36,7 +36,7 @@ from ciml.services.jobs import job_name, jobs_of, submits
 from ciml.services.service import Service, lag_families
 from ciml.services.supervisor import Supervisor
 from ciml.storage.s3 import impatient
-from ciml.tensorflow import own_process
+from ciml.tensorflow import declare_own_process
 
 if TYPE_CHECKING:
     from ciml.pipelines.flink.submit import FlinkJob
@@ -66,7 +66,7 @@ _log = logging.getLogger(__name__)
 def supervisor_main(home: Path, name: str) -> int:
     """Supervise a service until it is stopped or has failed; return the exit code."""
     configure_logging()
-    own_process()
+    declare_own_process()
     files = ServiceFiles(home, name)
     leave = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # the service keeps running: only `ciml service stop` stops it
@@ -299,7 +299,7 @@ def worker_main(home: Path, name: str, launch: str = "", savepoint: str = "") ->
       savepoint: where its job starts; "" for the manifest.
     """
     configure_logging()
-    own_process()
+    declare_own_process()
     files = ServiceFiles(home, name)
     options = files.options()
     with files.exclusive("worker") as held, in_place(home, options):

@@ -16,12 +16,12 @@ from typing import Any
 import hypothesis
 import pytest
 
-from ciml.tensorflow import own_process
+from ciml.tensorflow import declare_own_process
 from tests.tier import RANDOM, tries
 
 # jsonschema's grammar of IRIs takes a second of each process that imports it; no schema here has their formats.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-own_process()  # tests expect what the commands give: models that can be compared, and two threads
+declare_own_process()  # tests expect what the commands give: models that can be compared, and two threads
 gc.disable()  # until all is collected: what is imported lives as long as the process
 # No test decides by the clock: what is slow on a busy machine is not wrong. And none by chance: a change meets the same
 # inputs as the one before it, and make fuzz looks for others.

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from ciml.tensorflow import own_process
+from ciml.tensorflow import declare_own_process
 
 _TICK_S = 0.25
 _GRACE_S = 5.0
@@ -209,7 +209,7 @@ def work(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent died before the signal was set
         return
-    own_process()
+    declare_own_process()
     for name in _MODULES:
         with contextlib.suppress(ImportError):  # an extra is not installed; its users report that
             importlib.import_module(name)

@@ -1,10 +1,13 @@
-"""A library leaves a caller's process as it was, also if it fails."""
+"""A library leaves its caller's process as it was, also if it fails; a process of ciml gets its settings."""
 
 from __future__ import annotations
 
 import logging
 import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +36,85 @@ def test_what_a_block_changes_in_its_process_is_restored(monkeypatch: pytest.Mon
         assert fails
     assert (dict(os.environ), random.getstate(), logging.root.handlers) == (environment, state, handlers)
     assert tensorflow.filters == filters
+
+
+def test_blocks_that_overlap_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nested ones, and those of two threads, of which the first to begin is the first to end."""
+    monkeypatch.delenv("CIML_NEW", raising=False)
+    tensorflow = logging.getLogger("tensorflow")
+    warning = tensorflow.makeRecord("tensorflow", logging.WARNING, "", 0, "", (), None)
+    first = keep_settings()
+    second = keep_settings()
+    with first:
+        second.__enter__()
+        with keep_settings():
+            os.environ["CIML_NEW"] = "new"
+        assert not tensorflow.filter(warning)
+    assert not tensorflow.filter(warning)
+    second.__exit__(None, None, None)
+    assert tensorflow.filter(warning)
+    assert "CIML_NEW" not in os.environ
+
+
+#: A module in place of TensorFlow, which prints what TensorFlow prints on a machine without a GPU.
+_FAKE = r"""
+import logging, os, time
+from contextlib import suppress
+from types import SimpleNamespace as Names
+def write(message):
+    with suppress(OSError):  # as the libraries do
+        os.write(2, message)
+write(b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n")
+write(b"I0000 00:00:1796069835.356028    6249 cudart_stub.cc:31] Could not find cuda drivers on your machine\n")
+threads = 0
+def set_threads(number):
+    global threads
+    threads = number
+def list_physical_devices():
+    time.sleep(0.25)
+    write(b"E0000 00:00:1796069848.417325    6249 cuda_platform.cc:52] failed call to cuInit: INTERNAL\n")
+threading = Names(set_inter_op_parallelism_threads=set_threads, set_intra_op_parallelism_threads=set_threads)
+experimental = Names(enable_op_determinism=lambda: None)
+config = Names(list_physical_devices=list_physical_devices, threading=threading, experimental=experimental)
+get_logger = logging.getLogger
+time.sleep(0.25)
+"""
+_DECLARE = "import sys, threading, time; from ciml import tensorflow as t; t.declare_own_process(threads=3)\n"
+
+
+def run_with_fake(code: str, folder: Path, shell: str = "") -> subprocess.CompletedProcess[str]:
+    """Run code in a process of ciml that imports the fake."""
+    (folder / "tensorflow.py").write_text(_FAKE)
+    command = ("sh", "-c", f'exec "$0" "$@" {shell}', sys.executable, "-c", _DECLARE + code)
+    path = os.pathsep.join((str(folder), os.getcwd()))
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+
+
+def test_no_thread_uses_tensorflow_before_its_settings_are_applied(tmp_path: Path) -> None:
+    code = """
+first = threading.Thread(target=t.load_tensorflow)
+first.start()
+while "tensorflow" not in sys.modules:
+    time.sleep(0.001)
+print(t.load_tensorflow().threads)
+"""
+    assert run_with_fake(code, tmp_path).stdout == "3\n"
+
+
+def test_lines_that_others_print_during_the_import_are_not_lost(tmp_path: Path) -> None:
+    code = """
+first = threading.Thread(target=t.load_tensorflow)
+first.start()
+for number in range(8):
+    print("line", number, file=sys.stderr)
+    time.sleep(0.1)
+first.join()
+"""
+    lines = run_with_fake(code, tmp_path).stderr.splitlines()
+    assert lines == [f"line {number}" for number in range(8)]
+
+
+@pytest.mark.parametrize("code", ["", "import os; os.close(2)\n"], ids=["at the start", "since"])
+def test_tensorflow_is_imported_with_standard_error_closed(code: str, tmp_path: Path) -> None:
+    process = run_with_fake(code + "print(t.load_tensorflow().threads)", tmp_path, "" if code else "2>&-")
+    assert (process.stdout, process.returncode) == ("3\n", 0)

@@ -107,7 +107,7 @@ def test_tensorflow_comes_without_keras_until_it_is_used(legacy: str, monkeypatc
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", legacy)  # set by tf.Transform for its process and the children
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
-    load = "from ciml.tensorflow import load_tensorflow, own_process; own_process(); tf = load_tensorflow()"
+    load = "import ciml.tensorflow as t; t.declare_own_process(); tf = t.load_tensorflow()"
     programs = "import ciml.serving.server.model.graph"
     used = "tf_keras" if legacy == "1" else "keras"
     light = f"import sys; assert {{'tensorflow'}} == {set(HEAVY)!r} & set(sys.modules), sys.modules"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from ciml.errors import CimlError, NoTrainingDataError
-from ciml.tensorflow import load_tensorflow, threads
+from ciml.tensorflow import estimator_threads, load_tensorflow
 from ciml.training.estimators.base import Graph, Rows, Training, present_classes, spread, spread_graph
 from ciml.training.estimators.views import RECORDED, UNROLLED, AnyView, graph_of, names_of, values_of
 from ciml.training.experiment import Experiment
@@ -218,7 +218,7 @@ def random_forest(experiment: Experiment, smallest: int) -> Any:
     """Build a random forest."""
     from sklearn.ensemble import RandomForestClassifier
 
-    return RandomForestClassifier(n_jobs=threads(), **_options(experiment, {"n_estimators": 300}))
+    return RandomForestClassifier(n_jobs=estimator_threads(), **_options(experiment, {"n_estimators": 300}))
 
 
 def hist_gradient_boosting(experiment: Experiment, smallest: int) -> Any:

@@ -26,7 +26,7 @@ from ciml.http.intake import RequestError
 from ciml.limits import MAX_MODEL_MEMORY_BYTES
 from ciml.logs import configure_logging
 from ciml.serving.server.model.messages import Answer, Call, Load, Loaded, one_line, pack, receive, send, unpack
-from ciml.tensorflow import load_tensorflow, own_process
+from ciml.tensorflow import declare_own_process, load_tensorflow
 
 if TYPE_CHECKING:
     from ciml.serving.server.model.graph import Graph
@@ -44,7 +44,7 @@ _PR_SET_PDEATHSIG = 1
 def main(control_fd: int) -> None:
     """Fork and end processes as the server asks. End with all of them when the server closes the socket."""
     configure_logging()
-    own_process(threads=None, deterministic=False)
+    declare_own_process(threads=None, deterministic=False)
     load_tensorflow()
     import ciml.serving.server.model.graph  # noqa: F401 - before the first fork
 
