@@ -175,7 +175,7 @@ class Inbox:
         self._waiting.append(_Waiting(b"", (), settled, 0.0, done, is_rejected=True))
 
     def drop(self) -> None:
-        """Forget what waits: its sender sends it again."""
+        """Forget all waiting deliveries, because their sender repeats them after a loss of the connection."""
         self._waiting.clear()
 
     def set_connected(self, is_connected: bool) -> None:

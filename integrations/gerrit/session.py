@@ -1,21 +1,20 @@
 """The session with a Gerrit: its stream, and comparisons with its REST API, in one event loop.
 
 Gerrit repeats no event of its stream. So the session compares with the REST API: after each new connection, after each
-*gap* in the stream (an event that Gerrit dropped, or that is too long), and regularly. It produces the events that the
-stream has not shown. The *position*, up to which events were compared, is stored.
+gap in the stream (an event that Gerrit dropped, or that is too long), and regularly. It produces the events that the
+stream has not shown. The *position* is stored: the time up to which events were compared.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import math
 import ssl
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,26 +29,30 @@ from ciml.events.redaction import shown
 from ciml.http.outgoing import call_in_daemon
 from ciml.integrations.config import GerritSource, Receivers
 from ciml.integrations.gerrit.approvals import TYPES, Changes, Event, events_of
+from ciml.integrations.gerrit.stream import Lines, StoredEvents, epoch_s, is_inner_ref, parse_line
 from ciml.integrations.registry import delivered, find_adapter
 from ciml.integrations.secrets import Secrets
 from ciml.integrations.sessions import Inbox, Lost, Session
-from ciml.limits import MAX_KNOWN_DELIVERIES, MAX_STREAM_LINE_BYTES
+from ciml.limits import MAX_STREAM_LINE_BYTES
 from ciml.storage.json_files import read_json, write_json
 
 T = TypeVar("T")
 
 _COMMAND = " ".join(["gerrit stream-events", *(f"-s {kind}" for kind in (*TYPES, "dropped-output"))])
+_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 _CHUNK_BYTES = 1 << 16
+#: The size of the end of standard error that is kept.
+_ERROR_BYTES = 1000
 _TICK_S = 0.01
-_SETTLE_S = 2.0  # before the first comparison: until then a new stream may miss events
-_SLACK_S = 60.0  # by which a comparison begins earlier: the server's index is late
-_LATER_S = 60.0  # by which the stream's time of a vote may be later than the vote's own
-_AGAIN_S = 15.0  # before the API is asked again after an error
+#: Time limits of the connection, of the login and of the start of the command, each.
 _LOGIN_S = 20.0
 _ALIVE_S = 20.0
-_ERROR_BYTES = 1000  # the end of what the server writes to standard error
-_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
-_VOTES = ("comment-added", "vote-deleted")
+#: A new stream may miss events for this time, so a comparison begins after it.
+_SETTLE_S = 2.0
+#: Each comparison overlaps the one before by this time, because the server's index lags.
+_OVERLAP_S = 60.0
+#: Pause before the API is asked again after an error.
+_RETRY_S = 15.0
 _log = logging.getLogger(__name__)
 asyncssh.set_log_level(logging.WARNING)
 
@@ -59,7 +62,7 @@ class GerritSession(Session):
 
     Args:
       receivers: the configuration.
-      source: of it.
+      source: one of its sources.
 
     Raises:
       CimlError: a key, a secret or a certificate is missing or invalid, or the position cannot be stored.
@@ -75,8 +78,8 @@ class GerritSession(Session):
         self._secrets = Secrets(where, source, receivers.file.parent)
         self._tls = receivers.loaded(source, "ca_file", lambda path: ssl.create_default_context(cafile=path))
         self._position_file = receivers.path(receivers.gerrit.state) / f"gerrit-{source.name}.json"
-        self._stored_events = _StoredEvents()
-        # Over plain HTTP anyone on the way may write the answers, so they prove nothing.
+        self._stored_events = StoredEvents()
+        # Over plain HTTP, anyone on the way may change the answers, so they prove nothing.
         api = urlsplit(source.rest)
         self._rest_auth = "ssh" if api.scheme == "https" or api.hostname in _LOCAL else ""
         self._comparison_problem = ""
@@ -86,114 +89,128 @@ class GerritSession(Session):
             raise CimlError(f"{where}: {self._position_file}: {error.strerror}; set state of [gerrit]") from None
 
     def serve(self, inbox: Inbox, stop: threading.Event) -> None:
-        inbox.drop()
         asyncio.run(self._serve(inbox, stop))
 
     async def _serve(self, inbox: Inbox, stop: threading.Event) -> None:
-        user, host, port = self._source.address
+        """Receive until ``stop`` is set. Deliveries of an earlier connection that wait for Kafka are settled too."""
+        receiving = asyncio.create_task(self._receive(inbox))
         try:
-            connecting = asyncssh.connect(
-                host,
-                port,
-                username=user,
-                client_keys=[self._key],
-                known_hosts=self._hosts,
-                config=None,
-                agent_path=None,
-                preferred_auth=["publickey"],
-                connect_timeout=_LOGIN_S,
-                login_timeout=_LOGIN_S,
-                keepalive_interval=_ALIVE_S,
-                keepalive_count_max=3,
-            )
-            async with (
-                connecting as connection,
-                connection.create_process(_COMMAND, encoding=None, stdin=asyncssh.DEVNULL) as process,
-            ):
+            while not stop.is_set():
+                inbox.settle()
+                if receiving.done():
+                    receiving.result()  # raises its error
+                await asyncio.sleep(_TICK_S)
+        finally:
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
+        while not self.may_end(inbox, stop):
+            inbox.settle()
+            await asyncio.sleep(_TICK_S)
+
+    async def _receive(self, inbox: Inbox) -> None:
+        """Connect, and produce each event until the connection ends. Raises `Lost` then."""
+        user, host, port = self._source.address
+        connecting = asyncssh.connect(
+            host,
+            port,
+            username=user,
+            client_keys=[self._key],
+            known_hosts=self._hosts,
+            config=None,
+            agent_path=None,
+            preferred_auth=["publickey"],
+            connect_timeout=_LOGIN_S,
+            login_timeout=_LOGIN_S,
+            keepalive_interval=_ALIVE_S,
+            keepalive_count_max=3,
+        )
+        try:
+            async with connecting as connection:
                 try:
-                    await self._run_tasks(process, inbox, stop)
+                    async with asyncio.timeout(_LOGIN_S):
+                        process = await connection.create_process(_COMMAND, encoding=None, stdin=asyncssh.DEVNULL)
+                    await self._read_and_compare(process, inbox)
                 finally:
                     connection.abort()  # a server need not answer a polite end
         except (OSError, asyncssh.Error) as error:
             raise Lost(self._explain(error)) from None
 
-    async def _run_tasks(self, process: asyncssh.SSHClientProcess[bytes], inbox: Inbox, stop: threading.Event) -> None:
-        gap = asyncio.Event()
-        gap.set()  # what happened before this connection
+    async def _read_and_compare(self, process: asyncssh.SSHClientProcess[bytes], inbox: Inbox) -> None:
+        must_compare = asyncio.Event()
+        must_compare.set()  # what happened before this connection is unknown
         errors = _ErrorOutput(process)
-        tasks = [asyncio.create_task(self._read_stream(process, errors, inbox, gap))]
+        tasks = [asyncio.create_task(self._read_stream(process, errors, inbox, must_compare))]
         if self._source.rest:
-            tasks.append(asyncio.create_task(self._keep_comparing(inbox, gap)))
+            tasks.append(asyncio.create_task(self._keep_comparing(inbox, must_compare)))
         self.problem = self._comparison_problem
         inbox.set_connected(True)
         try:
-            while not self.may_end(inbox, stop):
-                inbox.settle()
-                for task in tasks:
-                    if stop.is_set():
-                        task.cancel()
-                    elif task.done():
-                        task.result()  # raises its error
-                await asyncio.sleep(_TICK_S)
+            await asyncio.gather(*tasks)
         finally:
             for task in (*tasks, errors.task):
                 task.cancel()
             await asyncio.gather(*tasks, errors.task, return_exceptions=True)
 
     async def _read_stream(
-        self, process: asyncssh.SSHClientProcess[bytes], errors: _ErrorOutput, inbox: Inbox, gap: asyncio.Event
+        self, process: asyncssh.SSHClientProcess[bytes], errors: _ErrorOutput, inbox: Inbox, must_compare: asyncio.Event
     ) -> None:
-        """Produce each line of the stream. Raises `Lost` at its end."""
+        """Produce each line of the stream. Raises `Lost` at the end of the stream."""
         lines = Lines(MAX_STREAM_LINE_BYTES)
         while chunk := await process.stdout.read(_CHUNK_BYTES):
             for line in lines.feed(chunk):
                 await _wait_for_room(inbox)
                 if line is None:
-                    gap.set()
+                    must_compare.set()
                     inbox.reject("too_large", f"a line has more than {MAX_STREAM_LINE_BYTES} bytes")
                     continue
-                event = _parse(line)
+                event = parse_line(line)
                 if event.get("type") == "dropped-output":
-                    if not gap.is_set():
+                    if not must_compare.is_set():
                         _log.warning("source %s: Gerrit has dropped events of the stream", self.name)
-                    gap.set()
-                elif not _is_inner_ref(event):
+                    must_compare.set()
+                elif not is_inner_ref(event):
                     self._put(inbox, line, partial(self._stored_events.add, event), "ssh")
         text = await errors.text()
         raise Lost(f"{self.shown} ended the stream{f': {shown(text, 300)}' if text else ''}")
 
-    async def _keep_comparing(self, inbox: Inbox, gap: asyncio.Event) -> None:
+    async def _keep_comparing(self, inbox: Inbox, must_compare: asyncio.Event) -> None:
         """Compare with the API after each gap, and regularly."""
         await asyncio.sleep(_SETTLE_S)
         errors = 0
         while True:
-            passwords = self._secrets.keys()  # while a password is replaced: the other one after an error
+            passwords = self._secrets.keys()
+            # While a password is replaced there are two, which alternate after each error.
             password = passwords[errors % len(passwords)] if passwords else b""
             api = Changes(self._source.rest, self._source.user or self._source.address[0], password, self._tls)
             pause_s = self._source.check_s
-            gap.clear()
+            must_compare.clear()
             try:
                 await self._compare(api, inbox)
-                self.problem = self._comparison_problem = ""
+                self._report("")
             except CimlError as error:
                 errors += 1
-                pause_s = min(pause_s, _AGAIN_S)
-                if self._comparison_problem != str(error):
-                    _log.warning("source %s: %s; the stream continues", self.name, error)
-                self.problem = self._comparison_problem = str(error)
+                pause_s = min(pause_s, _RETRY_S)
+                self._report(str(error))
             finally:
                 api.close()
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
-                    await gap.wait()
+                    await must_compare.wait()
                     await asyncio.sleep(_SETTLE_S)
 
+    def _report(self, comparison_problem: str) -> None:
+        """Report that comparisons fail, or again succeed with ""; the stream continues meanwhile."""
+        if comparison_problem and comparison_problem != self._comparison_problem:
+            _log.warning("source %s: %s; the stream continues", self.name, comparison_problem)
+        self.problem = self._comparison_problem = comparison_problem
+
     async def _compare(self, api: Changes, inbox: Inbox) -> None:
-        """Produce what the stream has not shown, and store the position when Kafka has it."""
+        """Produce the events that the stream has not shown. Once Kafka has acknowledged them, store the position."""
+        at_s = time.time()  # before the server's time: a difference makes the next comparison begin earlier
         now_s = await _in_thread(api.now)
         if self._position is not None:
             await self._produce_missed(api, self._position.begin(now_s), inbox)
-        position = _Position(now_s, time.time())
+        position = _Position(now_s, at_s)
         try:
             write_json(self._position_file, {"after": position.after_s, "at": position.at_s})
         except OSError as error:
@@ -201,7 +218,7 @@ class GerritSession(Session):
         self._position = position
 
     async def _produce_missed(self, api: Changes, after_s: float, inbox: Inbox) -> None:
-        """Produce the events since a time that the stream has not shown; return when Kafka has them."""
+        """Produce the events since a time that the stream has not shown. Return once Kafka has acknowledged them."""
         unstored = 0
 
         def note_stored(event: Mapping[str, Any]) -> None:
@@ -250,45 +267,11 @@ class GerritSession(Session):
         return f"{self.shown} does not answer: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"
 
 
-class Lines:
-    """Collects lines. A line over the limit is skipped whole, whatever its length, without keeping it.
-
-    Args:
-      most: bytes of a line.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._parts = list[bytes]()
-        self._size = 0
-
-    def feed(self, chunk: bytes) -> list[bytes | None]:
-        """Return the lines that the chunk ends, without their ends and without empty ones; None for one too long."""
-        lines: list[bytes | None] = []
-        *ended, unfinished = chunk.split(b"\n")
-        for part in ended:
-            self._add(part)
-            line = b"".join(self._parts).strip() if self._size <= self._most else None
-            if line != b"":
-                lines.append(line)
-            self._parts = []
-            self._size = 0
-        self._add(unfinished)
-        return lines
-
-    def _add(self, part: bytes) -> None:
-        self._size += len(part)
-        if self._size > self._most:
-            self._parts = []
-        elif part:
-            self._parts.append(part)
-
-
 class _ErrorOutput:
-    """The end of what the server writes to standard error: unread, it would stop the stream too.
+    """Reads the server's standard error and keeps its end. If nobody read it, the server would block.
 
     Attributes:
-      task: reads it.
+      task: ends when the server has closed its standard error.
     """
 
     def __init__(self, process: asyncssh.SSHClientProcess[bytes]) -> None:
@@ -300,14 +283,19 @@ class _ErrorOutput:
             self._tail.extend(chunk)
 
     async def text(self) -> str:
-        """Return the text when the server has ended it, or after a second."""
+        """Return the text once the server has closed its standard error, or after a second."""
         await asyncio.wait([self.task], timeout=1.0)
         return bytes(self._tail).decode(errors="replace").strip()
 
 
 @dataclass(frozen=True)
 class _Position:
-    """The time up to which events were compared with the API: by the server's clock, and by this machine's."""
+    """The time up to which events were compared with the API.
+
+    Attributes:
+      after_s: by the server's clock.
+      at_s: by this machine's clock, a little earlier.
+    """
 
     after_s: float
     at_s: float
@@ -315,84 +303,14 @@ class _Position:
     @classmethod
     def of(cls, stored: Mapping[str, Any] | None) -> _Position | None:
         """Return the stored position; None if there is none, or it holds no time."""
-        after_s = _time(stored or {}, "after")
-        at_s = _time(stored or {}, "at")
+        after_s = epoch_s(stored or {}, "after")
+        at_s = epoch_s(stored or {}, "at")
         return None if after_s is None else cls(after_s, math.inf if at_s is None else at_s)
 
     def begin(self, now_s: float) -> float:
-        """Return where the next comparison begins, by the server's clock: it may have jumped, ahead or back."""
+        """Return the time where the next comparison begins, by the server's clock, which may have jumped in between."""
         elapsed_s = max(0.0, time.time() - self.at_s)
-        return max(min(self.after_s, now_s - elapsed_s) - _SLACK_S, 0.0)
-
-
-class _StoredEvents:
-    """The events that Kafka has lately, as far as the API shows them too."""
-
-    def __init__(self) -> None:
-        self._created_s: OrderedDict[bytes, float] = OrderedDict()  # time of the event by the digest of its key
-
-    def add(self, event: Mapping[str, Any]) -> None:
-        for key in map(_digest, keys_of(event)):
-            self._created_s[key] = _created_s(event)
-            self._created_s.move_to_end(key)
-        while len(self._created_s) > MAX_KNOWN_DELIVERIES:
-            self._created_s.popitem(last=False)
-
-    def __contains__(self, event: Mapping[str, Any]) -> bool:
-        return all(self._has(_digest(key), event) for key in keys_of(event))
-
-    def _has(self, key: bytes, event: Mapping[str, Any]) -> bool:
-        created_s = self._created_s.get(key)
-        if created_s is None or event.get("type") not in _VOTES:
-            return created_s is not None
-        return 0 <= created_s - _created_s(event) <= _LATER_S  # else it is another vote with the same value
-
-
-def keys_of(event: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """Return what the event says: a key for each vote, else one."""
-    try:
-        change = event["change"]
-        patchset = event["patchSet"]
-        kind = event["type"]
-        about = (kind, str(change["project"]), str(change["number"]), str(patchset["number"]))
-        if kind not in _VOTES:
-            return [about]
-        who = event["author" if kind == "comment-added" else "reviewer"]
-        name = str(who.get("username") or who.get("email") or who.get("name"))
-        return [(*about, name, str(vote["type"]), str(vote["value"])) for vote in event.get("approvals", ())]
-    except (KeyError, TypeError, AttributeError):
-        return []
-
-
-def _is_inner_ref(event: Mapping[str, Any]) -> bool:
-    """Return whether an event is of a ref that is not a branch: Gerrit updates several of them with each comment."""
-    update = event.get("refUpdate")
-    name = update.get("refName") if isinstance(update, Mapping) else ""
-    return event.get("type") == "ref-updated" and not str(name).startswith("refs/heads/")
-
-
-def _digest(key: tuple[Any, ...]) -> bytes:
-    """Return what stands for a key: a line of a megabyte may be a single name."""
-    return hashlib.blake2b(repr(key).encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-def _created_s(event: Mapping[str, Any]) -> float:
-    return _time(event, "eventCreatedOn") or 0.0
-
-
-def _time(values: Mapping[str, Any], name: str) -> float | None:
-    """Return epoch seconds; None for what is not a time."""
-    when = values.get(name)
-    return float(when) if isinstance(when, int | float) and 0 <= when < 1e11 else None
-
-
-def _parse(line: bytes) -> Mapping[str, Any]:
-    """Return the event of a line; an empty one where it is none, which the adapter rejects."""
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return event if type(event) is dict else {}
+        return max(min(self.after_s, now_s - elapsed_s) - _OVERLAP_S, 0.0)
 
 
 async def _in_thread(function: Callable[[], T]) -> T:

@@ -16,7 +16,7 @@ from tests.integrations.gerrit.server import FakeGerrit
 def gerrit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGerrit]:
     """A server for sessions with short pauses."""
     monkeypatch.setattr(module, "_SETTLE_S", 0.05)
-    monkeypatch.setattr(module, "_AGAIN_S", 0.1)
+    monkeypatch.setattr(module, "_RETRY_S", 0.1)
     monkeypatch.setattr(sessions, "_PAUSES_S", (0.05, 0.1))
     server = FakeGerrit(tmp_path / "gerrit")
     server.start()

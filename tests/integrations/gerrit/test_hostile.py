@@ -14,6 +14,7 @@ import pytest
 
 from ciml.integrations.gerrit import approvals as rest_module
 from ciml.integrations.gerrit import session as module
+from ciml.integrations.gerrit.stream import Lines, StoredEvents
 from ciml.limits import MAX_STREAM_LINE_BYTES, MIB
 from tests.integrations.gerrit.samples import CLEO, change, event, numbers, person
 from tests.integrations.gerrit.server import FakeGerrit
@@ -64,7 +65,7 @@ def test_the_servers_last_words_are_quoted(gerrit: FakeGerrit) -> None:
 
 
 def test_a_line_without_end_takes_no_memory(gerrit: FakeGerrit) -> None:
-    lines = module.Lines(MAX_STREAM_LINE_BYTES)
+    lines = Lines(MAX_STREAM_LINE_BYTES)
     with allocating(4 * MIB):
         for _ in range(4000):
             assert lines.feed(b"x" * (1 << 14)) == []
@@ -83,7 +84,7 @@ def test_a_flood_of_events_waits_for_kafka(gerrit: FakeGerrit) -> None:
 
 
 def test_a_long_name_is_remembered_by_a_digest() -> None:
-    had = module._StoredEvents()
+    had = StoredEvents()
     with allocating(8 * MIB):
         for number in range(100):
             made = event("comment-added", number, 5, author=person(CLEO), approvals=[{"type": "V", "value": "1"}])

@@ -14,7 +14,7 @@ from ciml.events.reviews import PARTLY_APPROVED
 from ciml.integrations.adapter import Delivery
 from ciml.integrations.gerrit.adapter import ADAPTER
 from ciml.integrations.gerrit.approvals import events_of, seconds
-from ciml.integrations.gerrit.session import Lines
+from ciml.integrations.gerrit.stream import Lines
 from tests.integrations.gerrit.samples import ADA, CLEO, COMMIT, PARENT, at, change, event, message, person, vote
 from tests.integrations.gerrit.test_executed import rules
 from tests.integrations.hostile import Path, changed, paths

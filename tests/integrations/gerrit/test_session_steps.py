@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from ciml.integrations.gerrit import session as module
+from ciml.integrations.gerrit.stream import StoredEvents
+from ciml.integrations.producer import DeliveryProducer, ReceiverMetrics
+from ciml.integrations.sessions import Inbox
 from ciml.limits import MAX_STREAM_LINE_BYTES
 from tests.integrations.gerrit.samples import CLEO, change, event, numbers, person
 from tests.integrations.gerrit.server import FakeGerrit
-from tests.integrations.receivers.kept import running, wait
+from tests.integrations.receivers.kept import Kept, running, wait
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -102,6 +106,49 @@ def test_the_other_password_is_tried_while_one_replaces_the_other(gerrit: FakeGe
 def test_a_later_vote_of_the_same_value_is_another(stream_s: int, api_s: int, is_shown: bool) -> None:
     """The time of a vote in the stream is up to a minute later than in the API, and never earlier."""
     approvals = [{"type": "Code-Review", "value": "2"}]
-    shown = module._StoredEvents()
+    shown = StoredEvents()
     shown.add(event("comment-added", 1, stream_s, author=person(CLEO), approvals=approvals))
     assert (event("comment-added", 1, api_s, author=person(CLEO), approvals=approvals) in shown) == is_shown
+
+
+def test_an_event_that_waits_for_kafka_survives_a_loss_of_the_connection(gerrit: FakeGerrit) -> None:
+    """Gerrit repeats nothing, and its API does not report updates of branches."""
+    stored = threading.Event()
+    inbox = Inbox("zuul", cast(DeliveryProducer, Kept(acknowledges=False)), ReceiverMetrics("test"), 64)
+    inbox.put(b"an update of a branch", (), stored.set)
+    stop = threading.Event()
+    thread = threading.Thread(target=gerrit.session().serve, args=(inbox, stop), daemon=True)
+    thread.start()
+    gerrit.wait_for_stream()
+    assert len(inbox) == 1
+    cast(Kept, inbox.producer).acknowledge()
+    wait(stored.is_set, "the event is lost")
+    stop.set()
+    thread.join(30)
+
+
+def test_both_times_of_a_position_are_of_the_same_moment(gerrit: FakeGerrit) -> None:
+    """The next comparison begins early enough, however long this one takes, and wherever the server's clock jumps."""
+    now_s = int(time.time())
+    gerrit.changes = [change(1, now_s)]
+    with running(gerrit.session({"after": now_s - 100}), acknowledges=False) as kept:
+        wait(lambda: kept.values, "the event is missing")
+        time.sleep(1.5)
+        before_s = time.time()
+        kept.acknowledge()
+        assert gerrit.position("at") < before_s - 1
+
+
+def test_a_session_that_is_connecting_is_stopped(gerrit: FakeGerrit) -> None:
+    gerrit.freeze()
+    with running(gerrit.session()):
+        time.sleep(0.5)
+        began_s = time.monotonic()
+    assert time.monotonic() - began_s < 10
+    gerrit.thaw()
+
+
+def test_an_event_without_keys_is_not_stored() -> None:
+    stored = StoredEvents()
+    stored.add({})
+    assert {} not in stored
