@@ -52,7 +52,7 @@ def inert(text: str, most_bytes: int) -> str:
     return cut(line, most_bytes) or "?"
 
 
-def name(text: str, most_bytes: int = 120) -> str:
+def quoted_name(text: str, most_bytes: int = 120) -> str:
     """Return a hostile name, quoted: it never begins a line or a sentence by itself."""
     return f"“{inert(text, most_bytes)}”"
 

@@ -263,7 +263,7 @@ def _shows_names_as_they_are() -> None:
     """Names appear in messages unescaped."""
     from ciml.verdicts.feedback import text
 
-    _patch(text, "name", lambda name: lambda value, most_bytes=120: value)
+    _patch(text, "quoted_name", lambda quoted_name: lambda value, most_bytes=120: value)
 
 
 @_defect(30, "I5")

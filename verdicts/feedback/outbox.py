@@ -22,7 +22,7 @@ from ciml.manifest.replica import LogReplica
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.judgement import Item, is_muted
 from ciml.verdicts.feedback.state import Action, Entry, FeedbackState, Intent
-from ciml.verdicts.feedback.text import Finding, Style, causes_in, marker_of, patchset_key, render, stamped
+from ciml.verdicts.feedback.text import Finding, Stamp, Style, marker_of, render
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -192,14 +192,14 @@ class Outbox:
         if message is None:
             self._close(entry, "no_note")
             return
+        stamp = Stamp.of(message)
         previous = self._find(client, entry.change, message.marker)
         if previous is not None and message.stamp in previous.body:
-            self._close(entry, "unchanged", posted=previous, causes=causes_in(message))
+            self._close(entry, "unchanged", posted=previous, causes=stamp.causes)
             return
-        causes = causes_in(message)
         if previous is not None and not client.can_edit:
-            if stamped(previous.body, message.marker) == (patchset_key(entry.change), causes):
-                self._close(entry, "said", posted=previous, causes=causes)
+            if stamp.states_the_same_as(Stamp.find(previous.body, message.marker)):
+                self._close(entry, "said", posted=previous, causes=stamp.causes)
                 return
             previous = None
         self._call(client, entry, message, previous)
@@ -215,7 +215,7 @@ class Outbox:
             marker=message.marker,
             change=entry.change.change,
             changes=entry.changes,
-            causes=causes_in(message),
+            causes=Stamp.of(message).causes,
         )
         record = {"entry": entry.key, **asdict(intent)}
         del record["time_us"]  # the time of the delta

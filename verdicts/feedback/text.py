@@ -1,14 +1,15 @@
-"""Renders messages (pure): the verdict, what supports it, evidence, measured reruns, and how to object."""
+"""Render messages on changes (pure): the verdict, its support, evidence, measured reruns, and how to object."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ciml.digest import sha256_json
-from ciml.integrations.markup import cut, inert, name
+from ciml.integrations.markup import cut, inert, quoted_name
 from ciml.integrations.review import ChangeRef, Format, Rendered
 from ciml.verdict_rules import UNKNOWN
 from ciml.verdicts.feedback.config import Policy
@@ -18,16 +19,18 @@ from ciml.verdicts.signatures.notes import Note
 _NAME_BYTES = 120
 _SENTENCE_BYTES = 1000
 _TITLE_BYTES = 200
-#: Most observations of the only run of a message, and of each of several runs, besides an operator's note.
+#: Most observations of a run, besides an operator's note: if it is the only one, and if there are several.
 _MOST_OBSERVATIONS = 4
 _MOST_OBSERVATIONS_EACH = 1
 _CAUSE_WORDS = {"code": "this change", "machine": "the machine"}
-#: The cause that an operator named: that of all runs which failed alike, not of this change alone.
+#: Wording for a cause named by an operator: it applies to all runs with the same failure, not only to this change.
 _NAMED_CAUSES = {"code": "the code", "machine": "the machine"}
 _NO_VERDICT = "The model gives no verdict: it is not certain enough of a cause."
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _NUMBER = re.compile(r"[0-9]{1,6}")
-_STAMP = re.compile(r"ciml:[0-9a-f]{16}:(?P<patchset>[0-9a-f]{8}):(?P<causes>[a-z+]{1,20}):[0-9a-f]{12}")
+_STAMP = re.compile(
+    r"(?P<marker>ciml:[0-9a-f]{16}):(?P<patchset>[0-9a-f]{8}):(?P<causes>[a-z]+(?:\+[a-z]+)*):(?P<digest>[0-9a-f]{12})"
+)
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,12 @@ class Finding:
     """A verdict with its evidence.
 
     Attributes:
-      item: the verdict; its cause is `UNKNOWN` if only the note is sent.
-      observations: checked sentences, the strongest first; they may hold hostile names. The note's comes first.
-      picture: address of the picture below our own base URL; "" for none.
-      output: address of the output at a host of the policy; "" for none.
-      note: what an operator says about the failure; its texts are hostile. Its cause counts more than the verdict's.
+      item: the verdict; the cause is `UNKNOWN` if only the note is sent.
+      observations: checked sentences, the strongest first, but an operator's note before all. They may contain hostile
+        names.
+      picture: URL of the picture below our own base URL; "" for none.
+      output: URL of the output on a host that the policy allows; "" for none.
+      note: an operator's note on the failure, with hostile texts. A cause that it names overrides the verdict.
     """
 
     item: Item
@@ -55,7 +59,7 @@ class Finding:
 
     @property
     def is_worth_sending(self) -> bool:
-        """Whether there is a verdict, or a note in place of it."""
+        """Whether there is a verdict or a note to send."""
         return self.item.cause != UNKNOWN or self.note is not None
 
     @property
@@ -64,8 +68,10 @@ class Finding:
         return self.named_cause or self.item.cause
 
     def sentences(self, most: int) -> list[str]:
-        """Return the operator's note and at most ``most`` other observations, as text; none for 0."""
-        shown = most + (self.note is not None) if most else 0
+        """Return the operator's note and at most ``most`` other observations, as inert text; nothing for 0."""
+        if not most:
+            return []
+        shown = most if self.note is None else most + 1
         return [inert(text, _SENTENCE_BYTES) for text in self.observations[:shown]]
 
 
@@ -74,8 +80,8 @@ class Style:
     """The form of a message.
 
     Attributes:
-      format: markup of the system.
-      most_bytes: most bytes of a message.
+      format: markup of the review system.
+      most_bytes: largest size of a message in bytes.
       can_react: whether reviewers can react to the message with an emoji.
       policy: how many jobs have a line of their own, the word that mutes a change, and how many reruns are needed to
         report how many passed.
@@ -87,67 +93,96 @@ class Style:
     policy: Policy
 
 
+class Stamp(NamedTuple):
+    """The last line of our messages, by which `Outbox` recognises a message that it has sent.
+
+    Attributes:
+      marker: from `marker_of`.
+      patchset: key of the patch set.
+      causes: the stated causes as one word: ``code``, ``code+machine``, …; ``unknown`` for a note without a cause.
+      digest: of the text.
+    """
+
+    marker: str
+    patchset: str
+    causes: str
+    digest: str
+
+    def __str__(self) -> str:
+        return ":".join(self)
+
+    @classmethod
+    def find(cls, text: str, marker: str) -> Stamp | None:
+        """Return the first stamp with a marker in a text; None if there is none."""
+        stamps = (cls(**match.groupdict()) for match in _STAMP.finditer(text))
+        return next((stamp for stamp in stamps if stamp.marker == marker), None)
+
+    @classmethod
+    def of(cls, message: Rendered) -> Stamp:
+        """Return the stamp of a message from `render`."""
+        return cls(message.marker, *message.stamp.removeprefix(f"{message.marker}:").split(":"))
+
+    def states_the_same_as(self, other: Stamp | None) -> bool:
+        """Return whether another message states the same causes on the same patch set."""
+        return other is not None and (self.patchset, self.causes) == (other.patchset, other.causes)
+
+
 def marker_of(system: str, project: str, change: str) -> str:
-    """Return the marker in all our messages on a change. The change is its number, as the system has it."""
+    """Return the marker of all our messages on a change. ``change`` is the number in the review system."""
     return f"ciml:{sha256_json([system, project, change])[:16]}"
-
-
-def patchset_key(change: ChangeRef) -> str:
-    """Return the part of a stamp that identifies the patch set."""
-    return sha256_json(change.head or change.patchset)[:8]
-
-
-def causes_of(findings: Iterable[Finding]) -> str:
-    """Return the causes that a message states as one word: ``code``, ``code+machine``, …; ``unknown`` for a note."""
-    return "+".join(sorted({finding.cause for finding in findings}))
-
-
-def causes_in(message: Rendered) -> str:
-    """Return the causes that a message states, by its stamp."""
-    return message.stamp.split(":")[3]
-
-
-def stamped(body: str, marker: str) -> tuple[str, str] | None:
-    """Return patch set key and verdicts of a message of ours by its stamp; None without a stamp."""
-    for match in _STAMP.finditer(body):
-        if match[0].startswith(f"{marker}:"):
-            return match["patchset"], match["causes"]
-    return None
 
 
 def render(findings: Sequence[Finding], marker: str, change: ChangeRef, style: Style) -> Rendered:
     """Render the message on a patch set.
 
     The same findings give the same bytes. A message longer than `Style.most_bytes` loses whole lines: observations
-    first, then jobs. The first line and the marker are always kept.
+    first, then jobs. The first line and the stamp are always kept.
 
     Args:
-      findings: at least one, in any order.
+      findings: at least one, in any order; each `Finding.is_worth_sending`.
       marker: from `marker_of`.
       change: the patch set.
       style: form and limits.
     """
     ordered = sorted(findings, key=_order)
     title = _title(ordered)
-    prefix = f"{marker}:{patchset_key(change)}:{causes_of(ordered)}:"
-    jobs = min(len(ordered), style.policy.max_jobs)
-    observations = _MOST_OBSERVATIONS if len(ordered) == 1 else _MOST_OBSERVATIONS_EACH
-    while True:
-        if len(ordered) == 1:
-            details = _blocks_of_run(ordered[0], observations, style)
-        else:
-            details = _blocks_of_runs(ordered, jobs, observations, style)
-        blocks = [f"{_bold(title, style.format)}.", *details, *_rerun_lines(ordered, style)]
-        blocks.append(_footer(change, style, is_note=all(finding.item.cause == UNKNOWN for finding in ordered)))
-        text = "\n\n".join(blocks)
-        stamp = prefix + hashlib.sha256(text.encode()).hexdigest()[:12]
+    patchset = sha256_json(change.head or change.patchset)[:8]
+    causes = "+".join(sorted({finding.cause for finding in ordered}))
+    for size in _sizes(len(ordered), style.policy.max_jobs):
+        text = "\n\n".join(_blocks(title, ordered, size, change, style))
+        stamp = Stamp(marker, patchset, causes, hashlib.sha256(text.encode()).hexdigest()[:12])
         body = f"{text}\n\n{stamp if style.format == 'gerrit' else f'<!-- {stamp} -->'}"
-        if len(body.encode()) <= style.most_bytes or not (jobs or observations):
-            return Rendered(cut(title, _TITLE_BYTES), body, marker, stamp)
-        if observations:
-            observations -= 1
-        else:
-            jobs -= 1
+        if len(body.encode()) <= style.most_bytes:
+            break
+    return Rendered(cut(title, _TITLE_BYTES), body, marker, str(stamp))
+
+
+class _Size(NamedTuple):
+    """Limits on the parts of a message: jobs with a line of their own, and observations of each job."""
+
+    jobs: int
+    observations: int
+
+
+def _sizes(findings: int, max_jobs: int) -> Iterator[_Size]:
+    """Yield sizes of a message, the largest first."""
+    jobs = min(findings, max_jobs)
+    most = _MOST_OBSERVATIONS if findings == 1 else _MOST_OBSERVATIONS_EACH
+    for observations in range(most, -1, -1):
+        yield _Size(jobs, observations)
+    if findings > 1:
+        for fewer_jobs in range(jobs - 1, -1, -1):
+            yield _Size(fewer_jobs, 0)
+
+
+def _blocks(title: str, ordered: Sequence[Finding], size: _Size, change: ChangeRef, style: Style) -> list[str]:
+    if len(ordered) == 1:
+        details = _blocks_of_run(ordered[0], size.observations, style)
+    else:
+        details = _blocks_of_runs(ordered, size, style)
+    is_note = all(finding.item.cause == UNKNOWN for finding in ordered)
+    footer = _footer(change, style, is_note=is_note)
+    return [f"{_bold(title, style.format)}.", *details, *_rerun_lines(ordered, style), footer]
 
 
 def _order(finding: Finding) -> tuple[str, float, str, str]:
@@ -159,7 +194,7 @@ def _title(ordered: Sequence[Finding]) -> str:
     """Return the first line, without its full stop."""
     if len(ordered) == 1:
         finding = ordered[0]
-        job = name(finding.item.job, _NAME_BYTES)
+        job = quoted_name(finding.item.job, _NAME_BYTES)
         if finding.named_cause:
             return f"{job} failed; {_named(finding)}"
         if finding.cause == UNKNOWN:
@@ -183,11 +218,11 @@ def _named(finding: Finding) -> str:
 
 
 def _author(finding: Finding) -> str:
-    return name("" if finding.note is None else finding.note.author, _NAME_BYTES)
+    return quoted_name("" if finding.note is None else finding.note.author, _NAME_BYTES)
 
 
 def _blocks_of_run(finding: Finding, observations: int, style: Style) -> list[str]:
-    """Return the blocks of the only run: the support of its verdict, then a list of evidence."""
+    """Return the blocks of the only run: the support for the verdict, then a list of evidence."""
     item = finding.item
     lines = [f"- {text}" for text in finding.sentences(observations)]
     if finding.output and observations:
@@ -201,25 +236,24 @@ def _blocks_of_run(finding: Finding, observations: int, style: Style) -> list[st
     return [support, "\n".join(lines)] if lines else [support]
 
 
-def _blocks_of_runs(ordered: Sequence[Finding], jobs: int, observations: int, style: Style) -> list[str]:
-    """Return one block: a line for each job, and one for the others."""
+def _blocks_of_runs(ordered: Sequence[Finding], size: _Size, style: Style) -> list[str]:
+    """Return one block: a line for each job, and a line that counts the other jobs."""
     lines = []
-    for finding in ordered[:jobs]:
-        item = finding.item
-        job = name(item.job, _NAME_BYTES)
-        sentences = finding.sentences(observations)
+    for finding in ordered[: size.jobs]:
+        job = quoted_name(finding.item.job, _NAME_BYTES)
+        sentences = finding.sentences(size.observations)
         lines.append(" ".join([f"- {job}: {_verdict_of_job(finding)}", *sentences]))
-        if finding.output and observations:
+        if finding.output and size.observations:
             lines.append(f"- {_link('Output', finding.output, style.format)} of {job}")
-        if finding.picture and observations:
+        if finding.picture and size.observations:
             lines.append(f"- {_link('Picture', finding.picture, style.format)} of {job}")
-    if len(ordered) > jobs:
-        lines.append(f"- and {len(ordered) - jobs} more")
+    if len(ordered) > size.jobs:
+        lines.append(f"- and {len(ordered) - size.jobs} more")
     return ["\n".join(lines)]
 
 
 def _verdict_of_job(finding: Finding) -> str:
-    """Return the verdict on one of several jobs, and its support."""
+    """Return the verdict on one of several jobs, and the support for it."""
     item = finding.item
     named = f"{_named(finding)}; " if finding.named_cause else ""
     if item.cause == UNKNOWN:
@@ -229,9 +263,9 @@ def _verdict_of_job(finding: Finding) -> str:
 
 
 def _probability_text(item: Item) -> str:
-    """Return probability and base rate: ``91 %; base rate 63 % of 214 failed runs``. It is never 100 %."""
+    """Return probability and base rate: ``91 %; base rate 63 % of 214 failed runs``."""
     verdict = item.verdict
-    probability = _percent(item.probability)
+    probability = _percent(min(item.probability, 0.99))  # a model is never certain
     if verdict.without_telemetry:
         probability += " by its outcome and its output, without telemetry"
     base_rate = verdict.base_rate.get(item.cause)
@@ -249,11 +283,14 @@ def _track_record(item: Item) -> str:
 
 
 def _percent(share: float) -> str:
+    """Return a share in per cent; only exact shares are 0 % and 100 %."""
+    if share in (0, 1):
+        return f"{100 * share:.0f} %"
     return "under 1 %" if share < 0.01 else f"{min(round(100 * share), 99)} %"
 
 
 def _rerun_lines(ordered: Sequence[Finding], style: Style) -> list[str]:
-    """Return the numbers of runs with each verdict that ran again and passed; nothing for a cause with too few."""
+    """Return how many runs with each verdict ran again and passed; nothing for a cause with too few reruns."""
     lines = []
     for cause, words in _CAUSE_WORDS.items():
         item = next((finding.item for finding in ordered if finding.item.cause == cause), None)
@@ -270,12 +307,12 @@ def _footer(change: ChangeRef, style: Style, *, is_note: bool) -> str:
     source = "found this note by" if is_note else "estimated this from"
     return (
         f"ciml {source} the runs of {_patchset(change)}. Wrong: {objection}. "
-        f"No messages on this change: put {name(style.policy.mute_word)} into its title."
+        f"No messages on this change: put {quoted_name(style.policy.mute_word)} into its title."
     )
 
 
 def _patchset(change: ChangeRef) -> str:
-    # Six characters of a commit do not become a link.
+    # Review systems do not turn a six-character commit id into a link.
     if change.patchset and _NUMBER.fullmatch(change.patchset):
         return f"patch set {change.patchset}"
     commit = change.head or change.patchset

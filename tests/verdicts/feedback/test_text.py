@@ -24,7 +24,7 @@ from ciml.verdicts.evidence.output import (
 )
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.judgement import Item, decide_feedback
-from ciml.verdicts.feedback.text import Finding, Style, causes_in, marker_of, render, stamped
+from ciml.verdicts.feedback.text import Finding, Stamp, Style, marker_of, render
 from ciml.verdicts.signatures.failures import FailedRuns
 from ciml.verdicts.signatures.notes import Note
 from tests.tier import part, tries
@@ -72,6 +72,17 @@ def test_one_verdict_is_said_in_one_line_with_evidence_and_advice() -> None:
 def test_a_verdict_without_telemetry_says_so() -> None:
     body = message(Finding(item(verdict={"without_telemetry": True}), SEEN))
     assert "is 91 % by its outcome and its output, without telemetry; base rate 37 % of 214 failed runs" in body
+
+
+@pytest.mark.parametrize(
+    ("base_rate", "text"), [(0.0, "0 %"), (0.004, "under 1 %"), (0.374, "37 %"), (0.996, "99 %"), (1.0, "100 %")]
+)
+def test_a_base_rate_of_all_runs_or_of_none_is_printed_as_such(base_rate: float, text: str) -> None:
+    prediction = item().prediction
+    verdict = prediction["verdict"] | {"base_rate": {"machine": base_rate}}
+    sure = item().replace(probability=1.0, prediction=prediction | {"verdict": verdict})
+    body = message(Finding(sure))
+    assert f"probability is 99 %; base rate {text} of 214 failed runs" in body
 
 
 def test_several_verdicts_are_one_message_with_a_line_each() -> None:
@@ -170,7 +181,9 @@ def test_the_output_is_linked_beside_its_observations() -> None:
 def test_the_causes_of_a_message_are_those_of_its_stamp() -> None:
     style = Style("github", 4000, True, Policy())
     both = [Finding(item()), Finding(item(prediction(2, build_name="b")), note=NAMED.replace(cause="code"))]
-    assert causes_in(render(both, marker_of("review", "p", "12"), CHANGE, style)) == "code+machine"
+    rendered = render(both, marker_of("review", "p", "12"), CHANGE, style)
+    assert Stamp.of(rendered).causes == "code+machine"
+    assert str(Stamp.of(rendered)) == rendered.stamp
 
 
 def test_nothing_is_said_of_a_retry_before_enough_runs_ran_again() -> None:
@@ -185,9 +198,11 @@ def test_nothing_is_said_of_a_retry_before_enough_runs_ran_again() -> None:
 def test_the_stamp_names_patch_set_and_verdicts_and_their_order_does_not_change_a_byte() -> None:
     marker = marker_of("review", "org/project", "12")
     body = message(Finding(item()))
-    assert stamped(body, marker) == ("e20513f4", "machine")
-    assert stamped(body, marker_of("review", "org/project", "13")) is None
-    assert stamped("thanks", marker) is None
+    stamp = Stamp.find(body, marker)
+    assert stamp is not None
+    assert (stamp.patchset, stamp.causes) == ("e20513f4", "machine")
+    assert Stamp.find(body, marker_of("review", "org/project", "13")) is None
+    assert Stamp.find("thanks", marker) is None
     three = [Finding(item(prediction(number, build_name=f"job-{number}"))) for number in range(3)]
     assert message(*three) == message(*reversed(three))
 
