@@ -1,8 +1,8 @@
 """Fetch logs over HTTP: from an address, a folder, GitHub's list of artifacts, or an archive of artifacts.
 
 Each hop of a request is checked and has its limits, and a credential is sent to its own host only. There is no proxy
-from the environment, no cookie, and no unchecked redirect. The connections are httpcore's, the layer below httpx: it
-allows to resolve, check and connect a host in one step.
+from the environment, no cookie, and no unchecked redirect. The connections are httpcore's, the layer below httpx,
+because it lets us resolve, check and connect to a host in one step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import IO, TypeVar
 from urllib.parse import urljoin
@@ -41,7 +41,7 @@ T = TypeVar("T")
 #: GitLab's archive of the artifacts of a job.
 _JOB_ARCHIVE = re.compile(r"(?:/[^?]*)?/api/v4/projects/[^/?]+/jobs/[0-9]+/artifacts")
 
-#: A shorter error response is read to its end, so that its connection can be reused.
+#: An error response up to this size is read to its end, so that its connection can be reused.
 _DRAINED_BYTES = 1 << 14
 #: A larger archive is stored in an unnamed file.
 _ARCHIVE_BYTES_IN_MEMORY = 1 << 18
@@ -52,8 +52,8 @@ class HttpLogs:
     """Fetches logs over HTTP. Safe for many threads; keeps connections. Not picklable: create one per process.
 
     Args:
-      policy: the allowed hosts, those of redirects included, and the limits; ``total_s`` includes redirects and the
-        retry.
+      policy: the allowed hosts (``rules``, and ``redirect_rules`` for redirects) and the limits. ``total_s`` includes
+        redirects and retries.
       resolve: maps host and port to IP addresses.
     """
 
@@ -76,9 +76,9 @@ class HttpLogs:
         self._pool.close()
 
     def fetch(self, address: Address, job: JobFacts | None = None, grow: Callable[[int], None] | None = None) -> bytes:
-        """Fetch the log that an address leads to, unpacked. All requests have the limits of one log together.
+        """Fetch the log that an address leads to, unpacked. All requests together have the limits of one log.
 
-        A failed connection, a truncated response or a 5xx response is retried once.
+        Each request is repeated once after a failed connection, a truncated response or a 5xx response.
 
         Args:
           address: of a log; of a folder, if it ends with a slash; GitHub's list of the artifacts of a workflow run; or
@@ -108,7 +108,7 @@ class HttpLogs:
         Args:
           addresses: in the order in which they are tried.
           limit: of the transferred bytes.
-          consume: takes the address, and reads all chunks. It is called again for a retry.
+          consume: takes the address, and reads all chunks. It is called again for a retry. Its exceptions are raised.
         """
         with self._limits.within(self._policy.total_s):
             return first_found(
@@ -126,7 +126,10 @@ class HttpLogs:
         )
 
     def _artifact_address(self, address: Address, job: JobFacts) -> Address:
-        """Return the address of the artifact with a job's log, by the list of artifacts at an address."""
+        """Return the address of the artifact with a job's log, by the list of artifacts at an address.
+
+        Artifacts after the last page that is read count as missing.
+        """
         artifacts: list[Artifact] = []
         for number in range(1, MAX_ARTIFACTS_PAGES + 1):
             page_address = replace(address, path=f"{address.path}?per_page={PAGE}&page={number}")
@@ -209,6 +212,7 @@ class HttpLogs:
 
     @contextmanager
     def _request(self, address: Address, headers: list[tuple[bytes, bytes]]) -> Iterator[httpcore.Response]:
+        """Yield the response of one host, and convert errors of the connection, also those while the body is read."""
         url = httpcore.URL(
             scheme=address.scheme.encode(), host=address.host.encode(), port=address.port, target=address.path.encode()
         )
@@ -226,10 +230,13 @@ class HttpLogs:
             raise LogUnavailableError(reason, _message(error) or type(error).__name__, retry_now=True) from None
         except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
             raise RejectedInput("bad_address", _message(error)) from None
-        except ValueError as error:  # the protocol's parser rejects the headers
+        except ValueError as error:
+            if has_begun:  # an error of the reader
+                raise
+            # The protocol's parser rejects the headers.
             raise LogUnavailableError("log_unavailable", _message(error)) from None
 
-    def _body(self, response: httpcore.Response, encoding: str, limit: int = 0) -> Iterator[bytes]:
+    def _body(self, response: httpcore.Response, encoding: str, limit: int | None = None) -> Iterator[bytes]:
         """Yield the body as it is sent.
 
         Args:
@@ -237,7 +244,8 @@ class HttpLogs:
           encoding: ``gzip`` or ``identity``, which is always accepted.
           limit: in bytes; by default `FetchPolicy.max_wire_bytes`.
         """
-        limit = limit or self._policy.max_wire_bytes
+        if limit is None:
+            limit = self._policy.max_wire_bytes
         accepted = {"", "identity"} | ({"gzip", "x-gzip"} if encoding == "gzip" else set())
         encodings = header(response, b"content-encoding").decode("latin-1").lower().replace(" ", "")
         if set(encodings.split(",")) - accepted:
@@ -254,10 +262,12 @@ class HttpLogs:
 
 
 def _drain(response: httpcore.Response) -> None:
+    """Read a short body. If it is cut, the status of its response is still valid."""
     announced = header(response, b"content-length")
     if announced.isdigit() and int(announced) <= _DRAINED_BYTES:
-        for _ in response.iter_stream():
-            pass
+        with suppress(httpcore.TimeoutException, httpcore.NetworkError, httpcore.RemoteProtocolError):
+            for _ in response.iter_stream():
+                pass
 
 
 def _chunks(file: IO[bytes]) -> Iterable[bytes]:

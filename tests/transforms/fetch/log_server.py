@@ -26,6 +26,7 @@ ANSWERS: dict[str, Answer] = {
     "gz": (200, gzip.compress(LOG), {}),
     "cutgzip": (200, gzip.compress(LOG)[:-100], {}),
     "cut": CUT,
+    "cutmissing": (404, b"x", {"Content-Length": "100"}),
 }
 RAW = {
     "hangup": b"",

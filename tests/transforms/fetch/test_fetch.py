@@ -9,6 +9,8 @@ import json
 import threading
 import time
 import tracemalloc
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
@@ -20,7 +22,7 @@ import pytest
 from ciml.events.cloudevents import finished_event
 from ciml.events.payloads import message_of
 from ciml.events.records import Batch, Message, Origin, Outcome
-from ciml.http.addresses import Address
+from ciml.http.addresses import Address, parse_address
 from ciml.limits import PART_BYTES, SMALL_PART_BYTES
 from ciml.storage import open_store
 from ciml.transforms.fetch.fetch import DEFERRED, REJECTED, Fetcher, fetch_in_parts, shared_fetcher
@@ -79,6 +81,7 @@ def test_order_repeats_and_what_else_is_in_the_batch(server: LogServer) -> None:
         ("status/429", "log_unavailable", 1),
         ("status/204", "log_unavailable", 1),
         ("cut", "log_cut", 2),
+        ("cutmissing", "log_not_found", 1),
         ("hangup", "log_unavailable", 2),
         ("noise", "log_unavailable", 2),
         ("oddlength", "log_unavailable", None),
@@ -471,3 +474,12 @@ def test_other_runs_do_not_ask_in_that_batch(server: LogServer) -> None:
         "answered 429, asks to wait for 90 s", "its host answered a request for another log by asking to wait",
     }  # fmt: skip
     assert sum(server.asked.values()) <= 4
+
+
+def test_an_error_of_the_consumer_is_not_one_of_the_server(server: LogServer) -> None:
+    def consume(_: Address, chunks: Iterable[bytes]) -> None:
+        raise ValueError(len(b"".join(chunks)))
+
+    with closing(Fetcher(allow(server))) as fetcher, pytest.raises(ValueError, match=str(len(LOG))):
+        fetcher.consume([parse_address(f"{server.url}/plain")], len(LOG), consume)
+    assert server.asked == {"/plain": 1}
