@@ -38,27 +38,31 @@ UNKNOWN_VOTER = "the voter is unknown"
 CLOSED = "a vote on a closed change is no review"
 NO_OWNER = "the change's owner is unknown"
 
-#: The least vote of a label that approves a patch set. Verified is the CI system's own.
+#: The least vote of a label that approves a patch set. Other labels do not count; Verified is the CI system's own.
 _APPROVES = {"Code-Review": 2, "Workflow": 1}
-#: The vote of a label that disapproves it.
-_VETO = {"Code-Review": -2}
+#: The vote of such a label that vetoes a change.
+_VETOES = {"Code-Review": -2}
+#: The review of a patch set by the effect of votes. If votes of one event have several effects, the first one counts.
+_REVIEWS = {"veto": "changes_requested", "withdrawal": "dismissed", "approval": PARTLY_APPROVED}
 #: Accounts whose votes approve nothing: the authors of the patch set.
 _OWN = (("change", "owner"), ("patchSet", "uploader"), ("patchSet", "author"))
-#: Kinds of patch sets that hold the code of the one before, as Gerrit makes them when it submits a change.
+#: Kinds of patch sets with the same code as the one before. Gerrit creates them when it submits a change.
 _SAME_CODE = frozenset({"TRIVIAL_REBASE", "TRIVIAL_REBASE_WITH_MESSAGE_UPDATE", "NO_CODE_CHANGE", "NO_CHANGE"})
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _VOTE = re.compile(r"[+-]?[0-9]{1,2}")
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _DEPENDS_ON = re.compile(r"^[ \t]*depends-on[ \t]*:", re.MULTILINE | re.IGNORECASE)
 _BRANCHES = "refs/heads/"
-_OTHER_CHANGES = "depends-on"  # the parents of a patch set whose runs also execute other changes: never merged
+#: The parent of a patch set whose runs also execute other changes. It is no commit, so it is never known as merged.
+_OTHER_CHANGES = "depends-on"
 _MOST_LABELS = 100
 _MOST_PARENTS = 8
-_SUBMIT_S = 10  # between the patch set that Gerrit makes at a submit and the event: measured 0 to 1
+#: Limit of the time from the patch set that Gerrit creates at a submit to the event; 0 to 1 s were measured.
+_SUBMIT_S = 10
 
 
 def read(delivery: Delivery) -> Reading | Ignored:
-    """Read what an event says of a patch set's runs (``review``, ``owner``, ``parents``), and which commits merged."""
+    """Read the facts that an event reports about a patch set's runs (``review``, ``owner``, ``parents``) or commits."""
     body = delivery.json()
     kind = required_text(body, "type")
     event = _event_id(delivery, body, kind)
@@ -77,19 +81,16 @@ def _patchset_created(body: Mapping[str, Any]) -> Said:
 def _change_merged(body: Mapping[str, Any]) -> Said:
     """Return that a patch set is merged, with the commits that are in the branch now.
 
-    Where Gerrit made the patch set when it submitted the change, the one before has the same code, on its own parents.
+    If Gerrit created the patch set when it submitted the change, the one before has the same code, on its own parents.
     """
-    subject = _subject(body)
-    target = _target(body)
-    covered = (
-        {"review": PARTLY_APPROVED, "parents": _OTHER_CHANGES} if _has_dependencies(body) else {"review": "merged"}
-    )
-    updates = [RunUpdate(subject, covered | target)]
+    if _has_dependencies(body):
+        updates = [_review(body, PARTLY_APPROVED, parents=_OTHER_CHANGES)]
+    else:
+        updates = [_review(body, "merged")]
     if _made_by_submit(body):
-        before = _number(body, "patchSet", "number") - 1
-        updates.append(RunUpdate(_subject(body, before), {"review": PARTLY_APPROVED} | target))
+        updates.append(_review(body, PARTLY_APPROVED, patchset=_number(body, "patchSet", "number") - 1))
     commits = (text_at(body, "patchSet", "revision"), text_at(body, "newRev"))
-    return (*updates, *_merged(_project(body), target["target"], commits))
+    return (*updates, *_merged(_project(body), _branch(body), commits))
 
 
 def _ref_updated(body: Mapping[str, Any]) -> Said:
@@ -131,11 +132,6 @@ def _has_dependencies(body: Mapping[str, Any]) -> bool:
     return type(message) is not str or _DEPENDS_ON.search(message) is not None
 
 
-def _target(body: Mapping[str, Any]) -> dict[str, str]:
-    """Return the branch for which a review was given: a change may be moved to another."""
-    return {"target": required_text(body, "change", "branch").removeprefix(_BRANCHES)}
-
-
 def _commits(body: Mapping[str, Any], *path: str) -> tuple[str, ...]:
     """Return a list of commits; none if one of them is not a commit."""
     commits = texts_at(body, *path)
@@ -144,7 +140,10 @@ def _commits(body: Mapping[str, Any], *path: str) -> tuple[str, ...]:
 
 
 def _event_id(delivery: Delivery, body: Mapping[str, Any], kind: str) -> str:
-    """Return the same id for the same event, whether it comes from the stream, a webhook or the REST API."""
+    """Return the same id for the same event, whether it comes from the stream, a webhook or the REST API.
+
+    A vote by the REST API has another id than by the stream: it has no comment, and its time is a little earlier.
+    """
     try:
         identity = _identity(body, kind)
     except RejectedInput:
@@ -153,7 +152,7 @@ def _event_id(delivery: Delivery, body: Mapping[str, Any], kind: str) -> str:
 
 
 def _identity(body: Mapping[str, Any], kind: str) -> list[Any] | None:
-    """Return what makes an event the same. A patch set is created and merged once; a vote may be given again."""
+    """Return the fields that identify an event; None if it has none. A vote can be given again, at another time."""
     patchset = [kind, _project(body), _number(body, "change", "number"), _number(body, "patchSet", "number")]
     if kind in ("patchset-created", "change-merged"):
         return patchset
@@ -170,39 +169,50 @@ def _identity(body: Mapping[str, Any], kind: str) -> list[Any] | None:
 
 
 def _voted(body: Mapping[str, Any], voter: str) -> Said:
-    """Return what the votes of a person make of the review, or the rule by which they make nothing of it."""
-    approved = withdrawn = rejected = False
-    for approval in objects_at(body, "approvals", most=_MOST_LABELS):
-        label = text_at(approval, "type")
-        vote = _vote(approval, "value")
-        before = _vote(approval, "oldValue")
-        least = _APPROVES.get(label)
-        if least is not None:
-            # Gerrit lists all votes of who comments. Only one that has an old value was given by this event: another
-            # may have been copied from an earlier patch set.
-            approved |= vote >= least and bool(text_at(approval, "oldValue"))
-            withdrawn |= before >= least > vote
-        rejected |= vote <= _VETO.get(label, -100)
-    if not (approved or withdrawn or rejected):
+    """Return the review that a person's votes result in, or the rule by which they do not count."""
+    effect = _effect(objects_at(body, "approvals", most=_MOST_LABELS))
+    if not effect:
         return NO_VOTE
     if text_at(body, "change", "status") in ("MERGED", "ABANDONED"):
         return CLOSED
-    person = object_at(body, voter)
     if not _account(body, voter):
         return UNKNOWN_VOTER
-    if rejected:
-        # Gerrit keeps the vote on later patch sets, where no event names it: it holds until the change is merged.
-        change = RunUpdate(_change_subject(body), {"review": VETOED})
-        return (change, RunUpdate(_subject(body), {"review": "changes_requested"} | _target(body)))
-    if withdrawn:
-        return (RunUpdate(_subject(body), {"review": "dismissed"} | _target(body)),)
-    if any(_may_be_same(person, object_at(body, *path)) for path in _OWN):
+    person = object_at(body, voter)
+    if effect == "approval" and any(_may_be_same(person, object_at(body, *path)) for path in _OWN):
         return OWN_VOTE
-    return (RunUpdate(_subject(body), {"review": PARTLY_APPROVED} | _target(body)),)
+    review = _review(body, _REVIEWS[effect])
+    if effect != "veto":
+        return (review,)
+    # Gerrit keeps a veto on later patch sets, whose events do not name it: it holds until the change is merged.
+    return (RunUpdate(_change_subject(body), {"review": VETOED}), review)
+
+
+def _effect(approvals: Iterable[Mapping[str, Any]]) -> str:
+    """Return the effect of votes, a key of `_REVIEWS`; "" if they have none."""
+    effects = set()
+    for approval in approvals:
+        label = text_at(approval, "type")
+        if label not in _APPROVES:
+            continue
+        vote = _vote(approval, "value")
+        if label in _VETOES and vote <= _VETOES[label]:
+            effects.add("veto")
+        if _vote(approval, "oldValue") >= _APPROVES[label] > vote:
+            effects.add("withdrawal")
+        # Gerrit lists all votes of the person who comments. A vote without an old value was not given by this event:
+        # it may have been copied from an earlier patch set.
+        if vote >= _APPROVES[label] and text_at(approval, "oldValue"):
+            effects.add("approval")
+    return next((effect for effect in _REVIEWS if effect in effects), "")
+
+
+def _review(body: Mapping[str, Any], review: str, *, patchset: int | None = None, **facts: str) -> RunUpdate:
+    """Return a review of a patch set, by default of the event's, for the branch of the change: it can be moved."""
+    return RunUpdate(_subject(body, patchset), {"review": review, "target": _branch(body), **facts})
 
 
 def _subject(body: Mapping[str, Any], patchset: int | None = None) -> str:
-    """Return the subject of a patch set's runs: of the event's patch set by default."""
+    """Return the subject of the runs of a patch set, by default of the event's."""
     return _subjects(body, _number(body, "patchSet", "number") if patchset is None else patchset)[0]
 
 
@@ -216,6 +226,10 @@ def _subjects(body: Mapping[str, Any], patchset: int) -> tuple[str, ...]:
     if not subjects:
         raise RejectedInput("bad_field", "change.project: too long, or it holds a secret")
     return subjects
+
+
+def _branch(body: Mapping[str, Any]) -> str:
+    return required_text(body, "change", "branch").removeprefix(_BRANCHES)
 
 
 def _project(body: Mapping[str, Any]) -> str:
@@ -248,11 +262,11 @@ def _account(body: Mapping[str, Any], *path: str) -> str:
 
 def _may_be_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two accounts may be of one person: they share a user name, an address or, with neither, a name."""
-    keys = [(text_at(one, name).casefold(), text_at(other, name).casefold()) for name in ("username", "email")]
+    keys = [(text_at(one, key).casefold(), text_at(other, key).casefold()) for key in ("username", "email")]
     comparable = [(ours, theirs) for ours, theirs in keys if ours and theirs]
     if comparable:
         return any(ours == theirs for ours, theirs in comparable)
-    return text_at(one, "name") == text_at(other, "name") != ""
+    return text_at(one, "name").casefold() == text_at(other, "name").casefold() != ""
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], Said]] = {

@@ -48,6 +48,7 @@ APPROVAL = [vote("Code-Review", "2", "0")]
         ({"username": "eve2", "email": "eve@example.org"}, {"username": "eve", "email": "eve@example.org"}, True),
         ({"username": "eve", "name": "Eve"}, {"name": "Eve", "email": "eve@home.example"}, True),
         ({"username": "cleo", "name": "J. Smith"}, {"username": "eve", "name": "J. Smith"}, False),
+        ({"name": "Eve Smith"}, {"name": "eve smith"}, True),
         ({"username": "cleo"}, {}, False),
     ],
 )
@@ -207,6 +208,12 @@ def test_what_cannot_be_joined_is_rejected(fields: dict[str, Any], reason: str, 
 def test_strange_votes_are_rejected(approvals: Any) -> None:
     with pytest.raises(RejectedInput, match=r"approvals|type"):
         read("comment-added", author=account("cleo"), approvals=approvals)
+
+
+@pytest.mark.parametrize("value", ["100", "two"])
+def test_a_strange_vote_of_a_label_that_does_not_count_is_ignored(value: str) -> None:
+    votes = (vote("Quality", value, "0"), vote("Code-Review", "2", "0"))
+    assert comment(*votes) == {PATCHSET: review(PARTLY_APPROVED)}
 
 
 def _id(kind: str, **fields: Any) -> str:
