@@ -4,6 +4,8 @@ The version with the label ``canary`` predicts a share of the runs, always all r
 the others (`ciml.serving.predict.predictor.PredictPolicy`). The one with the label ``shadow`` predicts all runs next to
 the stable version, in a stream of its own, so they are compared on the same runs. `compare_canary` reads the
 predictions and what the runs were; `settle_canary` acts on it, which the registry records with the figures.
+
+Runs of a change fail, and are misjudged, together. So the first labelled run of a change is the only one that counts.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.events.outcomes import CAUSE
+from ciml.events.outcomes import CAUSE, FAILED
+from ciml.events.records import RunFacts
 from ciml.intervals import wilson
 from ciml.runs.latest_runs import latest_runs
 from ciml.runs.state import open_raw
@@ -37,7 +40,8 @@ class CanaryRule:
 
     Attributes:
       margin: by how much less often right than the stable version it may be.
-      level: largest probability of a wrong promotion, and of a wrong rollback, however often it is looked at.
+      level: largest probability of a wrong promotion, and of a wrong rollback, however often it is looked at. Changes
+        must be independent of each other.
       wait_s: for how long the cause of a failed run is waited for, seconds. Predictions are compared in their order, so
         that a look at the labels that came first cannot decide.
     """
@@ -54,11 +58,11 @@ class Shares:
     Attributes:
       version: of the model.
       right: right predictions of labelled runs.
-      labelled: labelled runs.
-      predictions: all predictions since the canary began, labelled or not.
+      labelled: labelled runs, one of each change.
+      predictions: all predicted runs since the canary began, labelled or not.
       estimate: the expected share of right ones among all, by the probabilities: the mean of the highest one of each
         run. It needs no label, and is as good as the calibration (confidence-based performance estimation).
-      error: half of the 95 % interval of that share, if the probabilities are right.
+      error: half of the 95 % interval of that share, if the probabilities are right and the runs independent.
     """
 
     version: int
@@ -118,8 +122,8 @@ class CanaryReport:
         return [
             f"{self.label}, version {self.canary.version}: {self.canary.text()}",
             f"stable, version {self.stable.version}: {self.stable.text()}",
-            f"evidence that it is worse: {self.worse:.3g}, that it is not worse by {self.rule.margin:g}: "
-            f"{self.not_worse:.3g}; {needed:.3g} decides",
+            f"evidence from one run of each change that it is worse: {self.worse:.3g}, that it is not worse by "
+            f"{self.rule.margin:g}: {self.not_worse:.3g}; {needed:.3g} decides",
             f"{decisions[self.decision]}{waits}",
         ]
 
@@ -134,7 +138,7 @@ def compare_canary(
 ) -> CanaryReport | None:
     """Compare the canary or shadow of a model with its stable version; None if there is none.
 
-    Only runs that are trusted now count.
+    Only runs that are trusted now count, and the first labelled one of each change.
 
     Args:
       data: the data root.
@@ -166,19 +170,17 @@ def compare_canary(
         version: read_definition(registry.read_asset(version, DEFINITION), f"model {model}, version {version}")
         for version in versions
     }
-    names = classes_of(data, trust, predictions, definitions)
+    known = known_runs(data, trust, predictions, definitions)
     comparison: PairedComparison | SequentialComparison
     if label == SHADOW:
         comparison = PairedComparison(rule.margin, rule.level)
-        waits = _add_pairs(comparison, predictions, names, rule, time.time())
+        waits = _add_pairs(comparison, predictions, known, rule, time.time())
     else:
         comparison = SequentialComparison(rule.margin, rule.level)
-        waits = _add(comparison, predictions, names, versions, rule, time.time())
+        waits = _add(comparison, predictions, known, versions, rule, time.time())
     worse, not_worse = comparison.evidence
     canary, stable = (
-        shares_of(
-            labels[name], arm, [prediction for prediction in predictions if prediction["version"] == labels[name]]
-        )
+        shares_of(labels[name], arm, predictions)
         for name, arm in ((label, comparison.canary), (STABLE, comparison.stable))
     )
     return CanaryReport(canary, stable, comparison.decision, worse, not_worse, waits, rule, label)
@@ -210,13 +212,30 @@ def _labelled_us(registry: Registry, label: str, version: int) -> int:
     return int(times[-1])
 
 
-def classes_of(
+class KnownRun(NamedTuple):
+    """What is known of a run that a version predicted.
+
+    Attributes:
+      subject: its project and change, or its run id without a change, as in
+        `ciml.verdicts.feedback.standing.RecordedVerdict`.
+      name: its class by the definition of the version; "" for a failed run whose cause may still become known.
+    """
+
+    subject: tuple[str, str]
+    name: str
+
+
+#: Known runs by run id and version.
+KnownRuns = Mapping[tuple[str, int], KnownRun]
+
+
+def known_runs(
     data: DataRoot,
     trust: PolicySource,
     predictions: Iterable[Mapping[str, Any]],
     definitions: Mapping[int, ResolvedDefinition],
-) -> dict[str, str]:
-    """Return the classes of those predicted runs that are trusted and stored, by run id; "" for one not known yet.
+) -> dict[tuple[str, int], KnownRun]:
+    """Return what is known of those predicted runs that are trusted and stored, and have a class or may get one.
 
     Args:
       data: the data root.
@@ -224,55 +243,61 @@ def classes_of(
       predictions: of the runs.
       definitions: of the versions that predicted.
     """
-    version_of = {prediction["run_id"]: prediction["version"] for prediction in predictions}
+    unseen: dict[str, set[int]] = {}
+    for prediction in predictions:
+        unseen.setdefault(prediction["run_id"], set()).add(prediction["version"])
     policy = trust.current()
-    truths = None
+    truths = Truths(data)
     if any(definition.definition.class_label == CAUSE for definition in definitions.values()):
-        truths = Truths(data)
         truths.read()
-    names: dict[str, str] = {}
-    unseen = set(version_of)
+    known: dict[tuple[str, int], KnownRun] = {}
     for run in latest_runs(*open_raw(data.raw)):
-        run_id = run.facts.run_id
         if not unseen:
             break
-        if run_id not in unseen:
+        versions = unseen.pop(run.facts.run_id, ())
+        if not versions or not evaluate(policy, run.facts).trusted:
             continue
-        unseen.remove(run_id)
-        if not evaluate(policy, run.facts).trusted:
-            continue
-        definition = definitions[version_of[run_id]]
-        if truths is not None and definition.definition.class_label == CAUSE:
-            names[run_id] = truths.of(run_id).cause
-        else:
-            label = definition.label_of(run.facts.replace(outcome=run.outcome or None))
-            names[run_id] = label[1] if isinstance(label, tuple) else ""
-    return names
+        facts = run.facts.replace(outcome=run.outcome or None)
+        for version in versions:
+            name = _class_of(facts, definitions[version], truths)
+            if name is not None:
+                known[facts.run_id, version] = KnownRun((facts.project, facts.change or facts.run_id), name)
+    return known
+
+
+def _class_of(facts: RunFacts, definition: ResolvedDefinition, truths: Truths) -> str | None:
+    """Return the class of a run; "" for a failed run whose cause may still become known, None for no class."""
+    if definition.definition.class_label == CAUSE:
+        return truths.of(facts.run_id).cause if facts.outcome in FAILED else None
+    label = definition.label_of(facts)
+    return label[1] if isinstance(label, tuple) else None
 
 
 def _add(
     comparison: SequentialComparison,
     predictions: list[dict[str, Any]],
-    names: Mapping[str, str],
+    known: KnownRuns,
     versions: Mapping[int, str],
     rule: CanaryRule,
     now_s: float,
 ) -> int:
-    """Add the predictions whose class is known, up to the first one that is waited for; return how many follow it."""
-    settled_runs, waits = settled(predictions, names, rule.wait_s, now_s)
+    """Add the predictions that `settled` returns; return how many wait."""
+    settled_runs, waits = settled(predictions, known, rule.wait_s, now_s)
     for prediction, is_right in settled_runs:
         comparison.add(is_canary=versions[prediction["version"]] == CANARY, is_right=is_right)
     return waits
 
 
 def settled(
-    predictions: Sequence[Mapping[str, Any]], names: Mapping[str, str], wait_s: float, now_s: float
+    predictions: Sequence[Mapping[str, Any]], known: KnownRuns, wait_s: float, now_s: float
 ) -> tuple[list[tuple[Mapping[str, Any], bool]], int]:
-    """Return the predictions whose class is known, and whether each is right, up to the first one that is waited for.
+    """Return the predictions that count, and whether each is right, up to the first one that is waited for.
+
+    Of each version and change, the first prediction of a run whose class is known counts.
 
     Args:
       predictions: in the order of their commits.
-      names: by `classes_of`.
+      known: by `known_runs`.
       wait_s: for how long the cause of a failed run is waited for, seconds.
       now_s: the present time, epoch seconds.
 
@@ -280,11 +305,16 @@ def settled(
       The pairs, and how many predictions follow them.
     """
     settled_runs = []
+    counted: set[tuple[int, tuple[str, str]]] = set()
     for index, prediction in enumerate(predictions):
-        name = names.get(prediction["run_id"])
-        if name:
-            settled_runs.append((prediction, prediction["class"] == name))
-        elif name == "" and prediction["label"] == CAUSE and prediction["time_us"] / 1e6 + wait_s > now_s:
+        version = prediction["version"]
+        run = known.get((prediction["run_id"], version))
+        if run is None or (version, run.subject) in counted:
+            continue
+        if run.name:
+            counted.add((version, run.subject))
+            settled_runs.append((prediction, prediction["class"] == run.name))
+        elif prediction["time_us"] / 1e6 + wait_s > now_s:
             return settled_runs, len(predictions) - index
     return settled_runs, 0
 
@@ -306,23 +336,35 @@ def _pairs(predictions: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, An
 def _add_pairs(
     comparison: PairedComparison,
     predictions: list[dict[str, Any]],
-    names: Mapping[str, str],
+    known: KnownRuns,
     rule: CanaryRule,
     now_s: float,
 ) -> int:
-    """Add the pairs whose class is known, up to the first one that is waited for; return how many follow it."""
+    """Add the pairs whose classes are known, one of each change, as `settled` does; return how many wait."""
     pairs = list(_pairs(predictions))
     stable_of = {shadow["run_id"]: stable for shadow, stable in pairs}
-    settled_runs, waits = settled([shadow for shadow, _ in pairs], names, rule.wait_s, now_s)
+    settled_runs, waits = settled([shadow for shadow, _ in pairs], known, rule.wait_s, now_s)
     for shadow, is_right in settled_runs:
-        run_id = shadow["run_id"]
-        comparison.add(canary_is_right=is_right, stable_is_right=stable_of[run_id]["class"] == names[run_id])
+        stable = stable_of[shadow["run_id"]]
+        run = known.get((stable["run_id"], stable["version"]))
+        if run is not None and run.name:
+            comparison.add(canary_is_right=is_right, stable_is_right=stable["class"] == run.name)
     return waits
 
 
 def shares_of(version: int, arm: Arm, predictions: list[dict[str, Any]]) -> Shares:
-    of_version = (prediction for prediction in predictions if prediction["version"] == version)
-    highest = [max(prediction["probabilities"].values()) for prediction in of_version]
+    """Return the shares of a version. The first prediction of each run counts.
+
+    Args:
+      version: of the model.
+      arm: its labelled predictions.
+      predictions: in the order of their commits.
+    """
+    first: dict[str, dict[str, Any]] = {}
+    for prediction in predictions:
+        if prediction["version"] == version:
+            first.setdefault(prediction["run_id"], prediction)
+    highest = [max(prediction["probabilities"].values()) for prediction in first.values()]
     if not highest:
         return Shares(version, arm.right, arm.runs, 0, None, None)
     error = 1.96 * math.sqrt(sum(share * (1 - share) for share in highest)) / len(highest)

@@ -21,7 +21,7 @@ from ciml.errors import CimlError, EngineError, IntegrityError, NoTrainingDataEr
 from ciml.manifest.log import ManifestLog
 from ciml.metrics import Family, metric
 from ciml.progress import Progress, no_progress
-from ciml.services.canary import CanaryRule, Shares, classes_of, settle_canary, settled, shares_of
+from ciml.services.canary import CanaryRule, Shares, known_runs, settle_canary, settled, shares_of
 from ciml.services.decide import ServiceProgress
 from ciml.services.service import NotReadyError, Service
 from ciml.serving.contract import DEFINITION, read_definition
@@ -390,7 +390,7 @@ def news_of(config: TrainConfig, registry: Registry, triggers: Triggers) -> News
 def served_accuracy(config: TrainConfig, registry: Registry) -> ServedAccuracy | None:
     """Compare the champion's labelled predictions with its gate; None without a champion.
 
-    Only runs that are trusted now count, in the order of their predictions.
+    Only runs that are trusted now count, the first labelled one of each change, in the order of their predictions.
 
     Args:
       config: of the trainer.
@@ -409,8 +409,8 @@ def served_accuracy(config: TrainConfig, registry: Registry) -> ServedAccuracy |
         if prediction["model"] == registry.model and is_served(prediction) and prediction["version"] == version
     ]
     definition = read_definition(registry.read_asset(version, DEFINITION), f"model {registry.model}, version {version}")
-    names = classes_of(config.data, config.trust, predictions, {version: definition})
-    settled_runs, _ = settled(predictions, names, CanaryRule().wait_s, time.time())
+    known = known_runs(config.data, config.trust, predictions, {version: definition})
+    settled_runs, _ = settled(predictions, known, CanaryRule().wait_s, time.time())
     drop = AccuracyDrop(gate or Arm())
     for _, is_right in settled_runs:
         drop.add(is_right=is_right)

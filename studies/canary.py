@@ -1,7 +1,8 @@
 """How many labelled runs the rule of canaries and shadows needs, and how often it is wrong: `python -m studies.canary`.
 
-Runs are drawn: a canary and a stable version that are right with given probabilities, and a share of the runs for the
-canary; or a shadow on the same runs. Each run is a look. The figures are in docs/serving.md.
+Runs of different changes are drawn, since one of a change counts: a canary and a stable version that are right with
+given probabilities, and a share of the runs for the canary; or a shadow on the same runs. Each run is a look. The
+figures are in docs/serving.md.
 """
 
 from __future__ import annotations

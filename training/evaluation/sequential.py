@@ -11,6 +11,8 @@ the shares of right predictions that were seen before it, over its likelihood by
 For pairs, that ratio is 1 + λ (difference - boundary), with the λ whose expected growth was largest so far.
 
 `AccuracyDrop` bets in the same way on the runs of one version against the accuracy that it had at the gate.
+
+Runs must be independent of each other. Runs of a change are not, so the caller adds one of each change.
 """
 
 from __future__ import annotations
@@ -256,7 +258,8 @@ class AccuracyDrop:
     A model may be as good as at the gate for months, and then get worse. So a bet begins with every twentieth run, with
     a share of the stake that decreases: 1/2, 1/6, 1/12, … The sum of such bets is an e-process, too. Half of the level
     is that of the bets, and half that of the accuracy at the gate, which is known from few runs: the hypothesis is that
-    the version is right at least as often as the lower end of an exact interval says (Clopper and Pearson).
+    the version is right at least as often as the lower end of an exact interval says (Clopper and Pearson). That
+    interval takes the held-out runs for independent: it is too narrow if many of them are of the same change.
 
     Attributes:
       gate: the held-out runs at the gate.
