@@ -1,14 +1,15 @@
 """Clients of a Kafka broker, and one-line messages for their errors.
 
-librdkafka reports that a broker rejects the connection to a callback only. The failed call itself reports a timeout. So
-the callback stores the reason, and `as_engine_error` adds it.
+librdkafka reports a rejected connection only through the error callback; the failed call itself reports a timeout. So
+the callback stores the cause, and `as_engine_error` adds it to the message.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
@@ -18,28 +19,58 @@ from ciml.kafka import KafkaOptions
 
 Client = TypeVar("Client")
 
-
-def _codes(names: str) -> frozenset[int]:
-    return frozenset(getattr(KafkaError, name) for name in names.split())
-
-
 #: Codes of errors after which the same call may succeed.
-TRANSIENT = _codes(
-    "_TRANSPORT _ALL_BROKERS_DOWN _TIMED_OUT _RESOLVE _MAX_POLL_EXCEEDED _WAIT_COORD NOT_LEADER_FOR_PARTITION "
-    "LEADER_NOT_AVAILABLE REQUEST_TIMED_OUT BROKER_NOT_AVAILABLE"
+TRANSIENT = frozenset(
+    {
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._TIMED_OUT,
+        KafkaError._RESOLVE,
+        KafkaError._MAX_POLL_EXCEEDED,
+        KafkaError._WAIT_COORD,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.BROKER_NOT_AVAILABLE,
+    }
 )
-NO_TOPIC = _codes("UNKNOWN_TOPIC_OR_PART _UNKNOWN_TOPIC _UNKNOWN_PARTITION UNKNOWN_TOPIC_ID")
-#: Transient errors after the creation of a topic or partition, or a change of leader.
-SOON = _codes(
-    "NOT_LEADER_FOR_PARTITION LEADER_NOT_AVAILABLE UNKNOWN_TOPIC_OR_PART _UNKNOWN_PARTITION UNKNOWN_LEADER_EPOCH "
-    "FENCED_LEADER_EPOCH"
+#: Codes of a topic that the broker does not know.
+NO_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_ID})
+#: Codes of errors that pass soon if a topic or partition was created, or its leader has changed.
+AFTER_CHANGE = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
+    }
 )
-_REFUSED = _codes("_AUTHENTICATION _SSL SASL_AUTHENTICATION_FAILED UNSUPPORTED_SASL_MECHANISM ILLEGAL_SASL_STATE")
+_REFUSED = frozenset(
+    {
+        KafkaError._AUTHENTICATION,
+        KafkaError._SSL,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.UNSUPPORTED_SASL_MECHANISM,
+        KafkaError.ILLEGAL_SASL_STATE,
+    }
+)
+#: How long a refusal explains a failed call, seconds. librdkafka repeats it every 30 s while the broker rejects.
+_REFUSAL_S = 60.0
 
-#: The process's admin clients, and the reasons why brokers rejected connections, until these are reported.
+
+class _Refusal(NamedTuple):
+    """Why a broker rejected a connection, and when, monotonic seconds."""
+
+    cause: str
+    time_s: float
+
+
 _admin_clients: dict[KafkaOptions, AdminClient] = {}
-_refusals: dict[KafkaOptions, str] = {}
-_lock = threading.Lock()
+_lock = threading.Lock()  # of `_admin_clients`: a client is created once. Single operations on `_refusals` need none.
+#: The last refusal that is not reported yet.
+_refusals: dict[KafkaOptions, _Refusal] = {}
 
 
 class NoTopicError(EngineError):
@@ -47,7 +78,7 @@ class NoTopicError(EngineError):
 
 
 def make_client(
-    kind: Callable[[dict[str, Any]], Client],
+    client_class: Callable[[dict[str, Any]], Client],
     options: KafkaOptions,
     properties: Mapping[str, Any],
     on_refusal: Callable[[KafkaError], None] | None = None,
@@ -55,9 +86,9 @@ def make_client(
     """Return a client of confluent-kafka.
 
     Args:
-      kind: its class.
+      client_class: class of the client.
       options: connection options, whose secrets are hidden in messages.
-      properties: its configuration.
+      properties: configuration of the client.
       on_refusal: called when the broker rejects the connection; by default `as_engine_error` reports it.
 
     Raises:
@@ -70,10 +101,10 @@ def make_client(
         if on_refusal is not None:
             on_refusal(error)
         else:
-            _refusals[options] = error.str()
+            _refusals[options] = _Refusal(error.str(), time.monotonic())
 
     try:
-        return kind({**properties, "error_cb": on_error})
+        return client_class({**properties, "error_cb": on_error})
     except (KafkaException, TypeError, ValueError) as error:
         fault = error.args[0] if error.args else error
         cause = fault.str() if isinstance(fault, KafkaError) else str(fault)
@@ -81,20 +112,29 @@ def make_client(
 
 
 def admin(options: KafkaOptions) -> AdminClient:
-    """Return the process's admin client for a broker."""
+    """Return the process's admin client for a broker, ready for a call."""
     with _lock:
         if options not in _admin_clients:
             _admin_clients[options] = make_client(AdminClient, options, options.common())
-        return _admin_clients[options]
+        client = _admin_clients[options]
+    earlier = _refusals.pop(options, None)
+    client.poll(0)  # the refusals since the last call do not explain an error of the next one
+    _refusals.pop(options, None)
+    if earlier is not None:
+        _refusals[options] = earlier
+    return client
 
 
 def is_refused(options: KafkaOptions) -> bool:
-    """Return whether a polled client was rejected by the broker, and this is not reported yet."""
-    return options in _refusals
+    """Return whether the broker has just rejected a client that was polled, and no error has reported this yet."""
+    return bool(_cause(_refusals.get(options)))
 
 
 def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) -> EngineError:
-    """Return the error of a failed call, with a one-line message."""
+    """Return the error of a failed call, with a one-line message.
+
+    If the broker has just rejected the connection, the message has the cause, which counts as reported from then on.
+    """
     broker = f"Kafka at {options.bootstrap}"
     fault = error.args[0]
     code = fault.code()
@@ -107,7 +147,12 @@ def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) ->
         client = _admin_clients.get(options)
     if client is not None:
         client.poll(0)  # calls `on_error`
-    refusal = _refusals.pop(options, "")
+    refusal = _cause(_refusals.pop(options, None))
     if refusal or code in _REFUSED:
         return EngineError(f"{broker} refuses the connection: {options.hide(refusal) or cause}")
     return EngineError(f"{broker} does not answer ({cause}); check --kafka")
+
+
+def _cause(refusal: _Refusal | None) -> str:
+    """Return the cause of a refusal; "" without one, or if it is too old to explain a failed call."""
+    return refusal.cause if refusal is not None and time.monotonic() - refusal.time_s <= _REFUSAL_S else ""

@@ -16,7 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from ciml.errors import CimlError, EngineError
 from ciml.kafka import KafkaOptions
-from ciml.kafka.connect import SOON, NoTopicError, admin, as_engine_error, is_refused
+from ciml.kafka.connect import AFTER_CHANGE, NoTopicError, admin, as_engine_error, is_refused
 from ciml.manifest.coverage import ADOPT_COMMAND, OtherTopicError, check_topic_id
 from ciml.pipelines.processes import Shared
 
@@ -82,7 +82,7 @@ def offsets_of(
             futures = admin(options).list_offsets(specs, isolation_level=level, request_timeout=most_s)
             return {part.partition: future.result().offset for part, future in futures.items()}
         except KafkaException as error:
-            if error.args[0].code() not in SOON or time.monotonic() > until:
+            if error.args[0].code() not in AFTER_CHANGE or time.monotonic() > until:
                 raise as_engine_error(options, topic, error) from None
             topic_of(options, topic)  # raises if the topic is gone
             time.sleep(0.1)

@@ -28,6 +28,7 @@ from ciml.pipelines.kafka.plan import PartitionRead
 _POOLED_S = 120.0  # how long an unused reader stays open
 _CHECK_S = 3.0  # pause between checks of an idle topic
 _LATEST_MS = LATEST_US // 1000
+_MISSING = NO_TOPIC | {KafkaError._UNKNOWN_PARTITION}  # the topic or the partition
 # For a name that is not UTF-8, confluent-kafka returns headers with a NULL and also sets an exception. This call checks
 # for it; a plain ``record.headers()``, specialised by the interpreter, does not, and the exception surfaces elsewhere.
 # Call it once for a record: the second call sets no exception.
@@ -175,7 +176,7 @@ class Reader:
                 position = offset + 1
             elif fault.code() == KafkaError._PARTITION_EOF:
                 position = max(position, record.offset())
-            elif fault.code() not in TRANSIENT and (fault.code() in NO_TOPIC or not fault.retriable()):
+            elif fault.code() not in TRANSIENT and (fault.code() in _MISSING or not fault.retriable()):
                 self.position = position
                 self._fail(fault)
         self.position = position
@@ -199,7 +200,7 @@ class Reader:
                 f"{self._where} {self.position}: the topic does not hold this offset (any more): unread messages "
                 f"expired, or the topic was recreated. Nothing was skipped: {fault.str()}"
             )
-        if code in NO_TOPIC:
+        if code in _MISSING:
             if self._partition in check_topic(self._options, self._topic, ""):
                 return  # the broker did not know it yet
             raise IntegrityError(f"{self._where} {self.position}: the topic has no such partition (any more)")

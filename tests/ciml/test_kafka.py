@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from ciml import kafka
 from ciml.errors import CimlError
-from ciml.kafka import RESERVED, KafkaOptions
+from ciml.kafka import RESERVED, KafkaOptions, connect
 from ciml.kafka.connect import NoTopicError, as_engine_error, is_refused, make_client
 
 #: What decides which messages a consumer gets.
@@ -76,6 +79,33 @@ def test_a_refusal_is_reported_once_and_without_secrets() -> None:
     )
 
 
+def test_an_old_refusal_does_not_explain_a_later_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = KafkaOptions("h:2")
+    clock = Mock(return_value=1000.0)
+    monkeypatch.setattr(time, "monotonic", clock)
+    make_client(dict, options, options.common())["error_cb"](failed(KafkaError._AUTHENTICATION).args[0])
+    assert is_refused(options)
+    clock.return_value += 5 * 3600
+    assert not is_refused(options)
+    assert "does not answer" in str(as_engine_error(options, "t", failed(KafkaError._TIMED_OUT)))
+
+
+def test_a_refusal_before_a_call_of_the_admin_client_does_not_explain_its_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = KafkaOptions("h:3")
+    waiting = [failed(KafkaError._AUTHENTICATION).args[0]]
+
+    def make(properties: dict[str, Any]) -> Mock:
+        return Mock(poll=lambda _: [properties["error_cb"](waiting.pop()) for _ in waiting[:]])
+
+    monkeypatch.setattr(connect, "AdminClient", make)
+    connect.admin(options)  # which was refused long ago, but nothing has polled it
+    assert "does not answer" in str(as_engine_error(options, "t", failed(KafkaError._TIMED_OUT)))
+    waiting.append(failed(KafkaError._AUTHENTICATION).args[0])
+    assert "refuses the connection" in str(as_engine_error(options, "t", failed(KafkaError._TIMED_OUT)))
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
@@ -84,6 +114,7 @@ def test_a_refusal_is_reported_once_and_without_secrets() -> None:
         (KafkaError.NOT_LEADER_FOR_PARTITION, "does not answer"),
         (KafkaError._SSL, r"refuses the connection: for me by \*\*\*"),
         (KafkaError.TOPIC_AUTHORIZATION_FAILED, r", topic t: for me by \*\*\*$"),
+        (KafkaError._UNKNOWN_PARTITION, r", topic t: for me by \*\*\*$"),
     ],
 )
 def test_the_error_of_a_call_names_the_broker_and_hides_secrets(code: int, message: str) -> None:

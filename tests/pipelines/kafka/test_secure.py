@@ -12,6 +12,7 @@ from unittest.mock import Mock, patch
 
 import pytest
 from click.testing import CliRunner
+from confluent_kafka import KafkaError
 from confluent_kafka.admin import ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
 
 from ciml import engines
@@ -21,7 +22,7 @@ from ciml.engines import kafka as engine
 from ciml.engines.processes import lasting_ports
 from ciml.errors import CimlError, EngineError
 from ciml.kafka import KafkaOptions
-from ciml.kafka.connect import _refusals, admin, is_refused
+from ciml.kafka.connect import admin, is_refused, make_client
 from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.kafka.broker import list_topic, make_topic
 from ciml.pipelines.kafka.reader import Reader, close_readers
@@ -88,7 +89,8 @@ def test_asking_for_a_refusal_neither_makes_nor_polls_a_client(monkeypatch: pyte
 
     monkeypatch.setattr("ciml.kafka.connect.admin", Mock(side_effect=AssertionError("a client was used")))
     assert not is_refused(options)
-    monkeypatch.setitem(_refusals, options, "no such user")
+    client = make_client(dict, options, {})
+    client["error_cb"](KafkaError(KafkaError._AUTHENTICATION, "no such user"))
     assert is_refused(options)
 
 
