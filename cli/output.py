@@ -29,8 +29,12 @@ _EVERY_S = 5.0
 _WIDTH = 128
 
 
-def print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows as aligned columns, for commands that work without rich and for pipes to other programs."""
+def print_columns(rows: Iterable[Sequence[str]]) -> None:
+    """Print rows as aligned columns of `printable` cells.
+
+    It serves commands that work without rich, and pipes to other programs.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -67,7 +71,7 @@ def print_table(
     last_apart: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Print a table; nothing in it is markup.
+    """Print a table of `printable` cells, in which nothing is markup.
 
     Args:
       headings: of the columns.
@@ -103,7 +107,7 @@ def _cell_text(cell: Any) -> str:
     if cell is None:
         return "–"
     if isinstance(cell, str):
-        return cell
+        return "\n".join(map(printable, cell.split("\n")))
     return f"{cell:,}" if isinstance(cell, int) else f"{cell:.3f}"
 
 

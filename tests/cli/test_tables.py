@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from ciml.cli.output import by_frequency, print_table, status_line
+from ciml.cli.output import by_frequency, print_columns, print_table, status_line
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -49,3 +49,12 @@ def test_the_last_line_of_a_status_is_printed(fails: bool, capsys: pytest.Captur
         if fails:
             raise ValueError("a bug")
     assert capsys.readouterr().err.splitlines() == ["events: first", "events: third"]
+
+
+def test_no_cell_controls_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["name", "note"], [("unit\x1b[31m", "first\n\u202esecond")])
+    print_columns([("unit\x1b[31m", "\u202esecond")])
+    printed = capsys.readouterr().out
+    assert not any(character in printed for character in "\x1b\u202e")
+    assert printed.count("unit\ufffd[31m") == printed.count("\ufffdsecond") == 2
+    assert "first" in printed

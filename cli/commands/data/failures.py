@@ -1,24 +1,24 @@
-"""``ciml failures``: the lines that failed runs share, how far they spread, and the operators' notes on them."""
+"""``ciml failures``: signatures of failed runs, how far the failures spread, and the operators' notes on them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import click
 
 from ciml.cli.command import DefaultGroup, make_command
 from ciml.cli.options import Data, Json, JsonLines, Signed
-from ciml.cli.output import by_frequency, minute_of, print_columns, print_table, printable
+from ciml.cli.output import by_frequency, minute_of, print_columns, print_table
 from ciml.options import argument, option, repeated
 
 if TYPE_CHECKING:
     from ciml.verdicts.signatures.failures import FailedRuns
 
-#: Characters of a line in the table.
+#: Longest line in the table, characters.
 _LINE_CHARACTERS = 80
-#: Runs and changes that are shown of one signature; JSON has all that are known.
+#: Number of latest runs and changes shown for a signature; the JSON output has all of them.
 _SHOWN = 5
 
 
@@ -63,25 +63,27 @@ def list_failures(options: ListOptions) -> None:
 
 def _print_table(signatures: list[FailedRuns]) -> None:
     headings = ("id", "line", "runs", "changes", "jobs", "last seen", "indicates")
-    print_table(headings, [_row(signature) for signature in signatures])
+    rows = []
+    for signature in signatures:
+        line = signature.text
+        if len(line) > _LINE_CHARACTERS:
+            line = f"{line[: _LINE_CHARACTERS - 1]}…"
+        line_and_notes = "\n".join([line, *_notes(signature)])
+        jobs = next(iter(signature.jobs), "") if len(signature.jobs) < 2 else f"{len(signature.jobs)} jobs"
+        last_seen = minute_of(signature.last_us)
+        counts = (signature.runs, signature.changes)
+        rows.append((signature.id, line_and_notes, *counts, jobs, last_seen, signature.indicates))
+    print_table(headings, rows)
 
 
-def _row(one: FailedRuns) -> tuple[str | int, ...]:
-    jobs = next(iter(one.jobs), "") if len(one.jobs) < 2 else f"{len(one.jobs)} jobs"
-    line = printable(one.text)
-    if len(line) > _LINE_CHARACTERS:
-        line = f"{line[: _LINE_CHARACTERS - 1]}…"
-    note = "\n".join(_notes(one))
-    return one.id, f"{line}\n{note}".rstrip(), one.runs, one.changes, jobs, minute_of(one.last_us), one.indicates
-
-
-def _notes(one: FailedRuns) -> Iterator[str]:
-    """Yield what operators say, a line each."""
-    if one.same_as:
-        yield f"same as {one.same_as}"
-    if one.note is not None:
-        note = ": ".join(filter(None, (one.note.name, one.note.cause, one.note.text)))
-        yield f"{note} ({one.note.author}, {minute_of(one.note.time_us)})"
+def _notes(signature: FailedRuns) -> Iterator[str]:
+    """Yield the signature that supersedes this one, and the operator's note, a line each."""
+    if signature.same_as:
+        yield f"same as {signature.same_as}"
+    note = signature.note
+    if note is not None:
+        text = ": ".join(filter(None, (note.name, note.cause, note.text)))
+        yield f"{text} ({note.author}, {minute_of(note.time_us)})"
 
 
 class ShowOptions(Data, Json):
@@ -91,10 +93,10 @@ class ShowOptions(Data, Json):
 
 
 @make_command("show")
-def show(options: ShowOptions) -> None:
+def show_failure(options: ShowOptions) -> None:
     """Show a failure signature.
 
-    ID is that of a signature, its first digits, or a run id.
+    ID is the id of a signature, the first digits of one, or a run id.
 
     \b
     Example:
@@ -103,26 +105,28 @@ def show(options: ShowOptions) -> None:
     """
     from ciml.verdicts.signatures.failures import FailedRuns, find_failure
 
-    options.show(find_failure(options.root, options.id), _print, FailedRuns.to_json)
+    options.show(find_failure(options.root, options.id), _print_signature, FailedRuns.to_json)
 
 
-def _print(one: FailedRuns) -> None:
-    place = f"{one.run}, line {one.number:,}" if one.number else one.run
+def _print_signature(signature: FailedRuns) -> None:
+    place = f"{signature.run}, line {signature.number:,}" if signature.number else signature.run
+    latest_runs = ", ".join(signature.latest_runs[-_SHOWN:])
+    latest_changes = ", ".join(signature.latest_changes[-_SHOWN:])
     rows = [
-        ("signature", one.id),
-        ("line", printable(one.text)),
+        ("signature", signature.id),
+        ("line", signature.text),
         ("first in", place),
-        ("compared", f"within job {one.job}" if one.job else "across all jobs"),
-        ("seen", f"{minute_of(one.first_us)} to {minute_of(one.last_us)}"),
-        ("runs", f"{one.runs:,}, {one.trusted:,} trusted; latest: {_latest(one.latest_runs)}"),
-        ("changes", f"{one.changes:,}, at most {one.spread:,} within 6 h; latest: {_latest(one.latest_changes)}"),
-        ("jobs", _counts(one.jobs)),
-        ("nodes", _counts(one.nodes)),
-        ("providers", _counts(one.providers)),
-        ("indicates", one.indicates or "neither code nor machine"),
-        *(("note", note) for note in _notes(one)),
+        ("compared", f"within job {signature.job}" if signature.job else "across all jobs"),
+        ("seen", f"{minute_of(signature.first_us)} to {minute_of(signature.last_us)}"),
+        ("runs", f"{signature.runs:,}, {signature.trusted:,} trusted; latest: {latest_runs}"),
+        ("changes", f"{signature.changes:,}, at most {signature.spread:,} within 6 h; latest: {latest_changes}"),
+        ("jobs", _counts(signature.jobs)),
+        ("nodes", _counts(signature.nodes)),
+        ("providers", _counts(signature.providers)),
+        ("indicates", signature.indicates or "neither code nor machine"),
+        *(("note", note) for note in _notes(signature)),
     ]
-    print_columns([(name, printable(text)) for name, text in rows if text])
+    print_columns([(name, text) for name, text in rows if text])
 
 
 class NameOptions(Data, Signed):
@@ -132,7 +136,7 @@ class NameOptions(Data, Signed):
       name: Short name.
       cause: Cause of the failures.
       text: Advice for the authors of changes.
-      same_as: ID of the signature that supersedes it.
+      same_as: ID of the signature that supersedes this one.
     """
 
     id: str = argument("ID")
@@ -147,7 +151,7 @@ def name_failure(options: NameOptions) -> None:
     """Name a failure signature and state its cause.
 
     The note applies to all runs of the signature, later ones too. It replaces the signature's last note, which remains
-    in the history. With --same-as, the signature takes over the notes of another one.
+    in the history. With --same-as, another signature supersedes this one, which then shows the note of the other.
 
     \b
     Example:
@@ -162,19 +166,15 @@ def name_failure(options: NameOptions) -> None:
     signature = find_failure(data, options.id).id
     note = Note(signature, options.signed_by(), options.name, options.cause, options.text, same_as)
     add_note(data.failures, note)
-    _print(find_failure(data, signature))
+    _print_signature(find_failure(data, signature))
 
 
-def _latest(names: Iterable[str]) -> str:
-    return ", ".join(list(names)[-_SHOWN:])
-
-
-def _counts(counts: dict[str, int]) -> str:
-    """Return counts, the greatest first: ``a 3, b 1``."""
+def _counts(counts: Mapping[str, int]) -> str:
+    """Return counts as text, the highest first: ``a 3, b 1``."""
     return ", ".join(f"{name} {count:,}" for name, count in by_frequency(counts))
 
 
-@click.group("failures", cls=DefaultGroup, default="list", commands=[list_failures, show, name_failure])
+@click.group("failures", cls=DefaultGroup, default="list", commands=[list_failures, show_failure, name_failure])
 def command() -> None:
     """Show lines that failed runs share.
 

@@ -13,7 +13,7 @@ import click
 
 from ciml.cli.command import DefaultGroup, make_command
 from ciml.cli.options import Data, Json, JsonLines, Signed
-from ciml.cli.output import minute_of, print_table, print_warnings, printable
+from ciml.cli.output import minute_of, print_table, print_warnings
 from ciml.cli.running import find_own_modules
 from ciml.data_root import DataRoot
 from ciml.options import Options, TrustOptions, argument, flag, option, repeated
@@ -293,7 +293,7 @@ def _print_versions(versions: list[ModelWithExcludedRuns]) -> None:
     for version in versions:
         state = "withdrawn" if version.withdrawn else ", ".join(version.labels) or "not served"
         runs = version.fault or f"{len(version.runs):,}, such as {version.runs[0]}"
-        rows.append((version.model, version.version, state, printable(runs)))
+        rows.append((version.model, version.version, state, runs))
     print_table(("model", "version", "state", "runs"), rows)
 
 
@@ -321,8 +321,7 @@ def why_trained(options: WhyTrainedOptions) -> None:
 
 def _print_parts(parts: list[Learning]) -> None:
     rows = [
-        (part.model, part.version, part.role, printable(part.label), printable(part.rule), "withdrawn" * part.withdrawn)
-        for part in parts
+        (part.model, part.version, part.role, part.label, part.rule, "withdrawn" * part.withdrawn) for part in parts
     ]
     if rows:
         print_table(("model", "version", "part", "class", "trust rule", ""), rows)

@@ -230,8 +230,8 @@ def _row(entry: Entry) -> Iterator[str]:
     labels = "".join(f", {label} = {number}" for label, number in entry.labels.items())
     removed = "".join(f", no {label}" for label in entry.removed)
     yield f"{entry.action}{version}{' ' + entry.candidate if entry.candidate else ''}{labels}{withdrawn}{removed}"
-    yield printable(entry.author)
-    yield printable("; ".join(entry.reasons))
+    yield entry.author
+    yield "; ".join(entry.reasons)
 
 
 class ShowOptions(Data, Json):
@@ -258,7 +258,7 @@ def show_version(options: ShowOptions) -> None:
 
 
 def _print_facts(facts: Mapping[str, Any]) -> None:
-    print_columns([(name, printable(str(value))) for name, value in _flat(facts)])
+    print_columns([(name, str(value)) for name, value in _flat(facts)])
 
 
 class DiffOptions(Data, Json):
@@ -297,7 +297,7 @@ def diff_versions(options: DiffOptions) -> None:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else printable(str(value))
+    return "" if value is None else str(value)
 
 
 def _flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
