@@ -27,6 +27,8 @@ from ciml.telemetry import TIME
 #: The records that depend on a decision on trust.
 _JUDGED = frozenset({"run", "reclaim", "correction", "dead_letter"})
 _KEPT = ("kind", "origin", "reason", "attempts", "first_seen_us", "not_before_us")
+#: Where a record has the facts of its run.
+_FACTS = ("mention", "joined")
 _NO_FOLDER = "job=erased/date=1970-01-01"
 
 
@@ -48,16 +50,16 @@ class RunCriteria:
     project: str = ""
     before_us: int | None = None
 
-    def matches(self, mention: Mapping[str, Any], joined: Mapping[str, str], time_us: int) -> bool:
+    def matches(self, mention: Mapping[str, Any], owner: str, time_us: int) -> bool:
         """Return whether a record's run is to be erased.
 
         Args:
           mention: the facts of the run in the record.
-          joined: the facts that updates changed.
+          owner: by the updates of its subjects.
           time_us: of the delta.
         """
         ended_us = mention.get("end_us") or mention.get("start_us") or time_us
-        owners = (mention.get("owner"), joined.get("owner"))
+        owners = (mention.get("owner"), owner)
         return (
             (not self.run_id or mention["run_id"] == self.run_id)
             and (not self.owner or self.owner in owners)
@@ -70,6 +72,11 @@ class RunCriteria:
         """Return whether an update names the owner: as the account of a review, or as the owner of its subject."""
         return bool(self.owner) and self.owner in (update.get("by"), update.get("facts", {}).get("owner"))
 
+    def is_named(self, record: Mapping[str, Any]) -> bool:
+        """Return whether a record states that the owner started its run, now or when it was stored."""
+        owners = (record.get(part, {}).get("owner") for part in _FACTS)
+        return bool(self.owner) and self.owner in owners
+
 
 @dataclass(frozen=True)
 class ErasedRuns:
@@ -77,13 +84,16 @@ class ErasedRuns:
 
     Attributes:
       run_ids: the ids.
-      origins: of messages that name such a run and are stored, because they could not be processed.
+      origins: of messages that name such a run and are stored, because they could not be processed; and of those that
+        name the owner of another person's run.
       criteria: by which the runs were found.
+      subjects: (source, subject) whose updates still have to name the owner, because some of its runs remain.
     """
 
     run_ids: frozenset[str]
     origins: frozenset[tuple[Any, ...]]
     criteria: RunCriteria
+    subjects: frozenset[tuple[str, str]] = frozenset()
 
     def of(self, delta: Delta, file_of: Callable[[str, str], RawFile]) -> Delta:
         """Return a delta of the raw manifest after the erasure; an equal one if it names none of the runs.
@@ -114,14 +124,21 @@ class ErasedRuns:
         mention = record.get("mention")
         if mention is not None and mention["run_id"] in self.run_ids:
             return _erased_record(kind, record, file_of)
-        if any(map(self.criteria.concerns, record.get("updates", ()))):
+        if any(map(self._concerns, record.get("updates", ()))):
             return {**record, "updates": [self._update(update) for update in record["updates"]], "event_key": ""}
-        if record.get("payload") is not None and tuple(record["origin"]) in self.origins:
-            return {name: value for name, value in record.items() if name not in ("payload", "detail")}
+        if tuple(record["origin"]) in self.origins:
+            named = {name: self._without_owner(record[name]) for name in _FACTS if name in record}
+            return {name: value for name, value in record.items() if name not in ("payload", "detail")} | named
         return record
 
+    def _concerns(self, update: Mapping[str, Any]) -> bool:
+        return self.criteria.concerns(update) and (update["source"], update["subject"]) not in self.subjects
+
     def _update(self, update: Mapping[str, Any]) -> Mapping[str, Any]:
-        return _erased_update(update) if self.criteria.concerns(update) else update
+        return _erased_update(update) if self._concerns(update) else update
+
+    def _without_owner(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in facts.items() if name != "owner" or value != self.criteria.owner}
 
 
 def _erased_update(update: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,7 +21,7 @@ from confluent_kafka.admin import ConfigResource, ResourceType
 from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.events.records import records_of
+from ciml.events.records import RunFacts, records_of, rows_of
 from ciml.events.run_id import ERASED, erased_id, is_erased
 from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import admin, as_engine_error
@@ -28,8 +29,9 @@ from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.pipelines.kafka.publish import enqueue
 from ciml.progress import Progress, no_progress
 from ciml.runs.erased import ErasedRuns, RunCriteria
+from ciml.runs.known_subjects import Subject, subjects_of
 from ciml.runs.pack_index import split_path
-from ciml.runs.state import open_raw
+from ciml.runs.state import RawState, open_raw
 from ciml.services.files import now_us
 from ciml.services.stored.erasure_steps import STEPS, Work, begin, published_tables, remove_unnamed
 from ciml.services.stored.findings import Kind, kind_of
@@ -55,12 +57,15 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
       criteria: by which the runs were found.
       run_ids: the runs.
-      origins: of messages that name them and are stored, because they could not be processed.
+      origins: of messages that name them and are stored, because they could not be processed; and of those that name
+        the owner of another person's run, and are not believed.
       letters: paths of such messages, below the raw store.
       folders: those of the runs' objects.
       tables: names of the published tables.
       author, reason: of the erasure.
       began_us: epoch microseconds.
+      subjects: (source, subject) of runs of the owner that remain. Their updates still name the owner, because by these
+        the next erasure finds the runs.
     """
 
     criteria: RunCriteria
@@ -72,6 +77,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     author: str
     reason: str
     began_us: int
+    subjects: tuple[Subject, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -222,9 +228,18 @@ def _make_plan(
     selection = _find(data, criteria, MOST_RUNS, progress)
     if not selection.run_ids and not (is_first and _is_named(data, criteria.owner, progress)):
         return None
-    tables = published_tables(data)
-    named = (tuple(selection.origins), tuple(selection.letters), tuple(selection.folders))
-    plan = Plan(criteria, tuple(selection.run_ids), *named, tables, signed.author, signed.reason, now_us())
+    plan = Plan(
+        criteria=criteria,
+        run_ids=tuple(selection.run_ids),
+        origins=tuple(selection.origins),
+        letters=tuple(selection.letters),
+        folders=tuple(selection.folders),
+        tables=published_tables(data),
+        author=signed.author,
+        reason=signed.reason,
+        began_us=now_us(),
+        subjects=tuple(selection.subjects),
+    )
     if not data.erasures.create(PLAN, _encode(plan)):
         raise CimlError(f"{data.erasures.url(PLAN)}: another erasure has just begun; try again later")
     return plan
@@ -240,59 +255,90 @@ def _encode(plan: Plan) -> bytes:
 
 
 class _Found(NamedTuple):
-    """The runs to erase, and what the raw manifest has of them (`Plan`), each as keys in the order of the records."""
+    """The runs to erase, and what else of the raw manifest is in the `Plan`, as keys in the order of the records."""
 
     run_ids: dict[str, None]
     origins: dict[tuple[str, int, int], None]
     letters: dict[str, None]
     folders: dict[str, None]
+    subjects: dict[Subject, None]
 
 
 def _find(data: DataRoot, criteria: RunCriteria, most: int, progress: Progress) -> _Found:
     """Find the runs to erase, at most ``most``."""
     log, state = open_raw(data.raw)
-    selection = _Found({}, {}, {}, {})
-    subjects: dict[tuple[str, str], None] = {}
+    matching, subjects_of_owner = _select(log, state, criteria, progress)
+    run_ids = dict.fromkeys(islice(matching, most))
+    remaining = (subjects for run_id, subjects in subjects_of_owner.items() if run_id not in run_ids)
+    found = _Found(run_ids, {}, {}, {}, dict.fromkeys(chain.from_iterable(remaining)))
+    for _, delta in log.since(0) if run_ids or criteria.owner else ():
+        for _, record in records_of(delta):
+            run_id = record.get("mention", {}).get("run_id")
+            if run_id in run_ids:
+                _add_record(found, record)
+            elif run_id not in subjects_of_owner and criteria.is_named(record):
+                # A record that is not believed names the owner of another person's run: only the name is removed.
+                _add_message(found, record)
+    return found
+
+
+def _select(
+    log: ManifestLog, state: RawState, criteria: RunCriteria, progress: Progress
+) -> tuple[dict[str, None], dict[str, list[Subject]]]:
+    """Return the runs that match the criteria, and the subjects of all runs of the owner.
+
+    The last row of a run decides, with the updates of its subjects, because no event that is believed less changes the
+    run. Of a run without a row, each record decides.
+    """
+    matching: dict[str, None] = {}
+    subjects_of_owner: dict[str, list[Subject]] = {}
     for version, delta in log.since(0):
-        for _, record in records_of(delta):
-            subjects |= {
-                (update["source"], update["subject"]): None
-                for update in record.get("updates", ())
-                if criteria.owner and update.get("facts", {}).get("owner") == criteria.owner
-            }
+        if version > state.version:
+            break
+        if criteria.owner:
+            state.index.subjects.prefetch_runs([RunFacts.from_json(row["mention"]) for row in rows_of(delta)])
+        state.index.prefetch(runs=[record.get("mention", {}).get("run_id", "") for _, record in records_of(delta)])
+        for kind, record in records_of(delta):
             mention = record.get("mention")
-            if mention is None or is_erased(mention["run_id"]) or len(selection.run_ids) >= most:
+            if mention is None or is_erased(mention["run_id"]):
                 continue
-            if criteria.matches(mention, record.get("joined", {}), delta["time_us"]):
-                selection.run_ids[mention["run_id"]] = None
+            run_id = mention["run_id"]
+            facts = None
+            if kind in ("run", "reclaim"):
+                facts = RunFacts.from_json(mention)
+                matching.pop(run_id, None)
+                subjects_of_owner.pop(run_id, None)
+            elif state.index.run(run_id) is not None:
+                continue
+            owner = state.index.subjects.join(facts).owner if facts and criteria.owner else ""
+            if criteria.owner and criteria.owner in (owner, mention.get("owner")):
+                subjects_of_owner[run_id] = subjects_of(facts) if facts else []
+            if criteria.matches(mention, owner, delta["time_us"]):
+                matching[run_id] = None
         progress("manifest", version, state.version)
-    for subject in subjects:
-        for facts in state.index.subjects.runs(subject, most):
-            if len(selection.run_ids) < most and not is_erased(facts.run_id):
-                selection.run_ids[facts.run_id] = None
-    for _, delta in log.since(0) if selection.run_ids else ():
-        for _, record in records_of(delta):
-            if record.get("mention", {}).get("run_id") in selection.run_ids:
-                _add_record(selection, record)
-    return selection
+    return matching, subjects_of_owner
 
 
 def _add_record(found: _Found, record: Mapping[str, Any]) -> None:
     """Add what a record of a run to erase refers to."""
-    payload = record.get("payload")
-    if payload is not None:
-        found.origins[tuple(record["origin"])] = None
-        if path := payload.get("object"):
-            found.letters[path] = None
+    if record.get("payload") is not None:
+        _add_message(found, record)
     if (file := record.get("file")) is not None and (parts := split_path(file["path"])) is not None:
         found.folders[parts[0]] = None
+
+
+def _add_message(found: _Found, record: Mapping[str, Any]) -> None:
+    """Add the message of a record."""
+    found.origins[tuple(record["origin"])] = None
+    if path := (record.get("payload") or {}).get("object"):
+        found.letters[path] = None
 
 
 def _complete(
     data: DataRoot, plan: Plan, progress: Progress, erase_topics: Callable[[Collection[str]], None] | None
 ) -> Erased:
     """Do all steps of a plan until no id of its runs is left, and store the receipt."""
-    erased = ErasedRuns(frozenset(plan.run_ids), frozenset(plan.origins), plan.criteria)
+    erased = ErasedRuns(frozenset(plan.run_ids), frozenset(plan.origins), plan.criteria, frozenset(plan.subjects))
     names = Names(plan.run_ids, plan.criteria.owner)
     work = Work(data, erased, names, plan.tables, plan.letters, plan.folders, Counter())
     for _ in range(_ROUNDS):

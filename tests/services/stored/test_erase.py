@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
-from ciml.events.records import Batch, FactUpdate, OffsetRange, Origin, Outcome
+from ciml.events.payloads import payload_of
+from ciml.events.records import Batch, FactUpdate, Message, OffsetRange, Origin, Outcome
 from ciml.events.run_id import erased_id, is_erased
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.ingest.committer import Committer
@@ -29,7 +31,7 @@ from ciml.training.data.snapshot import make_snapshot, read_snapshot, write_snap
 from ciml.trust import TrustPolicy
 from ciml.verdicts.signatures.notes import Note, add_note
 from tests.durable import Steps
-from tests.runs.scenes import RawStore
+from tests.runs.scenes import UNTRUSTED, RawStore
 from tests.services.stored import every_kind
 from tests.services.stored.person import (
     NAMES,
@@ -119,8 +121,8 @@ def test_an_account_without_runs_is_erased_from_reviews_and_notes(data: DataRoot
     assert list(erase(data, RunCriteria(owner="only.reviews"), SIGNED)) == []
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
-def test_runs_of_all_changes_that_an_update_gave_an_owner_are_found(data: DataRoot) -> None:
+def with_updates(data: DataRoot) -> None:
+    """Add a run of each of three changes. Updates give the first two to dave; the last one executes the second."""
     facts, tables, _ = corpus(3)
     subjects = [f"change:{number}" for number in (80, 81, 82)]
     changes = [one.replace(source="zuul", subjects=(subject,)) for one, subject in zip(facts, subjects, strict=True)]
@@ -128,9 +130,57 @@ def test_runs_of_all_changes_that_an_update_gave_an_owner_are_found(data: DataRo
         [(one.replace(run_id=f"zuul~s{number}~1"), tables[number]) for number, one in enumerate(changes)]
     )
     updates = tuple(FactUpdate("zuul", subject, {"owner": "dave"}) for subject in subjects[:2])
-    later = Outcome("update", Origin("later", 0, 0), "zuul later", updates=updates)
+    parents = FactUpdate("zuul", subjects[2], {"parents": subjects[1]})
+    later = Outcome("update", Origin("later", 0, 0), "zuul later", updates=(*updates, parents))
     Committer(data.raw).commit([Batch(OffsetRange("later", "X", 0, 0, 1), settled=[later])])
-    assert count_runs(data, RunCriteria(owner="dave")) == 2
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+@pytest.mark.parametrize(
+    ("criteria", "parts", "remaining"),
+    [
+        ({}, [1, 1], 0),
+        ({"run_id": "zuul~s1~1"}, [1], 1),
+        ({"before_us": 1}, [0], 2),  # the account is named
+        ({"run_id": "zuul~s2~1"}, [0], 2),
+    ],
+)
+def test_runs_that_an_update_gave_an_owner(
+    data: DataRoot, monkeypatch: pytest.MonkeyPatch, criteria: Any, parts: list[int], remaining: int
+) -> None:
+    """They must match the other criteria, and are found until the last one is erased."""
+    monkeypatch.setattr(erase_module, "MOST_RUNS", 1)
+    with_updates(data)
+    asked = RunCriteria(owner="dave", **criteria)
+    assert count_runs(data, asked) == sum(parts)
+    assert [len(erased.receipt.runs) for erased in erase(data, asked, SIGNED)] == parts
+    assert count_runs(data, RunCriteria(owner="dave")) == remaining
+    assert bool(left(data.store, "dave")) is bool(remaining)
+    assert broken(data) == {}
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_only_the_row_that_counts_names_the_owner_and_the_time_of_a_run(data: DataRoot) -> None:
+    """Events that are believed less are those of anybody: they lose the name, and the run stays."""
+    facts, tables, _ = corpus(2)
+    mine = facts[0].replace(run_id="zuul~mine~1", source="zuul", owner="bob", auth="hmac")
+    forged = mine.replace(owner="carol", auth="", start_us=1, end_us=2)
+    RawStore(data).add([(forged, tables[0])], trust=UNTRUSTED)
+    RawStore(data).add(reclaims=[(mine, tables[0])])
+    payload = payload_of(Message(0, b"of carol", (), timestamp_ms=7))
+    outcomes = [
+        Outcome("ignored", Origin("later", 0, 0), "later 0", forged, reason="not_finished"),
+        Outcome("dead_letter", Origin("later", 0, 1), "later 1", forged, reason="bad_log", payload=payload),
+    ]
+    Committer(data.raw).commit([Batch(OffsetRange("later", "X", 0, 0, 2), settled=outcomes)])
+    before = others(data)
+    assert count_runs(data, RunCriteria(before_us=3)) == 0
+    assert count_runs(data, RunCriteria(owner="carol")) == 0
+    (erased,) = erase(data, RunCriteria(owner="carol"), SIGNED)
+    assert (erased.receipt.runs, erased.remaining) == ((), ())
+    assert left(data.store, "carol", base64.b64encode(b"of carol").decode()) == []
+    assert others(data) == before
+    assert broken(data) == {}
 
 
 @pytest.mark.parametrize("anywhere", ["local"], indirect=True)
