@@ -379,7 +379,7 @@ class TrainerOptions(ServiceOptions, LearnOptions, GateOptions):
         return Triggers(self.every or 0.0, self.new_runs or 0, self.on_drift, self.on_accuracy)
 
     def open(self, *, allow_file: bool = False) -> TrainConfig:
-        """Open what the options name, and store the exclusions of the file ``exclude``.
+        """Open what the options name. The runs of the file ``exclude`` are stored by the service.
 
         Args:
           allow_file: whether modules that the file ``experiment`` names may be imported, since a person named the file
@@ -391,7 +391,6 @@ class TrainerOptions(ServiceOptions, LearnOptions, GateOptions):
         from ciml.data_root import DataRoot
         from ciml.serving.model_files import check_model_name
         from ciml.training.estimators import modules_named
-        from ciml.training.exclusions import add, read_lines
         from ciml.training.experiment import Experiment
         from ciml.training.experiments.results import experiment_of
         from ciml.training.refresh import TrainConfig
@@ -406,7 +405,7 @@ class TrainerOptions(ServiceOptions, LearnOptions, GateOptions):
             experiment = experiment_of(self.estimator)
             modules = (*modules, *modules_named(experiment))
         root = DataRoot.open(self.data_path)
-        config = TrainConfig(
+        return TrainConfig(
             root,
             self.dataset,
             check_model_name(self.model or self.dataset),
@@ -417,13 +416,11 @@ class TrainerOptions(ServiceOptions, LearnOptions, GateOptions):
             self.lineage,
             modules,
         )
-        add(config.data.exclusions, read_lines(self.exclude))
-        return config
 
     def service(self) -> Service:
         from ciml.services.trainer import TrainerService
 
-        return TrainerService(self.open(), triggers=self.triggers())
+        return TrainerService(self.open(), triggers=self.triggers(), exclude=self.exclude)
 
 
 class ReceiverOptions(_WithBroker, ABC):

@@ -387,7 +387,7 @@ class _Worker:
 
     def _on_progress(self, progress: ServiceProgress, word: str) -> None:
         waits = word.removeprefix("waits: ") if word.startswith("waits: ") else ""
-        report = {"state": "running", "progress": progress.to_json() if progress.lag else {}, "waits": waits}
+        report = {"state": "running", "progress": progress.to_json(), "waits": waits}
         is_old = now_us() - self._reported["time_us"] > _REPORT_US
         if is_old or self._reported | report != self._reported:
             self._report(**report)

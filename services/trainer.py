@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from prometheus_client.registry import Collector
 
@@ -31,6 +31,7 @@ from ciml.serving.push import HeldError
 from ciml.serving.registry import CANARY, Registry, RegistryState
 from ciml.training.data.snapshot import make_snapshot, read_snapshot
 from ciml.training.evaluation.sequential import AccuracyDrop, Arm
+from ciml.training.exclusions import add, read_lines
 from ciml.training.experiment import Experiment
 from ciml.training.refresh import TrainConfig
 from ciml.training.trainer import TrainResult, last_experiment, run_once
@@ -191,6 +192,7 @@ class TrainerService(Service):
       report: called with each result, except "nothing new".
       progress: called with each step, and with the reason of a wait or a failure.
       triggers: when new data lead to a refresh.
+      exclude: file of runs to exclude, which `open` stores; None for none.
     """
 
     poll_s = 2.0
@@ -204,12 +206,14 @@ class TrainerService(Service):
         report: Callable[[TrainResult], object] | None = None,
         progress: Progress = no_progress,
         triggers: Triggers = Triggers(),
+        exclude: str | None = None,
     ) -> None:
         super().__init__(f"ciml-trainer-{config.model}")
         self.config = config
         self._report = report
         self._progress = progress
         self._triggers = triggers
+        self._exclude = exclude
         self._news: tuple[_Versions, News] | None = None  # of the versions for which it was counted
         self._labels_due_s = 0.0
         self._waits = ""
@@ -226,6 +230,17 @@ class TrainerService(Service):
             self._errors.labels(config.model, kind)  # exported as 0, so that a rate exists before the second error
         self._handled: _Versions | None = None  # by the last refresh that trained, skipped, or lacked data
         self._is_current = False  # whether that refresh trained or skipped: the model is up to date
+
+    def check(self) -> None:
+        read_lines(self._exclude)
+
+    def open(self) -> None:
+        add(self.config.data.exclusions, read_lines(self._exclude))
+
+    def impatient(self) -> Self:
+        """Return the service without triggers: counting what a refresh waits for takes long, and the worker does it."""
+        self._triggers = Triggers()
+        return self
 
     def timings(self) -> Sequence[Collector]:
         return self._steps, self._refreshed, self._errors
@@ -323,6 +338,7 @@ class TrainerService(Service):
 
     def run(self, work: _Versions) -> None:
         self._is_current = False
+        self._canary_due_s = 0.0  # it may push one, and no other is trained until that is settled
         try:
             with self._reported_errors():
                 result = run_once(self.config, progress=self._progress, reason=self._reason(work))
@@ -333,6 +349,7 @@ class TrainerService(Service):
         except ModelLockedError as error:
             raise NotReadyError(str(error)) from error
         self._handled = work
+        self._waits = ""
         self._news = None  # counted from the candidate before
         self._is_current = True
         if result.outcome != "nothing_new" and self._report is not None:

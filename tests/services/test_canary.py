@@ -199,7 +199,6 @@ def test_a_trainer_of_canaries_settles_one_before_it_trains_the_next(
     service = TrainerService(
         TrainConfig(data, "d", "m", trust=ALL, label=CANARY), None, lambda word, *_: words.append(word)
     )
-    service.canary_s = 0.0
     work = service.plan()
     assert work is not None
     service.run(work)

@@ -13,19 +13,23 @@ from unittest.mock import Mock
 import pytest
 
 from ciml import engines
+from ciml.data_root import DataRoot
 from ciml.engines import processes, state
 from ciml.engines.environment import record_environment, use_environment
 from ciml.engines.state import ProcessId
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.coverage import OtherTopicError
+from ciml.manifest.log import ManifestLog
 from ciml.pipelines.flink import jobs as flink_jobs
 from ciml.pipelines.flink.jobs import RestJob
 from ciml.services import jobs as jobs_module
 from ciml.services import status
+from ciml.services.decide import ServiceProgress
 from ciml.services.files import ServiceFiles, StartOptions, in_place
 from ciml.services.jobs import InWorker, OnFlink, Worker
-from ciml.services.process import _Worker
+from ciml.services.process import _Worker, impatient_service
 from ciml.services.status import gather, remedy
+from ciml.services.supervisor import Supervisor
 from tests.services.supervising import options_for
 
 FAILED = {"pid": 4711, "state": "ended", "error": "token: no such file", "fault": True, "exit_code": 2}
@@ -123,6 +127,34 @@ def test_a_worker_works_with_a_full_disk(home: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(worker, "_work", work)
     assert worker.run("savepoint") == 0
     work.assert_called_once_with("savepoint")
+
+
+def test_what_a_trainer_waits_for_is_known_to_its_worker_alone(home: Path) -> None:
+    files = files_of(home, "trainer", arguments={"new_runs": 5})
+    options = files.options()
+    files.record("worker", os.getpid(), processes.start_time(os.getpid()))
+    waits = "1 of 5 new trusted runs"
+    worker = _Worker(files, options, "launch")
+    worker._report(state="starting")
+    worker._on_progress(ServiceProgress(3, facts={"waits_for": waits}), "idle")
+    service = impatient_service(options)
+    assert service.observe().facts["waits_for"] == ""  # counting takes long
+    supervisor = Supervisor(service, jobs_module.jobs_of(files, options), lambda: "run", lambda status: None)
+    supervisor.step()
+    assert (supervisor.status["waits_for"], supervisor.status["version"]) == (waits, 3)
+
+
+def test_only_the_worker_of_a_trainer_stores_the_exclusions_of_its_file(home: Path) -> None:
+    files = files_of(home, "trainer", arguments={"exclude": str(home / "runs.txt")})
+    service = impatient_service(files.options())
+    with pytest.raises(CimlError, match=r"runs\.txt: cannot be read"):
+        service.check()  # before a start
+    (home / "runs.txt").write_text("zuul~1~1 disk was full\n")
+    service.check()
+    exclusions = ManifestLog(DataRoot.open(str(home / "data")).exclusions)
+    assert exclusions.end() == 0
+    files.options().service.service().open()
+    assert exclusions.end() == 1
 
 
 @pytest.mark.parametrize("name", ["IntegrityError", "OtherTopicError", "EngineError"])

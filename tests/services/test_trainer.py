@@ -176,11 +176,15 @@ def test_a_model_without_news_is_up_to_date(tmp_path: Path, monkeypatch: pytest.
     later = refreshed_s()
     assert later > first
     assert refreshed_s(observes=False) == later  # a plan only queries
-    run_once.side_effect = NoTrainingDataError("too few runs")
+    run_once.side_effect = [NoTrainingDataError("too few runs"), run_once.return_value]
     config.data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
     service.run(service.plan() or (0, 0))
     last = metrics(service)["ciml_training_refresh_timestamp_seconds"]["m",]
     assert refreshed_s() == last
+    assert service.observe().facts["waits_for"] == "too few runs"
+    config.data.dataset("d").store.child("_manifest").create("000000000002.json", b"{}")
+    service.run(service.plan() or (0, 0))
+    assert service.observe().facts["waits_for"] == ""
 
 
 def test_metrics_sum_the_candidates_of_a_model() -> None:

@@ -61,6 +61,7 @@ def refresh(options: TrainerOptions, running: RefreshRunning) -> int:
       ciml refresh --dataset provider --model provider --watch --new-runs 60 --every 7d --data-path data
       ciml refresh --dataset provider --experiment forest.toml --data-path data
     """
+    from ciml.training.exclusions import add, read_lines
     from ciml.training.trainer import run_once
 
     find_own_modules()
@@ -77,12 +78,13 @@ def refresh(options: TrainerOptions, running: RefreshRunning) -> int:
         print_warnings(result.warnings)
 
     if not running.watch:
+        add(config.data.exclusions, read_lines(options.exclude))
         result = _when_free(partial(run_once, config, progress=step), running.wait)
         show(result)
         return REJECTED if result.outcome == "rejected" else 0
     from ciml.services.trainer import TrainerService
 
-    running.run(TrainerService(config, show, step, options.triggers()), None, patience_s=None)
+    running.run(TrainerService(config, show, step, options.triggers(), options.exclude), None, patience_s=None)
     return 0
 
 
