@@ -1,7 +1,6 @@
 """Draw the plots of an experiment's results.
 
-A function ``…_plot`` returns a `Plot`: its title, which is the finding, its caption, its size, and the function that
-draws it when the image is needed.
+A function ``…_plot`` returns a `Plot`, whose title is the finding. ``_draw_…`` draws it when the image is needed.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Number of classes whose curves share a pair of axes.
+#: Largest number of curves that share a pair of axes: each has a colour of its own.
 MOST_CURVES = len(COLORS) - 1
-#: Cells of larger matrices show counts only.
+#: Largest matrix whose cells also show shares, classes.
 _MOST_SHARES = 10
-#: Heights in inches of a row of bars, of the title and ticks of a panel, and of the legend of a figure.
+#: Heights of a row of bars, of the title and ticks of a panel, and of the legend of a figure, inches.
 _BAR_INCHES = 0.29
 _PANEL_INCHES = 0.8
 _LEGEND_INCHES = 0.75
@@ -99,7 +99,7 @@ def _draw_confusion(labels: Sequence[str], counts: np.ndarray, figure: Figure) -
 
 
 def errors_plot(bars: Sequence[Bar]) -> Plot:
-    """Plot the errors of each class with their intervals. ``bars``: from `errors_by_class`, not empty."""
+    """Plot the share of misclassified runs of each class. ``bars``: from `errors_by_class`, not empty."""
     worst = bars[0]
     title = "No run is misclassified"
     if worst.value:
@@ -122,34 +122,37 @@ def bars_plot(
       title: the finding, in one sentence.
       caption: how to read the plot.
       unit: label of the x axis, in per cent.
-      groups: (heading, bars), a panel each. All have the same names in the same order; the first `MOST_BARS` are drawn.
-      columns: panels side by side.
+      groups: (heading, bars) of each panel, at least one. The panels have the same names in the same order; the first
+        `MOST_BARS` are drawn.
+      columns: number of panels side by side.
     """
-    all_bars = groups[0][1]
-    drawn_bars = all_bars[:MOST_BARS]
-    if len(drawn_bars) < len(all_bars):
-        caption = f"{caption} The first {len(drawn_bars)} of {len(all_bars)} are drawn."
+    total = len(groups[0][1])
+    drawn = min(total, MOST_BARS)
+    if drawn < total:
+        caption = f"{caption} The first {drawn} of {total} are drawn."
     panel_rows = math.ceil(len(groups) / columns)
-    height = _LEGEND_INCHES + panel_rows * (_PANEL_INCHES + _BAR_INCHES * len(drawn_bars))
+    height = _LEGEND_INCHES + panel_rows * (_PANEL_INCHES + _BAR_INCHES * drawn)
+    panels = [(heading, bars[:MOST_BARS]) for heading, bars in groups]
+    return Plot(name, title, caption, (WIDE, height), partial(_draw_panels, panels, columns, unit))
 
-    def paint(figure: Figure) -> None:
-        names = distinct([bar.name for bar in drawn_bars], 34)
-        counts = ["" if bar.runs is None else f" ({bar.runs:,})" for bar in drawn_bars]
-        labels = [name + count for name, count in zip(names, counts, strict=True)]
-        grid = add_panels(figure, len(groups), columns)
-        for axes, (heading, bars) in zip(grid, groups, strict=True):
-            _draw_bars(axes, bars[:MOST_BARS])
-            axes.set_title(heading)
-        grid[0].set_yticks(np.arange(len(drawn_bars)), labels)
-        label_panels(grid, columns, unit)
-        add_legend(figure)
 
-    return Plot(name, title, caption, (WIDE, height), paint)
+def _draw_panels(panels: Sequence[tuple[str, Sequence[Bar]]], columns: int, unit: str, figure: Figure) -> None:
+    _, named_bars = panels[0]
+    names = distinct([bar.name for bar in named_bars], 34)
+    counts = ["" if bar.runs is None else f" ({bar.runs:,})" for bar in named_bars]
+    labels = [name + count for name, count in zip(names, counts, strict=True)]
+    grid = add_panels(figure, len(panels), columns)
+    for axes, (heading, bars) in zip(grid, panels, strict=True):
+        _draw_bars(axes, bars)
+        axes.set_title(heading)
+    grid[0].set_yticks(np.arange(len(labels)), labels)
+    label_panels(grid, columns, unit)
+    add_legend(figure)
 
 
 def _draw_bars(axes: Axes, bars: Sequence[Bar]) -> None:
-    """Draw a row for each bar: the markers of its baselines, and its share with the interval, or "undefined"."""
-    styles = iter(_NUMBERS)
+    """Draw a row for each bar: markers of the baselines, and the share with the interval, or "undefined"."""
+    styles = chain(_NUMBERS, repeat(_STROKE))
     for name in dict.fromkeys(name for bar in bars for name in bar.beside):
         rows = [row for row, bar in enumerate(bars) if name in bar.beside]
         shares = [100 * bars[row].beside[name] for row in rows]
@@ -167,7 +170,12 @@ def _draw_bars(axes: Axes, bars: Sequence[Bar]) -> None:
 
 
 def curves_plot(curves: Sequence[Curves], total: int) -> Plot:
-    """Plot the precision-recall and ROC curves of each class. ``total``: number of classes that have curves."""
+    """Plot the precision-recall and ROC curves of each class.
+
+    Args:
+      curves: of the classes with the most runs, 1 to `MOST_CURVES`.
+      total: number of classes that have curves.
+    """
     worst = min(curves, key=lambda curve: curve.roc_auc)
     best = max(curves, key=lambda curve: curve.roc_auc)
     area = f"{best.roc_auc:.2f}"
@@ -183,8 +191,9 @@ def curves_plot(curves: Sequence[Curves], total: int) -> Plot:
 
 def _draw_curves(curves: Sequence[Curves], figure: Figure) -> None:
     names = [curve.name for curve in curves]
+    dashes = DASHES[: len(curves)]
     left, right = figure.subplots(1, 2)
-    for color, dash, name, curve in zip(colors_of(names), DASHES, distinct(names, 20), curves, strict=False):
+    for color, dash, name, curve in zip(colors_of(names), dashes, distinct(names, 20), curves, strict=True):
         label = f"{name}: PR {curve.pr_auc:.2f}, ROC {curve.roc_auc:.2f}"
         left.step(curve.recall, curve.precision, color=color, linestyle=dash, label=label)
         left.axhline(curve.share, color=color, linestyle=":", linewidth=0.9)
@@ -198,15 +207,15 @@ def _draw_curves(curves: Sequence[Curves], figure: Figure) -> None:
 
 
 def calibration_plot(calibration: Figures, before: Figures | None = None) -> Plot:
-    """Plot the reliability: the share of right answers by confidence.
+    """Plot the share of right answers by confidence.
 
     Args:
-      calibration: ``ece`` and ``bins`` of the test runs.
-      before: the same without the experiment's calibration; None for an experiment that has none.
+      calibration: ``ece`` and ``bins`` of at least one test run.
+      before: the same figures before the calibration; None for an experiment without calibration.
     """
     caption = "Answers below the dotted line are overconfident, answers above it underconfident."
-    paint = partial(_draw_calibration, calibration["bins"], before["bins"] if before is not None else [])
-    return Plot("calibration", _calibration_title(calibration, before), caption, (6.4, 4.2), paint)
+    draw = partial(_draw_calibration, calibration["bins"], before["bins"] if before is not None else [])
+    return Plot("calibration", _calibration_title(calibration, before), caption, (6.4, 4.2), draw)
 
 
 def _calibration_title(calibration: Figures, before: Figures | None) -> str:
@@ -240,7 +249,12 @@ def _draw_calibration(bins: Sequence[Figures], bins_before: Sequence[Figures], f
 
 
 def learning_plot(metrics: Passes, best_epoch: int | None) -> Plot:
-    """Plot loss and accuracy by pass. ``metrics``: from `history`, not empty."""
+    """Plot loss and accuracy by pass over the training runs.
+
+    Args:
+      metrics: from `history`, not empty.
+      best_epoch: the pass whose model was kept; None for no mark.
+    """
     losses = metrics["loss"] if "loss" in metrics else next(iter(metrics.values()))
     train = losses["train"]
     passes = "1 pass" if len(train) == 1 else f"{len(train):,} passes"
@@ -254,12 +268,21 @@ def learning_plot(metrics: Passes, best_epoch: int | None) -> Plot:
 
 
 def draw_passes(learned: Mapping[str, Passes], best_epoch: int | None, figure: Figure) -> None:
-    """Draw metrics by pass over the training runs, a panel each. ``learned``: by name; "" for a single experiment."""
+    """Draw metrics by pass over the training runs, a panel each.
+
+    Args:
+      learned: metrics of each experiment by name, at most `MOST_CURVES`; the name of a single experiment is "".
+      best_epoch: the pass whose model was kept; None for no mark.
+      figure: an empty figure.
+    """
     metrics = list(dict.fromkeys(metric for passes in learned.values() for metric in passes))
+    names = distinct(list(learned))
     for axes, metric in zip(add_panels(figure, len(metrics), 2, share=False), metrics, strict=True):
-        for name, color, passes in zip(distinct(list(learned)), COLORS, learned.values(), strict=False):
+        for name, color, passes in zip(names, COLORS[: len(names)], learned.values(), strict=True):
             for split, values in passes.get(metric, {}).items():
-                label = name or split if split == "train" or not name else None
+                label: str | None = name or split
+                if name and split != "train":
+                    label = None  # the legend names each experiment once
                 style = "-" if split == "train" else "--"
                 marker = "." if len(values) == 1 else ""
                 x = np.arange(1, len(values) + 1)
@@ -273,16 +296,18 @@ def draw_passes(learned: Mapping[str, Passes], best_epoch: int | None, figure: F
 
 
 def slices_plot(number: int, fact: str, bars: Sequence[Bar]) -> Plot:
-    """Plot the accuracy by job or provider. ``bars``: from `slice_bars`."""
+    """Plot the accuracy by job or provider. ``bars``: from `slice_bars`; one at least is defined."""
     defined = [bar for bar in bars if bar.estimate.value is not None]
     below = [bar for bar in defined if bar.value < next(iter(bar.beside.values()), 0.0)]
     if below:
         title = f"For {len(below)} of {len(bars)} values of {shown(fact)}, guessing the most frequent class is better"
+    elif len(defined) == 1:
+        title = f"By {shown(fact)}, {percent(defined[0].value)} for {shown(defined[0].name, 20)}"
     else:
         low = min(defined, key=lambda bar: bar.value)
         high = max(defined, key=lambda bar: bar.value)
-        title = f"By {shown(fact)}, from {percent(low.value)} ({shown(low.name, 20)}) to {percent(high.value)}"
-        title += f" ({shown(high.name, 20)})" if len(defined) > 1 else ""
+        ends = [f"{percent(bar.value)} ({shown(bar.name, 20)})" for bar in (low, high)]
+        title = f"By {shown(fact)}, from {ends[0]} to {ends[1]}"
     caption = f"Accuracy by {shown(fact)}, the most test runs first, with 95 % intervals (Wilson)."
     return bars_plot(f"slices-{number}", title, caption, "accuracy (%)", [("", bars)])
 
@@ -295,13 +320,13 @@ def folds_plot(number: int, by: str, bars: Sequence[Bar]) -> Plot:
     title = f"Held out by {shown(by)}: mean accuracy {percent(mean.value)} ({mean.estimate.percent}){spread}"
     caption = (
         "Each fold by a model of all others; test runs are not used. The interval of the mean is at least as wide as "
-        "that of all runs."
+        "the interval of all runs."
     )
     return bars_plot(f"folds-{number}", title, caption, "accuracy (%)", [("", bars)])
 
 
 def elsewhere_plot(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Plot:
-    """Plot accuracy and macro F1 of one model on several data sets; the first is its own."""
+    """Plot accuracy and macro F1 of one model on several data sets; the first one is the data set of the model."""
     first, *further = groups[0][1]
     worst = min((bar for bar in further if bar.estimate.value is not None), key=lambda bar: bar.value, default=None)
     title = f"Accuracy {percent(first.value)} on its own data set"

@@ -17,10 +17,12 @@ from scipy.stats import binomtest
 
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
+from ciml.reports.drawing import Estimate
 from ciml.reports.experiments import render as render_module
 from ciml.reports.experiments.comparison import comparison_page
-from ciml.reports.experiments.plots import calibration_plot
+from ciml.reports.experiments.plots import MOST_CURVES, bars_plot, calibration_plot, curves_plot, slices_plot
 from ciml.reports.experiments.render import report_experiments, result_page
+from ciml.reports.experiments.views import Bar, Curves
 from ciml.reports.page import Page, Section, render
 from ciml.serving.decimals import shortest_decimals
 from ciml.storage import LocalStore
@@ -368,3 +370,28 @@ def test_a_changed_file_is_reported_and_a_lost_one_leaves_the_rest(hostile: Path
     path.unlink()
     assert report("one", "--output", str(tmp_path / "out"), data=tmp_path / "data").exit_code == 0
     assert "No curves: the predictions file is missing." in (tmp_path / "out/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("right", "title"),
+    [
+        ({"job-a": 19}, "By job, 95 % for job-a"),
+        ({"job-a": 19, "job-b": 10}, "By job, from 50 % (job-b) to 95 % (job-a)"),
+    ],
+)
+def test_the_title_of_slices_names_one_value_or_the_ends(right: dict[str, int], title: str):
+    bars = [Bar(job, Estimate.of_share(count, 20), 20) for job, count in right.items()]
+    assert slices_plot(1, "job", bars).title == title
+
+
+def test_any_number_of_baselines_is_drawn():
+    beside = {"base rate": 0.5, **{f"{name} alone": 0.4 for name in ("duration", "memory", "steps")}}
+    drawn = bars_plot("x", "title", "caption", "unit", [("", [Bar("a", Estimate.of_share(3, 4), 4, beside)])])
+    assert all(f"{name} alone" in drawn.svg for name in ("duration", "memory", "steps"))
+
+
+def test_more_curves_than_colours_are_an_error():
+    line = np.array([0.0, 1.0])
+    curve = Curves("a", 1, line, line, line, line, 0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="zip"):
+        _ = curves_plot([curve] * (MOST_CURVES + 2), 9).svg
