@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ciml.data_root import DataRoot, StoredDataset
-from ciml.datasets.state import ExampleFile
+from ciml.datasets.state import ExampleFile, SpanVersion
 from ciml.digest import canonical_json
+from ciml.errors import UnknownDatasetError
 from ciml.events.run_id import ERASED, erased_id
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.log import Delta, ManifestLog, commit
@@ -300,27 +301,52 @@ def _erase_span(
 
 
 def _erase_snapshot(work: Work, path: str) -> None:
-    """Remove the runs from a snapshot, which keeps its name; remove what its model's trainer has materialised."""
+    """Remove the runs from a snapshot, which keeps its name; remove what its model's trainer has materialised.
+
+    A snapshot without the runs is changed too, if their examples were in its files.
+    """
     store = work.data.trainers
     data = store.read(path)
     value = read_object(data, store.url(path))
-    run_ids = work.names.run_ids
-    number = sum(run[0] in run_ids for span in value["spans"] for run in span["runs"])
-    if not number:
+    try:
+        present = work.data.dataset(value["dataset"]).state().spans
+    except UnknownDatasetError:
+        present = {}
+    spans = [
+        _erase_snapshot_span(span, work.names.run_ids, present.get(span["span"], {}).get(span["version"]))
+        for span in value["spans"]
+    ]
+    if spans == value["spans"]:
         return
-    spans = work.data.dataset(value["dataset"]).state().spans
-    for span in value["spans"]:
-        files = spans[span["span"]][span["version"]].files
-        span["files"] = {split: [file.to_json() for file in stored] for split, stored in files.items()}
-        if span.get("weights"):
-            weighted = zip(span["runs"], span["weights"], strict=True)
-            span["weights"] = [weight for run, weight in weighted if run[0] not in run_ids]
-        span["runs"] = [run for run in span["runs"] if run[0] not in run_ids]
-    value[ERASED_RUNS] = value.get(ERASED_RUNS, 0) + number
-    _replace(work, store, path, data, value)
+    number = sum(len(span["runs"]) for span in value["spans"]) - sum(len(span["runs"]) for span in spans)
+    _replace(work, store, path, data, {**value, "spans": spans, ERASED_RUNS: value.get(ERASED_RUNS, 0) + number})
     model = path.partition("/")[0]
     for scratch in store.list(f"{model}/work"):
         work.delete(store, scratch)
+
+
+def _erase_snapshot_span(
+    span: Mapping[str, Any], run_ids: frozenset[str], present: SpanVersion | None
+) -> dict[str, Any]:
+    """Return a span of a snapshot without the runs.
+
+    Args:
+      span: as it is stored.
+      run_ids: the runs.
+      present: this span version of the data set now; None if the data set was removed, or built again without it.
+    """
+    remaining = [run for run in span["runs"] if run[0] not in run_ids]
+    erased: dict[str, Any] = {**span, "runs": remaining}
+    if span.get("weights"):
+        weighted = zip(span["runs"], span["weights"], strict=True)
+        erased["weights"] = [weight for run, weight in weighted if run[0] not in run_ids]
+    # Files that hold other examples are those of a data set that was built again under the same name.
+    if present is not None and {(run.run_id, run.digest) for run in present.runs}.issuperset(
+        (run[0], run[-1]) for run in remaining
+    ):
+        files = {split: stored for split, stored in present.files.items() if split in span["files"]}
+        erased["files"] = {split: [file.to_json() for file in stored] for split, stored in files.items()}
+    return erased
 
 
 def _replace(work: Work, store: Store, path: str, data: bytes, value: Any) -> None:

@@ -16,6 +16,7 @@ from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, FactUpdate, Message, OffsetRange, Origin, Outcome
 from ciml.events.run_id import erased_id, is_erased
 from ciml.manifest.log import ManifestLog
+from ciml.pipelines.datasets.build import build_dataset, remove_dataset
 from ciml.pipelines.ingest.committer import Committer
 from ciml.runs.compact import compact
 from ciml.runs.erased import RunCriteria
@@ -28,6 +29,7 @@ from ciml.serving.predict.log import read_predictions
 from ciml.serving.registry import Signature
 from ciml.storage import LocalStore
 from ciml.training.data.snapshot import make_snapshot, read_snapshot, write_snapshot
+from ciml.training.exclusions import Exclusion, add
 from ciml.trust import TrustPolicy
 from ciml.verdicts.signatures.notes import Note, add_note
 from tests.durable import Steps
@@ -237,6 +239,9 @@ def test_runs_leave_examples_and_snapshots(data: DataRoot) -> None:
     }
     decayed = make_snapshot(dataset, TRUSTED, half_life="10h")
     write_snapshot(data.trainer(every_kind.DATASET), decayed)
+    add(data.exclusions, [Exclusion("forged", run_id=target)], now_us=5)
+    without = make_snapshot(dataset, TRUSTED)
+    write_snapshot(data.trainer(every_kind.DATASET), without)
     assert dataset.log.try_append(dataset.log.end() + 1, {"time_us": 9, **known})
     with Steps(data.url).recording() as steps:
         list(erase(data, RunCriteria(run_id=target), SIGNED))
@@ -248,12 +253,36 @@ def test_runs_leave_examples_and_snapshots(data: DataRoot) -> None:
     weighted = read_snapshot(data.trainer(every_kind.DATASET), decayed.digest)
     assert weighted.weights is not None
     assert len(weighted.weights) == len([*weighted.runs()]) == len([*decayed.runs()]) - 1
+    # The run was not in this snapshot, but its examples were in the same file.
+    spans = read_snapshot(data.trainer(every_kind.DATASET), without.digest).spans
+    assert all(dataset.store.exists(file.path) for span in spans for files in span.files.values() for file in files)
     state = dataset.state()
     assert (state.causes, target in state.corrections) == ({before[0]: "code"}, False)
     assert target not in state.span_of
     assert erased_id(target) in state.span_of
     assert state.excluded()["erased"] == 2  # one is of the world
     assert broken(data) == {}
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+@pytest.mark.parametrize("is_built_again", [False, True])
+def test_runs_leave_the_snapshots_of_a_data_set_that_was_removed(data: DataRoot, is_built_again: bool) -> None:
+    dataset = data.dataset(every_kind.DATASET)
+    definition = dataset.state().definition
+    assert definition is not None
+    trainer = data.trainer(every_kind.DATASET)
+    (name,) = trainer.list("snapshots")
+    digest = name.removeprefix("snapshots/").removesuffix(".json")
+    before = read_snapshot(trainer, digest)
+    target = before.spans[-1].runs[0].run_id
+    remove_dataset(dataset)
+    if is_built_again:
+        build_dataset(data, data, definition.replace(span_runs=before.spans[0].span + 1000))
+    list(erase(data, RunCriteria(run_id=target), SIGNED))
+    after = read_snapshot(trainer, digest)
+    assert [run for run in before.runs() if run.run_id != target] == list(after.runs())
+    assert after.spans[-1].files == before.spans[-1].files  # of the former data set
+    assert left(data.store, target) == []
 
 
 @pytest.mark.parametrize("anywhere", ["local"], indirect=True)
