@@ -145,6 +145,10 @@ class Group(Record, frozen=True, gc=False):
     base_rate: Mapping[str, float]
     scores: Mapping[str, tuple[float, ...]]
 
+    def scores_of(self, class_name: str) -> tuple[float, ...]:
+        """Return the scores that a run is compared with as one of a class."""
+        return self.scores[class_name if class_name in self.scores else POOLED]
+
     def p_value(self, class_name: str, probability: float) -> float:
         """Return the conformal p-value of a class for another run.
 
@@ -154,7 +158,7 @@ class Group(Record, frozen=True, gc=False):
           class_name: the class that the run may have.
           probability: the model's probability of it, in the shortest decimals of its float32.
         """
-        scores = self.scores[class_name if class_name in self.scores else POOLED]
+        scores = self.scores_of(class_name)
         return (len(scores) - bisect_left(scores, 1 - probability) + 1) / (len(scores) + 1)
 
 

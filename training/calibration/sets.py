@@ -180,7 +180,7 @@ def sets_by_crepes(
     for group in filter(None, (*rules.groups.values(), rules.without_output)):
         rows = np.flatnonzero([compared_group is group for compared_group in compared])
         for label, class_name in enumerate(rules.classes):
-            calibration_scores = group.scores[class_name if class_name in group.scores else POOLED]
+            calibration_scores = group.scores_of(class_name)
             classifier = ConformalClassifier()
             classifier.fit(np.array(calibration_scores))
             # Without smoothing: with it, a set would depend on a random number.

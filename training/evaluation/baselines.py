@@ -184,7 +184,7 @@ class NumberAnswers(NamedTuple):
     """The answers by one number for a snapshot's test runs.
 
     Attributes:
-      positions: int64 [n], the positions of the predicted runs among the test runs.
+      positions: int64 [n], the positions of the predicted runs among the test runs: of runs that have the number.
       right: bool [n], whether the answer is right.
     """
 
@@ -204,7 +204,7 @@ def predict_test_runs(
       facts: the facts of these runs by run id.
 
     Returns:
-      None if no training run has the number, or there are no test runs.
+      None if no training run has the number, or no test run.
 
     Raises:
       IntegrityError: if the raw manifest lacks a run whose memory is asked for.
@@ -220,12 +220,13 @@ def predict_test_runs(
     test = [test_runs[position] for position in test_positions]
     numbers = baseline.read(raw, [facts[run.run_id] for run in (*train, *test)])
     train_numbers, test_numbers = np.split(numbers, [len(train)])
-    if not np.isfinite(train_numbers).any():
+    has_number = np.isfinite(test_numbers)
+    if not np.isfinite(train_numbers).any() or not has_number.any():
         return None
     train_labels = np.array([run.label for run in train])
     probabilities = predict_by(number, train_numbers, train_labels, test_numbers, len(snapshot.resolved.classes))
     is_right = predicted_classes(probabilities) == [run.label for run in test]
-    return NumberAnswers(test_positions, is_right)
+    return NumberAnswers(test_positions[has_number], is_right[has_number])
 
 
 def _spread(count: int, most: int) -> np.ndarray:

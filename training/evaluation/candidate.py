@@ -7,9 +7,9 @@ coverage, abstentions, precision and recall.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -334,13 +334,14 @@ def verdict_figures(
       JSON; shares have ``value``, ``low`` and ``high`` (95 %, Wilson), or None for no runs:
 
       - ``runs``;
-      - ``coverage``: the share of runs whose class is in their set, next to the ``stated`` coverage; also ``by_class``;
+      - ``coverage``: the share of runs whose class is in their set, next to the ``stated`` coverage; also ``by_class``,
+        and ``p``: how probable at most so many are, by chance in these runs and in those of the calibration;
       - ``abstained``: the share of runs with the verdict unknown;
       - ``outside``: the share of runs whose verdict is unknown because they are unlike the learned runs;
       - ``set_sizes``: number of runs by the size of their set;
       - ``causes``: by class the number of ``verdicts``, their ``precision`` and ``recall``; unknown is not a verdict.
     """
-    means_of_runs = repeat(None, len(labels)) if means is None else means
+    means_of_runs = [None] * len(labels) if means is None else list(means)
     verdicts = [
         make_verdict(job, dict(zip(rules.classes, shares, strict=True)), rules, run_means)
         for job, shares, run_means in zip(jobs, probabilities.tolist(), means_of_runs, strict=True)
@@ -348,11 +349,21 @@ def verdict_figures(
     names = np.array([rules.classes[label] for label in labels], object)
     causes = np.array([verdict.cause for verdict in verdicts], object)
     is_covered = np.array([name in verdict.set for name, verdict in zip(names, verdicts, strict=True)], bool)
+    groups = (
+        rules.compared_with(job, without_output=rules.lacks_output(run_means))
+        for job, run_means in zip(jobs, means_of_runs, strict=True)
+    )
+    compared = [group.scores_of(name) for group, name in zip(groups, names, strict=True)]
     sizes = [len(verdict.set) for verdict in verdicts]
     by_class = {name: accuracy(is_covered[names == name]) for name in rules.classes}
     return {
         "runs": len(labels),
-        "coverage": {"stated": rules.coverage, **accuracy(is_covered), "by_class": by_class},
+        "coverage": {
+            "stated": rules.coverage,
+            **accuracy(is_covered),
+            "by_class": by_class,
+            "p": _covered_p(int(is_covered.sum()), rules.coverage, compared),
+        },
         "abstained": accuracy(causes == UNKNOWN),
         "outside": accuracy(np.array([verdict.outside is not None for verdict in verdicts], bool)),
         "set_sizes": {str(size): sizes.count(size) for size in range(len(rules.classes) + 1)},
@@ -366,3 +377,28 @@ def verdict_figures(
             for name in rules.classes
         },
     }
+
+
+def _covered_p(covered: int, coverage: float, compared: Sequence[Sequence[float]]) -> float:
+    """Return the probability that at most ``covered`` runs have their class in their set.
+
+    Given its calibration runs, a list of scores covers a share of all runs that has a beta distribution. So the number
+    of runs that it covers is beta-binomial (Vovk 2012), and that of all lists is a sum of such numbers.
+
+    Args:
+      covered: number of runs.
+      coverage: the stated one.
+      compared: for each run the scores that it was compared with, as its class; those of a list are one object.
+    """
+    from scipy.signal import fftconvolve
+    from scipy.stats import betabinom
+
+    probabilities = np.ones(1)  # of each number of runs that are not covered
+    scores_of_list = {id(scores): scores for scores in compared}
+    for key, runs in Counter(map(id, compared)).items():
+        ranks = len(scores_of_list[key]) + 1
+        outside = int((np.arange(1, ranks) / ranks < 1 - coverage).sum())  # ranks that leave a class out of a set
+        if outside:
+            of_list = betabinom.pmf(np.arange(runs + 1), runs, outside, ranks - outside)
+            probabilities = fftconvolve(probabilities, of_list)
+    return float(np.clip(probabilities[len(compared) - covered :].sum(), 0.0, 1.0))

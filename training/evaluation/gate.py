@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from ciml.errors import CimlError
 from ciml.serving.registry import Decision
-from ciml.training.evaluation.baselines import NUMBERS
+from ciml.training.evaluation.baselines import MAX_MEMORY_RUNS, NUMBERS
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,10 @@ class GatePolicy:
       min_class_runs: least number of training runs of each class: an unseen class is never predicted.
       above_base_rate: least margin of the accuracy's lower bound above the base rate.
       tolerance: accepted loss of accuracy against the champion on the same held-out runs. On those of each source that
-        has ``min_test_runs`` of them, the candidate is rejected only if it *is* worse by more.
-      baseline_tolerance: the same against each one-number baseline.
+        has ``min_test_runs`` of them, the candidate is rejected if it *is* worse by more, and chance explains that on
+        any of the sources in at most a share 1 - ``confidence`` of comparisons.
+      baseline_tolerance: the same against each one-number baseline, on the held-out runs that have the number; fewer
+        than ``min_test_runs`` are not compared.
       confidence: of the one-sided bound on these losses. A candidate is rejected if it *may* be worse by more than the
         tolerance.
       accept_baselines: names of numbers (`ciml.training.evaluation.baselines.NUMBERS`) that may predict better than the
@@ -37,8 +39,8 @@ class GatePolicy:
       max_miscalibration: largest calibration error beyond that which chance explains.
       min_agreement: least share of held-out runs on which a model of another seed agrees; 0 trains no such model.
       min_decided: least share of held-out runs that a model of verdicts decides; on the others it abstains.
-      coverage_level: such a model is rejected if its sets hold the class of fewer runs than stated, and chance explains
-        that in at most this share of tests; 0 for no such check.
+      coverage_level: such a model is rejected if its sets hold the class of fewer runs than stated, and chance, in the
+        calibration runs and in the held-out runs, explains that in at most this share of tests; 0 for no such check.
       max_disagreement: largest difference of any probability between the exported model and the one in memory.
       max_latency_ms: largest median latency of a call for one run, milliseconds.
     """
@@ -233,6 +235,8 @@ def _check_baseline(number: str, baseline: Any, policy: GatePolicy) -> _Check:
     if accuracy is None or comparison is None:
         return _Check(name, False, f"the comparison with the {number} alone lacks figures")
     text = comparison.text(f"the {number} alone ({accuracy:.3f})")
+    if comparison.runs < min(policy.min_test_runs, MAX_MEMORY_RUNS):
+        return _Check(name, True, f"{text}: too few to compare")
     if comparison.two_sided_high < 0:
         fault = "one number beats it"
     elif comparison.one_sided_low < -policy.baseline_tolerance:
@@ -270,14 +274,11 @@ def _check_decided(verdicts: Any, policy: GatePolicy) -> _Check:
 
 
 def _check_coverage(verdicts: Any, policy: GatePolicy) -> _Check:
-    """Check that the sets do not hold the class of fewer runs than stated, beyond chance (exact binomial test)."""
+    """Check that the sets do not hold the class of fewer runs than stated, beyond chance."""
     coverage = _field(verdicts, "coverage")
-    stated, covered, runs = (_number(coverage, name) for name in ("stated", "right", "runs"))
-    if stated is None or covered is None or not runs:
+    stated, covered, runs, p = (_number(coverage, name) for name in ("stated", "right", "runs", "p"))
+    if stated is None or covered is None or p is None or not runs:
         return _Check("coverage", False, "the coverage of the verdicts is missing")
-    from scipy.stats import binom
-
-    p = float(binom.cdf(int(covered), int(runs), stated))
     text = f"its sets hold the class of {covered} of {runs} held-out runs; {stated:g} is stated"
     if p > policy.coverage_level:
         return _Check("coverage", True, text)
@@ -329,22 +330,24 @@ def _check_champion(comparison: Any, policy: GatePolicy) -> Iterator[_Check]:
 def _check_sources(sources: Any, policy: GatePolicy) -> _Check:
     """Check the source on which the candidate loses most: a source that lies can hide what another one loses.
 
-    The loss itself counts, not its bound: by its bound, one run of a small source would reject a candidate.
+    The loss itself counts, not its bound: by its bound, one run of a small source would reject a candidate. By the loss
+    alone, one of many small sources would reject a candidate by chance.
     """
     name = "sources"
     if not isinstance(sources, (list, tuple)):
         return _Check(name, False, "the comparison with the champion by source is missing")
-    compared = [(_Comparison.of(figures), _field(figures, "source")) for figures in sources]
-    decoded = [(figures, source) for figures, source in compared if figures is not None]
+    compared = [(_Comparison.of(figures), _number(figures, "p"), _field(figures, "source")) for figures in sources]
+    decoded = [(figures, p, source) for figures, p, source in compared if figures is not None and p is not None]
     if len(decoded) < len(compared):
         return _Check(name, False, "the comparison with the champion by source lacks figures")
     if not decoded:
         return _Check(name, True, "the runs to compare have one source, or none has enough of them")
-    worst, source = min(decoded, key=lambda entry: entry[0].difference)
-    text = f"on source {source!s:.80}: {worst.text('the champion')}"
-    if worst.difference >= -policy.tolerance:
+    beyond_chance = [entry for entry in decoded if entry[1] <= 1 - policy.confidence]
+    worst, p, source = min(beyond_chance or decoded, key=lambda entry: entry[0].difference)
+    text = f"on source {source!s:.80}: {worst.text('the champion')}, p = {p:.2g}, corrected"
+    if not beyond_chance or worst.difference >= -policy.tolerance:
         return _Check(name, True, text)
-    return _Check(name, False, f"{text}: worse by more than {policy.tolerance:g}")
+    return _Check(name, False, f"{text}: worse by more than {policy.tolerance:g}, and beyond chance")
 
 
 def _check_brier(brier: Any, policy: GatePolicy) -> _Check:

@@ -51,7 +51,7 @@ def evaluate(
         **figures,
         "brier": float(squared_errors(probabilities, labels).mean()) if len(labels) else None,
         "classes": dict(zip(classes, _class_figures(labels, predicted, len(classes)), strict=True)),
-        "slices": _by_slice(slices, lambda is_in_slice: accuracy(right[is_in_slice])),
+        "slices": _by_slice(slices, lambda rows: accuracy(right[rows])),
     }
 
 
@@ -155,19 +155,31 @@ def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]
 
 def _chance_error(confidence: np.ndarray, bin_of: np.ndarray) -> float:
     """Return the 95 % quantile of the calibration error of calibrated models with these confidences."""
-    drawn = np.random.default_rng(0).random((RESAMPLES, len(confidence))) < confidence
-    surplus = (drawn - confidence) @ np.eye(_BINS)[bin_of]  # right runs of a bin beyond its confidence, [R, bins]
-    return float(np.quantile(np.abs(surplus).sum(axis=1) / len(confidence), 0.95))
+    rng = np.random.default_rng(0)
+    errors = []
+    for _ in range(RESAMPLES):
+        surplus = (rng.random(len(confidence)) < confidence) - confidence
+        surplus_of_bin = np.bincount(bin_of, weights=surplus)  # right runs beyond the confidence
+        errors.append(np.abs(surplus_of_bin).sum() / len(confidence))
+    return float(np.quantile(errors, 0.95))
 
 
 def _by_slice(
     slices: Mapping[str, Sequence[str]] | None, figures_of: Callable[[np.ndarray], dict[str, Any]]
 ) -> _Slices:
-    """Compute figures for each value of each slice. ``figures_of`` is called with the mask of the value's runs."""
+    """Compute figures for each value of each slice. ``figures_of`` is called with the rows of the value's runs."""
     return {
-        name: {value: figures_of(np.array(values) == value) for value in sorted(set(values))}
+        name: {value: figures_of(rows) for value, rows in rows_by_value(values).items()}
         for name, values in (slices or {}).items()
     }
+
+
+def rows_by_value(values: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the rows that have each value, int64 [n], by value in ascending order."""
+    rows: dict[str, list[int]] = {}
+    for row, value in enumerate(values):
+        rows.setdefault(value, []).append(row)
+    return {value: np.array(rows[value]) for value in sorted(rows)}
 
 
 def calibration_quality(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +239,7 @@ def scores(
         "classes": class_figures,
         "macro": estimates.macro,
         "brier": estimates.brier,
-        "slices": _by_slice(slices, lambda is_in_slice: _slice_figures(labels[is_in_slice], predicted[is_in_slice])),
+        "slices": _by_slice(slices, lambda rows: _slice_figures(labels[rows], predicted[rows])),
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ciml.intervals import newcombe
+from ciml.training.evaluation.metrics import rows_by_value
 
 #: Resamples of the bootstrap, whose seed is fixed.
 _SAMPLES = 2000
@@ -58,9 +59,9 @@ def compare(candidate_right: np.ndarray, champion_right: np.ndarray, *, confiden
 
 def _mcnemar(better: int, worse: int) -> float:
     """Compute the exact two-sided p-value of McNemar's test."""
-    total = better + worse
-    tail = sum(math.comb(total, k) for k in range(min(better, worse) + 1)) / 2**total
-    return min(1.0, float(2 * tail))
+    from scipy.stats import binom
+
+    return min(1.0, 2 * float(binom.cdf(min(better, worse), better + worse, 0.5)))
 
 
 def compare_slices(
@@ -79,22 +80,15 @@ def compare_slices(
       are still compared (Holm 1979): among all slices of models that are equally good, one is below p by chance in at
       most a share p of comparisons.
     """
-    rows = []
-    for name, values in slices.items():
-        array = np.array(values)
-        for value in sorted(set(values) - {""}):
-            inside = array == value
-            better = int((candidate_right & ~champion_right & inside).sum())
-            worse = int((~candidate_right & champion_right & inside).sum())
-            rows.append((_worse_p(better, worse), name, value, int(inside.sum()), better, worse))
-    rows.sort()
+    is_better = candidate_right & ~champion_right
+    is_worse = ~candidate_right & champion_right
     compared = []
-    highest = 0.0
-    for index, (p, name, value, runs, better, worse) in enumerate(rows):
-        highest = max(highest, min(p * (len(rows) - index), 1.0))
-        figures = {"slice": name, "value": value, "runs": runs, "only_candidate": better, "only_champion": worse}
-        compared.append({**figures, "p": highest})
-    return compared
+    for name, values in slices.items():
+        for value, rows in rows_by_value(values).items():
+            better, worse = int(is_better[rows].sum()), int(is_worse[rows].sum())
+            figures = {"slice": name, "value": value, "runs": len(rows)}
+            compared.append({**figures, "only_candidate": better, "only_champion": worse})
+    return _worst_first([row for row in compared if row["value"]])
 
 
 def compare_sources(
@@ -115,22 +109,28 @@ def compare_sources(
       confidence: of the one-sided lower bounds.
 
     Returns:
-      For each source ``source``, and the figures of `compare`.
+      For each source ``source``, the figures of `compare`, and ``p``, that of `compare_slices` among the sources; the
+      source on which the candidate does worst first.
     """
-    array = np.array(sources)
-    names, counts = np.unique(array, return_counts=True)
-    compared = []
-    for source in names[counts >= min_runs] if len(names) > 1 else ():
-        inside = array == source
-        figures = compare(candidate_right[inside], champion_right[inside], confidence=confidence)
-        compared.append({"source": str(source), **figures})
-    return compared
+    by_source = rows_by_value(sources)
+    return _worst_first(
+        [
+            {"source": source, **compare(candidate_right[rows], champion_right[rows], confidence=confidence)}
+            for source, rows in by_source.items()
+            if len(by_source) > 1 and len(rows) >= min_runs
+        ]
+    )
 
 
-def _worse_p(better: int, worse: int) -> float:
-    """Return the probability of at least ``worse`` losses among the runs that only one of two equal models got."""
-    total = better + worse
-    return float(sum(math.comb(total, k) for k in range(worse, total + 1)) / 2**total)
+def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add ``p`` to comparisons of parts of the same runs (exact sign test, corrected by Holm), and sort by it."""
+    from scipy.stats import binom
+
+    better, worse = (np.array([row[name] for row in rows], int) for name in ("only_candidate", "only_champion"))
+    p_values = binom.sf(worse - 1, better + worse, 0.5)
+    order = np.argsort(p_values, kind="stable")
+    corrected = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(len(rows), 0, -1)), 1.0)
+    return [{**rows[index], "p": p} for index, p in zip(order.tolist(), corrected.tolist(), strict=True)]
 
 
 def compare_errors(

@@ -41,6 +41,7 @@ def exact(calibrated: int, tests: int, coverage: float) -> np.ndarray:
 def test_the_number_of_covered_runs_is_beta_binomial(calibrated: int, tests: int, coverage: float) -> None:
     chance = np.random.default_rng(1)
     covered = np.zeros(tests + 1)
+    expected = exact(calibrated, tests, coverage)
     for _ in range(DRAWS):
         labels = chance.integers(0, 2, calibrated + tests)
         machine = 1 / (1 + np.exp(-chance.normal(2.0 * labels - 1.0, 1.5)))  # as a model may answer
@@ -51,8 +52,25 @@ def test_the_number_of_covered_runs_is_beta_binomial(calibrated: int, tests: int
             shares[known], labels[known], ["job"] * calibrated, CAUSES, coverage=coverage, calibration={}
         )
         figures = verdict_figures(rules, shortest_decimals(shares[held]), labels[held], ["job"] * tests)
-        covered[round(figures["coverage"]["value"] * tests)] += 1 / DRAWS
-    expected = exact(calibrated, tests, coverage)
+        covered[figures["coverage"]["right"]] += 1 / DRAWS
+        assert figures["coverage"]["p"] == pytest.approx(expected[: figures["coverage"]["right"] + 1].sum(), abs=1e-9)
     # The largest distance of two distributions of 400 draws is above 0.086 in one of 200 (Kolmogorov).
     assert np.abs(np.cumsum(covered) - np.cumsum(expected)).max() < 0.086
     assert expected @ np.arange(tests + 1) / tests >= coverage - 1e-9
+
+
+def test_the_chance_of_a_coverage_is_that_of_all_lists_of_scores_together() -> None:
+    """Those of a job, and those of all other jobs, each by class."""
+    chance = np.random.default_rng(2)
+    labels = np.arange(520) % 2
+    jobs = ["large"] * 120 + [f"job{number}" for number in range(100)] + ["large"] * 200 + ["new"] * 100
+    machine = 1 / (1 + np.exp(-chance.normal(2.0 * labels - 1.0, 1.5)))
+    answers = np.stack([1 - machine, machine], axis=1).astype(np.float32)
+    rules = make_rules(answers[:220], labels[:220], jobs[:220], CAUSES, coverage=0.8, calibration={})
+    assert {name: len(group.scores) for name, group in rules.groups.items()} == {"": 2, "large": 2}
+    figures = verdict_figures(rules, shortest_decimals(answers[220:]), labels[220:], jobs[220:])["coverage"]
+    expected = np.ones(1)
+    for calibrated, tests in ((60, 100), (60, 100), (50, 50), (50, 50)):
+        expected = np.convolve(expected, exact(calibrated, tests, 0.8))
+    assert 0.01 < figures["p"] < 0.99
+    assert figures["p"] == pytest.approx(expected[: figures["right"] + 1].sum(), abs=1e-9)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,8 @@ def against(right: int, champion: int, total: int = 100) -> dict[str, Any]:
     return figures(right, total, champion={"accuracy": {"value": champion / total}}, comparison=comparison)
 
 
-def abstaining(on: int, total: int, covered: int | None = None) -> dict[str, Any]:
-    coverage = {"stated": 0.9, **accuracy(answers(total if covered is None else covered, total))}
+def abstaining(on: int, total: int, covered: int | None = None, p: float = 1.0) -> dict[str, Any]:
+    coverage = {"stated": 0.9, **accuracy(answers(total if covered is None else covered, total)), "p": p}
     return {"runs": total, "abstained": accuracy(answers(on, total)), "coverage": coverage}
 
 
@@ -128,7 +129,8 @@ NEEDED = [
     "class_counts.b", "disagreement", "latency_ms", "baselines", "baselines.duration", "baselines.duration.value",
     "baselines.duration.comparison", *(f"baselines.duration.comparison.{name}" for name in PAIRED), "verdicts",
     "verdicts.abstained", "verdicts.abstained.value", "verdicts.abstained.runs", "verdicts.coverage",
-    "verdicts.coverage.stated", "verdicts.coverage.right", "verdicts.coverage.runs", "comparison",
+    "verdicts.coverage.stated", "verdicts.coverage.right", "verdicts.coverage.runs", "verdicts.coverage.p",
+    "comparison",
     *(f"comparison.{name}" for name in PAIRED), "comparison.brier", "comparison.brier.difference",
     "comparison.brier.high", "comparison.slices", "comparison.sources", "evaluation.brier", "evaluation.calibration",
     "evaluation.calibration.ece", "evaluation.calibration.chance", "stability", "stability.value", "stability.right",
@@ -142,8 +144,7 @@ NOT_NEEDED += [(path, ABSENT) for path in ("verdicts", "baselines.duration", "cl
 
 @pytest.mark.parametrize("path", NEEDED)
 def test_a_figure_that_is_missing_or_nonsense_is_a_reason_against_the_candidate(path: str):
-    verdicts = {"abstained": accuracy(answers(20, 100)), "coverage": {"stated": 0.9, **accuracy(answers(92, 100))}}
-    given = beside(90, 85, verdicts=verdicts, comparison=compared(90, 85))
+    given = beside(90, 85, verdicts=abstaining(20, 100, covered=92), comparison=compared(90, 85))
     assert decided(given)[0]
     *parents, last = path.split(".")
     for value in NONSENSE:
@@ -210,6 +211,14 @@ def test_a_candidate_that_one_number_beats_is_rejected(right: int, by_number: in
     difference, share = (right - by_number) / total, by_number / total
     assert line.startswith(f"{difference:+.3f} against the duration alone ({share:.3f}) on the same {total} runs")
     assert ("may be worse" in line or "one number beats it" in line) is not blessed
+
+
+def test_a_number_that_few_runs_have_is_not_compared() -> None:
+    baseline = {"value": 1.0, "comparison": compare(answers(18, 19), answers(19, 19))}
+    blessed, reasons = decided(figures(baselines={"duration": baseline}))
+    assert blessed
+    assert not any("duration" in reason for reason in reasons)
+    assert not decided(figures(baselines={"duration": baseline}), min_test_runs=19)[0]
 
 
 def test_a_policy_accepts_by_name_that_one_number_beats_the_model_or_may():
@@ -320,19 +329,32 @@ def test_a_source_that_lies_cannot_hide_what_another_one_loses() -> None:
     champion = np.array([True] * 60 + [False] * 40)
     candidate = np.array([False] * 4 + [True] * 56 + [True] * 40)
     by_source = compare_sources(candidate, champion, sources, min_runs=20)
-    assert [(entry["source"], entry["runs"], entry["only_champion"]) for entry in by_source] == [
-        ("other", 40, 0), ("zuul", 60, 4),
+    assert [(entry["source"], entry["runs"], entry["only_champion"], entry["p"]) for entry in by_source] == [
+        ("zuul", 60, 4, 2 * 0.5**4), ("other", 40, 0, 1.0),
     ]  # fmt: skip
     comparison = compared(90, 90) | compare(candidate, champion) | {"sources": by_source}
     blessed, reasons = decided(figures(comparison=comparison))
     assert not blessed
     assert reasons == (
-        "on source zuul: -0.067 against the champion on the same 60 runs (at least -0.100): worse by more than 0.05",
+        "on source zuul: -0.067 against the champion on the same 60 runs (at least -0.100), p = 0.12, corrected: "
+        "worse by more than 0.05, and beyond chance",
     )
     assert decided(figures(comparison=comparison), tolerance=4 / 60)[0]
-    assert decided(figures(comparison=comparison | {"sources": by_source[:1]}))[0]
-    for broken in ([*by_source[:1], {"source": "zuul"}], ["zuul"], "zuul", None):
+    assert decided(figures(comparison=comparison | {"sources": by_source[1:]}))[0]
+    for broken in ([*by_source[1:], {"source": "zuul"}], ["zuul"], "zuul", None):
         assert not decided(figures(comparison=comparison | {"sources": broken}))[0]
+
+
+def test_a_loss_on_one_of_many_sources_that_chance_explains_does_not_reject_a_candidate() -> None:
+    """Two losses of 20 runs on one of ten sources, and eight losses on another one."""
+    sources = [f"source{run % 10}" for run in range(200)]
+    champion = np.ones(200, bool)
+    for lost, blessed in ((2, True), (8, False)):
+        candidate = ~np.isin(np.arange(200), [10 * run + 3 for run in range(lost)])
+        by_source = compare_sources(candidate, champion, sources, min_runs=20)
+        given = figures(comparison=compared(90, 90) | {"sources": by_source})
+        assert decided(given)[0] is blessed
+        assert by_source[0]["p"] == min(1.0, 10 * 0.5**lost)
 
 
 def test_sources_are_compared_where_there_are_several_with_enough_runs() -> None:
@@ -341,6 +363,18 @@ def test_sources_are_compared_where_there_are_several_with_enough_runs() -> None
     counted = compare_sources(right, right, ["a"] * 30 + ["b"] * 20, min_runs=21)
     assert [(entry["source"], entry["runs"]) for entry in counted] == [("a", 30)]
     assert compare_sources(right[:0], right[:0], [], min_runs=20) == []
+
+
+def test_many_runs_and_many_jobs_are_compared_in_linear_time() -> None:
+    """Sums of binomial coefficients, or a pass over all runs for each job, would take minutes."""
+    first = answers(50_000, 100_000)
+    assert compare(first, ~first)["mcnemar"] == 1.0
+    jobs = [f"job{number}" for number in range(50_000)] * 2
+    assert len(compare_slices(first, ~first, {"job": jobs})) == 50_000
+    assert (
+        len(evaluate(np.full((100_000, 2), 0.5), first.astype(int), CLASSES, first, {"job": jobs})["slices"]["job"])
+        == 50_000
+    )
 
 
 def test_slices_are_compared_as_holm_says() -> None:
@@ -399,11 +433,22 @@ def test_chance_explains_the_calibration_error_of_a_calibrated_model() -> None:
     assert 2 <= beyond <= 20  # 5 % of 200 are expected
 
 
+def test_the_chance_of_a_calibration_error_needs_memory_for_one_resample() -> None:
+    labels = np.zeros(20_000, int)
+    tracemalloc.start()
+    try:
+        evaluate(np.full((20_000, 2), 0.5), labels, CLASSES, labels)
+        assert tracemalloc.get_traced_memory()[1] < 100 * len(labels)  # 2,400 bytes a run for all resamples
+    finally:
+        tracemalloc.stop()
+
+
 def test_sets_that_hold_the_class_of_too_few_runs_reject_a_model_of_verdicts() -> None:
     reason = "its sets hold the class of 80 of 100 held-out runs; 0.9 is stated (p = 0.002)"
-    assert decided(figures(verdicts=abstaining(0, 100, covered=80))) == (False, (reason,))
-    assert decided(figures(verdicts=abstaining(0, 100, covered=84)))[0]
-    assert decided(figures(verdicts=abstaining(0, 100, covered=80)), coverage_level=0.0)[0]
+    low = figures(verdicts=abstaining(0, 100, covered=80, p=0.002))
+    assert decided(low) == (False, (reason,))
+    assert decided(figures(verdicts=abstaining(0, 100, covered=84, p=0.011)))[0]
+    assert decided(low, coverage_level=0.0)[0]
 
 
 def test_a_candidate_whose_answers_depend_on_the_seed_is_rejected() -> None:

@@ -124,7 +124,14 @@ def test_the_one_number_baseline_of_duration_is_a_tree(made: Path, snapshot: Sna
     test, labels = seconds("test")
     answers = predict_test_runs("duration", DataRoot.open(made).raw, snapshot, facts)
     assert answers is not None
-    assert answers.right.tolist() == (tree.predict(test) == labels).tolist()
+    right = (tree.predict(test) == labels).tolist()
+    assert answers.right.tolist() == right
+    without = {run.run_id: facts[run.run_id].replace(end_us=None) for run in snapshot.runs("test")}
+    first = next(iter(without))
+    answers = predict_test_runs("duration", DataRoot.open(made).raw, snapshot, facts | without | {first: facts[first]})
+    assert answers is not None  # a run without the number is no wrong answer
+    assert (answers.positions.tolist(), answers.right.tolist()) == ([0], right[:1])
+    assert predict_test_runs("duration", DataRoot.open(made).raw, snapshot, facts | without) is None
 
 
 def test_without_columns_of_memory_there_is_no_baseline_and_a_run_that_is_missing_is_reported(
