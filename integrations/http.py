@@ -1,8 +1,7 @@
 """The REST API of a review system.
 
 `Rest` calls one host, within limits on time and bytes; no error contains a secret. Answers are not trusted: they are
-decoded as the declared type, and no redirect is followed. `ciml.integrations.review.RestClient` is a review client that
-uses this API.
+decoded as the declared type, and no redirect is followed. `ciml.integrations.review.ReviewClient` uses this API.
 """
 
 from __future__ import annotations

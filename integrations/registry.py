@@ -14,7 +14,7 @@ from ciml.events.redaction import shown
 from ciml.events.run_id import source_name
 from ciml.events.updates import fact_update
 from ciml.integrations.adapter import Adapter, Delivery, Ignored, Reading
-from ciml.integrations.review import System
+from ciml.integrations.systems import System
 from ciml.limits import MAX_EVENT_RUNS
 
 #: The entry point group of adapters in other packages. Their metadata names it, so it never changes.

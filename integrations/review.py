@@ -1,26 +1,18 @@
-"""Review systems: their configuration, the interface of their clients, and the base class of clients by REST.
+"""Clients of review systems: the values that they exchange, and their base class.
 
-Each kind of review system has a subclass of `System`, the table ``[[system]]`` of a feedback configuration, and returns
-a `ReviewClient`. A client is blocking and decides nothing: the outbox chooses when to call it and what to write.
+Each kind of review system has a subclass of `ReviewClient` in ``integrations/SYSTEM/review.py``. A client is blocking
+and decides nothing: the outbox chooses when to call it and what to write.
 """
 
 from __future__ import annotations
 
 import re
-import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
-from ciml.errors import CimlError
-from ciml.events.run_id import check_source_name
-from ciml.globs import matches_any
-from ciml.http.outgoing import tls_context
-from ciml.integrations.http import Refused, Rest, Secret
-from ciml.integrations.secrets import NamedSettings, Secrets
-from ciml.settings import as_value_error, check_range
+from ciml.integrations.http import Refused, Rest
 
 #: The markup that a message is rendered for.
 Format = Literal["github", "gerrit", "gitlab"]
@@ -42,11 +34,11 @@ class ChangeRef:
 
     Attributes:
       project: ``owner/name``, a Gerrit project, or the path of a GitLab project.
-      change: the number of the change or pull request; "" if the event had none (GitHub, forks).
+      change: the number of the change or pull request, unchecked; "" if the event had none (GitHub, forks).
       patchset: the number of the patch set, or a commit; "" if unknown.
       head: the commit that was tested; "" if unknown.
-      head_project, head_branch: the repository and branch of the commit; "" if unknown. Without a number, they tell
-        the change from another person's change with the same commit.
+      head_project, head_branch: the repository and branch of the commit; "" if unknown. If the number is unknown, they
+        distinguish the change from someone else's change with the same commit.
     """
 
     project: str
@@ -58,7 +50,7 @@ class ChangeRef:
 
     @property
     def number(self) -> str:
-        """The number as part of an address. Raises `Refused` if it is none."""
+        """The number of the change, checked, as part of an address. Raises `Refused` if it is not a number."""
         return checked_number(self.change)
 
     @property
@@ -74,11 +66,11 @@ class Head:
 
     Attributes:
       state: see `State`.
-      change: its number, found by the commit if the `ChangeRef` had none.
+      change: the number of the change, found by the commit if the `ChangeRef` had none.
       patchset: number of the present patch set; "" if the system has no patch sets.
-      head: its commit.
-      title: of the change; hostile text.
-      labels: of the change (hashtags and topic on Gerrit); hostile texts.
+      head: the present commit.
+      title: title of the change; hostile text.
+      labels: labels of the change (hashtags and topic on Gerrit); hostile texts.
     """
 
     state: State
@@ -89,7 +81,7 @@ class Head:
     labels: tuple[str, ...] = ()
 
     def is_at(self, change: ChangeRef) -> bool:
-        """Return whether the patch set of a reference is the present one. An unknown patch set is not."""
+        """Return whether the patch set of a reference is the present one; False for an unknown patch set."""
         if change.head and self.head:
             return change.head == self.head
         return change.patchset != "" and change.patchset in (self.patchset, self.head)
@@ -102,7 +94,7 @@ class Rendered:
     Attributes:
       title: one line of plain, inert text: the title of a check run.
       body: the whole message with its marker; at most `ReviewClient.most_bytes` of UTF-8.
-      marker: part of ``body``; the same for all messages on a change. `ReviewClient.find` looks for it.
+      marker: part of ``body``; the same for all messages on a change. `ReviewClient.find` searches for it.
       stamp: part of ``body``: the marker, patch set, verdict and a digest of the text. Equal stamps, equal messages.
     """
 
@@ -117,10 +109,10 @@ class Posted:
     """One of our messages in the system.
 
     Attributes:
-      change: of the message; its ``change`` is the number that was found.
-      id: in the system; with ``change`` it is all that `ReviewClient.edit` and `ReviewClient.reactions` need.
-      url: of the message, for people; "" if unknown.
-      body: its present text as the system returns it.
+      change: the change of the message, with its number.
+      id: id of the message; with ``change`` it is all that `ReviewClient.edit` and `ReviewClient.reactions` need.
+      url: address of the message, for people; "" if unknown.
+      body: present text of the message, as the system returns it.
     """
 
     change: ChangeRef
@@ -143,122 +135,16 @@ class Reactions:
     not_helpful: tuple[str, ...] = ()
 
 
-class ReviewClient(Protocol):
-    """A configured review system. Every call ends within `CALL_S`.
-
-    Attributes:
-      format: of its messages.
-      can_edit: whether `edit` changes a message in place.
-      can_react: whether reviewers can react to a message with an emoji.
-      most_bytes: largest `Rendered.body`, bytes of UTF-8.
-
-    Every method raises:
-      Busy: if the system asks to wait.
-      Refused: if it rejects the request, and would reject it again.
-      EngineError: if it was not reached, or its answer is unreadable. Nothing was changed.
-    """
-
-    format: Format
-    can_edit: bool
-    can_react: bool
-    most_bytes: int
-
-    def head(self, change: ChangeRef) -> Head:
-        """Return the present state of a change."""
-
-    def find(self, change: ChangeRef, marker: str) -> Posted | None:
-        """Return our own message on a change: the latest whose text has the marker and whose author we are."""
-
-    def post(self, change: ChangeRef, message: Rendered) -> Posted:
-        """Create a message. May also raise `Unsettled`."""
-
-    def edit(self, posted: Posted, message: Rendered) -> Posted:
-        """Replace a message, or post it again if the system cannot edit. May also raise `Unsettled`."""
-
-    def reactions(self, posted: Posted) -> Reactions:
-        """Return the reactions to a message."""
-
-    def close(self) -> None:
-        """Close connections."""
-
-
-class System(NamedSettings, frozen=True, kw_only=True):
-    """A review system.
-
-    Attributes:
-      name: of the system: of its outbox, in metrics and messages.
-      sources: names of the sources, as in run ids, whose runs test its changes.
-      projects: globs of the projects whose changes are there; of several systems, the first that matches takes a run.
-      gap_s: least time between two requests that change something, seconds.
-      secret_file, secret_env: the file or the environment variable of its secret (token, password, or private key).
-      ca_file: certificates that sign the server's; those of the operating system by default.
-    """
-
-    title: ClassVar[str] = "system"
-    #: The value of the key ``kind``.
-    kind: ClassVar[str]
-    lists: ClassVar[tuple[str, ...]] = (*NamedSettings.lists, "sources", "projects")
-    sources: tuple[str, ...]
-    projects: tuple[str, ...] = ("*",)
-    gap_s: float = 1.0
-    ca_file: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.sources:
-            raise ValueError("sources: name a source of runs, as in run ids")
-        for source in self.sources:
-            with as_value_error("sources: "):
-                check_source_name(source)
-        check_range("gap_s", self.gap_s, 0, 600)
-
-    def takes(self, source: str, project: str) -> bool:
-        """Return whether runs of a source and project test changes of this system."""
-        return source in self.sources and matches_any(self.projects, project)
-
-    def tls(self, folder: Path) -> ssl.SSLContext:
-        """Return the settings for https; ``folder`` is that of the configuration. Raises `CimlError`."""
-        return tls_context(str(folder / self.ca_file) if self.ca_file else "")
-
-    def secret_reader(self, where: str, folder: Path, content: str, check: Callable[[bytes], bytes]) -> Secret:
-        """Return a function that reads the present secret of the system; a changed file is read again.
-
-        Args:
-          where, folder: see `client`.
-          content: the kind of the secret, for people, such as "a token".
-          check: returns a valid secret; raises `ValueError`, whose message describes a valid one.
-
-        Raises:
-          CimlError: if there is no secret or more than one, or it is invalid.
-        """
-        if len(self.secret_file) + len(self.secret_env) != 1:
-            raise CimlError(f"{where}: secret_file: name one file, or one variable in secret_env, with {content}")
-        secrets = Secrets(where, self, folder, check)
-        return lambda: secrets.keys()[0]
-
-    @abstractmethod
-    def client(self, where: str, folder: Path) -> ReviewClient:
-        """Return a client. It sends nothing before its first call.
-
-        Args:
-          where: of the configuration, for messages: file and system.
-          folder: of the configuration; relative paths of files are below it.
-
-        Raises:
-          CimlError: a secret or a file is missing or invalid.
-        """
-
-
 @dataclass(frozen=True, slots=True)
 class Note:
     """A message, a comment or an emoji on a change.
 
     Attributes:
-      id: in the system; "" for an emoji.
-      text: the text; the name of an emoji.
-      author: name of the account whose reaction it may be; "" for an account whose reactions do not count.
-      maker: id of the account or App that made it, which shows whether it is our own; 0 if unknown.
-      url: its address, for people; "" if unknown.
+      id: id in the system; "" for an emoji.
+      text: the text, or the name of the emoji.
+      author: name of the account; "" if a reaction of this account does not count.
+      maker: id of the account or App that made the note, by which we recognise our own; 0 if unknown.
+      url: address of the note, for people; "" if unknown.
     """
 
     id: str
@@ -268,16 +154,24 @@ class Note:
     url: str = ""
 
 
-class RestClient(ABC):
-    """A `ReviewClient` by REST. Errors of all methods: see `ReviewClient`.
+class ReviewClient(ABC):
+    """The client of a configured review system, over its REST API. Every call ends within `CALL_S`.
 
-    It finds our own message among the notes on a change, and reads the reactions to it. A subclass only knows the
+    A client finds our own message among the notes on a change, and reads the reactions to it. A subclass knows only the
     addresses and types of its system.
 
     Attributes:
-      format, can_edit, can_react, most_bytes: see `ReviewClient`. GitHub accepts this size, and GitLab more.
+      format: markup of its messages.
+      can_edit: whether `edit` changes a message in place.
+      can_react: whether reviewers can react to a message with an emoji.
+      most_bytes: largest `Rendered.body`, bytes of UTF-8. GitHub accepts the default, and GitLab more.
       of_commit: whether a message is written on a commit, so that it needs the commit and the number of the change.
       unlocated: the error, for people, of a change without a number if no open change has its commit.
+
+    Every method raises:
+      Busy: the system asks to wait.
+      Refused: it rejects the request, and would reject it again.
+      EngineError: it was not reached, or its answer is unreadable. Nothing was changed.
     """
 
     format: Format
@@ -294,49 +188,21 @@ class RestClient(ABC):
     def head(self, change: ChangeRef) -> Head:
         """Return the present state of a change."""
 
-    @abstractmethod
-    def own_id(self) -> int:
-        """Return the id of our own account or App."""
-
-    @abstractmethod
-    def notes(self, change: ChangeRef) -> Iterable[Note]:
-        """Return the notes on a change, among which our message may be, the latest first."""
-
-    @abstractmethod
-    def create_note(self, change: ChangeRef, message: Rendered) -> Note:
-        """Create a note on a change."""
-
-    @abstractmethod
-    def replace_note(self, change: ChangeRef, note_id: str, message: Rendered) -> Note:
-        """Replace our note with an id, or create another one if the system cannot edit notes."""
-
-    @abstractmethod
-    def replies(self, posted: Posted) -> Iterable[Note]:
-        """Return the notes that followed a message of ours."""
-
-    def emojis(self, posted: Posted) -> Iterable[Note]:
-        """Return the emojis on a message of ours."""
-        return ()
-
-    def close(self) -> None:
-        """Close connections."""
-        self.rest.close()
-
     def find(self, change: ChangeRef, marker: str) -> Posted | None:
-        """Return our own latest message on a change."""
+        """Return our own message on a change: the latest with the marker, written by our account. None without one."""
         with self.rest.call():
-            where = self.located(change)
-            note = self.find_note(where, marker)
-            return _posted(where, note) if note else None
+            located = self._locate(change)
+            note = self.find_note(located, marker)
+            return _posted(located, note) if note else None
 
     def post(self, change: ChangeRef, message: Rendered) -> Posted:
-        """Create a message."""
+        """Create a message. May also raise `Unsettled`."""
         with self.rest.call():
-            where = self.located(change)
-            return _posted(where, self.create_note(where, message))
+            located = self._locate(change)
+            return _posted(located, self.create_note(located, message))
 
     def edit(self, posted: Posted, message: Rendered) -> Posted:
-        """Replace a message."""
+        """Replace a message, or post it again if the system cannot edit. May also raise `Unsettled`."""
         with self.rest.call():
             return _posted(posted.change, self.replace_note(posted.change, posted.id, message))
 
@@ -351,8 +217,36 @@ class RestClient(ABC):
                 not_helpful=_distinct_accounts(note.author for note in replies),
             )
 
-    def located(self, change: ChangeRef) -> ChangeRef:
-        """Return a change with its number and, `of_commit`, its commit; look up an unknown one."""
+    def close(self) -> None:
+        """Close connections."""
+        self.rest.close()
+
+    @abstractmethod
+    def own_id(self) -> int:
+        """Return the id of our own account or App."""
+
+    @abstractmethod
+    def notes(self, change: ChangeRef) -> Iterable[Note]:
+        """Return the notes on a change, the latest first. Our message may be one of them."""
+
+    @abstractmethod
+    def create_note(self, change: ChangeRef, message: Rendered) -> Note:
+        """Create a note on a change."""
+
+    @abstractmethod
+    def replace_note(self, change: ChangeRef, note_id: str, message: Rendered) -> Note:
+        """Replace our note with an id, or create another one if the system cannot edit notes."""
+
+    @abstractmethod
+    def replies(self, posted: Posted) -> Iterable[Note]:
+        """Return the notes after one of our messages."""
+
+    def emojis(self, posted: Posted) -> Iterable[Note]:
+        """Return the emojis on one of our messages."""
+        return ()
+
+    def _locate(self, change: ChangeRef) -> ChangeRef:
+        """Return a change with its number and, if messages are `of_commit`, its commit. Looks up what is unknown."""
         commit = change.commit
         if change.change and (commit or not self.of_commit):
             return replace(change, head=commit)
@@ -362,7 +256,7 @@ class RestClient(ABC):
         return replace(change, change=head.change, head=commit or head.head)
 
     def find_note(self, change: ChangeRef, marker: str) -> Note | None:
-        """Return our own latest note with a marker on a change; None without one."""
+        """Return our own latest note with a marker on a change; None if there is none."""
         return next((note for note in self.notes(change) if marker in note.text and self._is_own(note)), None)
 
     def _is_own(self, note: Note) -> bool:
@@ -374,9 +268,9 @@ def _posted(change: ChangeRef, note: Note) -> Posted:
 
 
 def checked_number(text: str) -> str:
-    """Return the number of a change or a note. Raises `Refused` for another text."""
+    """Return the number of a change or a message. Raises `Refused` for another text."""
     if not _NUMBER.fullmatch(text):
-        raise Refused("invalid", f"{text!r:.80} is not a number of a change")
+        raise Refused("invalid", f"{text!r:.80} is not the number of a change or a message")
     return str(int(text))
 
 

@@ -15,7 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from ciml.data_root import DataRoot
-from ciml.integrations.review import Format, Rendered, ReviewClient, System
+from ciml.integrations.review import Format, Rendered, ReviewClient
+from ciml.integrations.systems import System
 from ciml.manifest.replica import LogReplica
 from ciml.metrics import Family, manifest_families, metric
 from ciml.pipelines.feedback import (

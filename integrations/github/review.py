@@ -16,7 +16,8 @@ from typing import ClassVar, Literal
 import msgspec
 
 from ciml.integrations.http import Query, Refused, Rest, Secret, check_base, check_token, path_segment
-from ciml.integrations.review import ChangeRef, Head, Note, Posted, Rendered, RestClient, State, System, checked_number
+from ciml.integrations.review import ChangeRef, Head, Note, Posted, Rendered, ReviewClient, State, checked_number
+from ciml.integrations.systems import System
 from ciml.limits import MAX_COMMENT_PAGES
 
 API = "https://api.github.com"
@@ -64,7 +65,7 @@ class GitHubSystem(System, frozen=True, kw_only=True):
         if not 0 < len(self.check) <= 100 or not self.check.isprintable():
             raise ValueError(f"check: {self.check!r:.120} is not a valid name of a check run")
 
-    def client(self, where: str, folder: Path) -> RestClient:
+    def client(self, where: str, folder: Path) -> ReviewClient:
         checks = bool(self.app) and self.report != "comment"
         content, check = ("the private key of the App", private_key) if self.app else ("a token", check_token)
         secret = self.secret_reader(where, folder, content, check)
@@ -234,7 +235,7 @@ class _Reaction(msgspec.Struct, frozen=True):
     user: _User | None = None
 
 
-class GitHub(RestClient):
+class GitHub(ReviewClient):
     """The part of the client that check runs and comments share: the state of a pull request, and its comments.
 
     Args:

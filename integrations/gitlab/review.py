@@ -14,7 +14,8 @@ from urllib.parse import quote
 import msgspec
 
 from ciml.integrations.http import Query, Refused, Rest, check_base, check_token, path_segment
-from ciml.integrations.review import ChangeRef, Head, Note, Posted, Rendered, RestClient, State, System, checked_number
+from ciml.integrations.review import ChangeRef, Head, Note, Posted, Rendered, ReviewClient, State, checked_number
+from ciml.integrations.systems import System
 from ciml.limits import MAX_COMMENT_PAGES
 
 _PAGE = 100
@@ -37,7 +38,7 @@ class GitLabSystem(System, frozen=True, kw_only=True):
         super().__post_init__()
         check_base("server", self.server, "https://gitlab.example.org")
 
-    def client(self, where: str, folder: Path) -> RestClient:
+    def client(self, where: str, folder: Path) -> ReviewClient:
         secret = self.secret_reader(where, folder, "a token", check_token)
         server = self.server.rstrip("/")
         tls = self.tls(folder)
@@ -81,7 +82,7 @@ class _Award(msgspec.Struct, frozen=True):
     user: _User | None = None
 
 
-class GitLab(RestClient):
+class GitLab(ReviewClient):
     """A GitLab.
 
     Args:

@@ -16,7 +16,7 @@ from ciml.integrations.gerrit.review import TAG, Gerrit
 from ciml.integrations.github import review as github_module
 from ciml.integrations.github.review import AppRest, Comments
 from ciml.integrations.http import Answer, Busy, Refused, Rest, Unsettled
-from ciml.integrations.review import MAX_REACTIONS, ChangeRef, Head, Note, Posted, Rendered, RestClient
+from ciml.integrations.review import MAX_REACTIONS, ChangeRef, Head, Note, Posted, Rendered, ReviewClient
 
 CHANGE = ChangeRef("octo/widget", "7", head="a" * 40)
 
@@ -52,7 +52,7 @@ class _Account(msgspec.Struct):
     id: int
 
 
-class Client(RestClient):
+class Client(ReviewClient):
     """A client whose notes are set."""
 
     format = "github"

@@ -12,7 +12,7 @@ from ciml.events.redaction import shown
 from ciml.globs import matches_any
 from ciml.integrations.markup import inert
 from ciml.integrations.registry import kinds
-from ciml.integrations.review import System
+from ciml.integrations.systems import System
 from ciml.settings import Settings, check_range, pop_tables, read_toml
 
 #: The causes of a failure that a verdict names.

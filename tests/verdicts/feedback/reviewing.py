@@ -14,7 +14,8 @@ from ciml.integrations.gerrit.review import GerritSystem
 from ciml.integrations.github.review import GitHubSystem
 from ciml.integrations.gitlab.review import GitLabSystem
 from ciml.integrations.http import Refused
-from ciml.integrations.review import ChangeRef, Rendered, ReviewClient, System
+from ciml.integrations.review import ChangeRef, Rendered, ReviewClient
+from ciml.integrations.systems import System
 from tests.verdicts.feedback import github_stub
 
 SHA, NEXT_SHA = "ce587453ced02b1526dfb4cb910479d431683101", "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c"

@@ -10,7 +10,8 @@ from typing import Any
 
 from ciml.errors import EngineError
 from ciml.integrations.http import UNAUTHORIZED, Busy, Refused, Unsettled
-from ciml.integrations.review import ChangeRef, Format, Head, Posted, Reactions, Rendered, System
+from ciml.integrations.review import ChangeRef, Format, Head, Posted, Reactions, Rendered
+from ciml.integrations.systems import System
 from ciml.verdicts.feedback.config import Feedback, Policy
 from tests.durable import Died
 

@@ -247,7 +247,7 @@ def test_what_github_rejects_is_never_asked_again(
         (commenting, ref(project="octo/other"), message(), "not_found", "answers 404: Not Found"),
         (commenting, ref(project="no-repository"), message(), "invalid", "is not a name"),
         (commenting, ref(project="octo/.."), message(), "invalid", r"'\.\.' is not a name"),
-        (commenting, ref("7/../8"), message(), "invalid", "is not a number of a change"),
+        (commenting, ref("7/../8"), message(), "invalid", "is not the number of a change"),
         (checking, ref(head="e" * 40), message(), "invalid", "No commit found"),
         (checking, ref(), message("ü" * 33_000), "invalid", "65535"),
     ]

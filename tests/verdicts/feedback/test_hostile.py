@@ -20,7 +20,8 @@ from ciml.integrations.gerrit.review import GerritSystem
 from ciml.integrations.github.review import GitHubSystem
 from ciml.integrations.gitlab.review import GitLabSystem
 from ciml.integrations.http import UNAUTHORIZED, Refused, Unsettled
-from ciml.integrations.review import ChangeRef, Posted, ReviewClient, System
+from ciml.integrations.review import ChangeRef, Posted, ReviewClient
+from ciml.integrations.systems import System
 from ciml.limits import MIB
 from tests.tier import part
 from tests.transforms.fetch.certificates import make_certificate
