@@ -1,52 +1,35 @@
-"""The numbers of the demo: recounted from the stored data, and checked against the producer's list.
+"""Check the numbers of the demo: what is stored against what the producer's list leads to expect.
 
-Examples are computed directly from the text of logs.
+A check recounts the stored data. `ciml.cli.demo.example_checks` checks the examples of data sets.
 """
 
 from __future__ import annotations
 
-import csv
-import math
 import re
-import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ciml.cli.demo.corpus import POOL, STATUS
 from ciml.cli.demo.plan import WAVES, Expected, Key
-from ciml.cli.demo.result import AccountingLine, AnswerLine, Check, PredictionLine, Refresh, SpanLine
+from ciml.cli.demo.result import AnswerLine, Check, Refresh
 from ciml.cli.demo.run import Accounts
 from ciml.datasets.state import DatasetState
-from ciml.events.records import KIND_WORDS, Outcome
+from ciml.events.records import Outcome
 from ciml.manifest.coverage import RangeSet
 from ciml.storage import Store
 
 if TYPE_CHECKING:
-    from ciml.datasets.definition import ResolvedDefinition
     from ciml.training.data.snapshot import Snapshot
 
-#: Largest difference relative to max(|x|, 1) that counts as equal: examples are stored as float32.
-TOLERANCE = 1e-6
 #: Largest difference of a probability that counts as equal.
 PROBABILITY_TOLERANCE = 1e-5
 #: The sentence of a message that quotes the output of the job.
 _QUOTATION = re.compile(r"is new in this job \((?:[^(),]+, )?line [0-9,]+")
-_FUNCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
-    "mean": statistics.fmean,
-    "min": min,
-    "max": max,
-    "median": statistics.median,
-    "sum": math.fsum,
-    "std": lambda values: statistics.stdev(values) if len(values) > 1 else 0.0,
-}
 
 
 def check_accounting(produced: Sequence[Expected], accounts: Accounts) -> Check:
-    """Check that each acknowledged (event, run) has exactly its expected outcome, and no others exist."""
+    """Check that each acknowledged (event, run) has exactly the expected outcomes, and that there are no others."""
     expected: dict[Key, list[Any]] = defaultdict(list)
     for line in produced:
         expected[line.key].append((line.kind, line.reason, line.event_key))
@@ -55,9 +38,7 @@ def check_accounting(produced: Sequence[Expected], accounts: Accounts) -> Check:
         key: [(outcome.kind, outcome.reason, "" if key in unreadable else outcome.event_key) for outcome in outcomes]
         for key, outcomes in accounts.by_key.items()
     }
-    return compare(
-        "each (event, run) has the expected outcome", expected, counted, f"{len(produced)} of {len(produced)}"
-    )
+    return compare("each (event, run) has the expected outcome", expected, counted, f"{len(produced)} outcomes")
 
 
 def check_offsets(produced: Iterable[Expected], accounts: Accounts) -> Check:
@@ -71,7 +52,7 @@ def check_offsets(produced: Iterable[Expected], accounts: Accounts) -> Check:
 
 
 def check_waited(produced: Iterable[Expected], accounts: Accounts) -> Check:
-    """Check that exactly the runs with late logs were deferred, and that none still is."""
+    """Check that exactly the runs with late logs were deferred, and that no run still is."""
     late = {line.key: "deferred" for line in produced if line.deferred}
     waited = dict.fromkeys(accounts.waited, "deferred")
     findings = [f"{outcome.run_id} still waits: {outcome.reason}" for outcome in accounts.outcomes("deferred")]
@@ -107,7 +88,7 @@ def check_objects(raw: Store, runs: Sequence[Outcome], named: Iterable[str]) -> 
     Args:
       raw: the raw store.
       runs: the raw rows.
-      named: the paths in the manifest, including other logs of a run.
+      named: the paths that the manifest names, including further logs of a run.
     """
     from ciml.runs.reader import verify_runs
 
@@ -121,7 +102,7 @@ def check_objects(raw: Store, runs: Sequence[Outcome], named: Iterable[str]) -> 
 def check_outputs(
     raw: Store, produced: Iterable[Expected], runs: Iterable[Outcome], read_served: Callable[[str], bytes]
 ) -> Check:
-    """Check that each run has exactly the output that is served for it, and that its templates count all lines.
+    """Check that each run has exactly the output that is served for it, and that the templates count all lines.
 
     Args:
       raw: the raw store.
@@ -149,8 +130,14 @@ def check_outputs(
     return compare("each output that is served is stored with its run", expected, counted, detail, findings)
 
 
-def check_dataset(name: str, state: DatasetState, runs: Iterable[str]) -> Check:
-    """Check that each raw row is exactly one example of the data set, or one exclusion with a reason."""
+def check_dataset(name: str, runs: Iterable[str], state: DatasetState) -> Check:
+    """Check that each raw row is exactly one example of the data set, or one exclusion with a reason.
+
+    Args:
+      name: of the data set.
+      runs: the run ids of the raw rows.
+      state: of the data set.
+    """
     spans = list(state.latest())
     examples = [run.run_id for span in spans for run in span.runs]
     excluded = [run for span in spans for run in span.excluded]
@@ -162,105 +149,12 @@ def check_dataset(name: str, state: DatasetState, runs: Iterable[str]) -> Check:
     )
 
 
-def check_examples(
-    examples: Mapping[str, Mapping[str, Any]], texts: Mapping[str, str], resolved: ResolvedDefinition
-) -> Check:
-    """Check that every example equals the direct computation from the log that the log server served.
-
-    Args:
-      examples: run id -> its row: ``n_windows`` and each feature's list.
-      texts: run id -> the text of its log.
-      resolved: the data set's definition.
-    """
-    definition = resolved.definition
-    worst = 0.0
-    findings = [] if examples else ["there are none"]
-    for run_id, row in examples.items():
-        direct, n_windows = direct_example(
-            texts[run_id],
-            resolved.columns,
-            definition.interval_us // 1_000_000,
-            definition.aggregation_functions,
-            resolved.windows,
-            first=definition.count_first_sample,
-        )
-        if row["n_windows"] != n_windows:
-            findings.append(f"{run_id} has {row['n_windows']} windows, not {n_windows}")
-            continue
-        for column, feature in zip(resolved.columns, resolved.telemetry_features, strict=True):
-            apart = difference(row[feature], direct[column], n_windows)
-            worst = max(worst, apart)
-            if not apart <= TOLERANCE:
-                findings.append(f"{run_id} {column}: {apart:.1e} apart")
-    name = f"examples of {definition.name} equal a direct computation"
-    return make_check(name, findings, f"{len(examples)} runs, at most {worst:.0e} apart")
-
-
-def direct_example(
-    text: str, columns: Sequence[str], interval_s: int, functions: Sequence[str], windows: int, *, first: bool = True
-) -> tuple[dict[str, list[float]], int]:
-    """Compute one run's example from a log of dstat or dool with its date in the header (UTC), by sums alone.
-
-    Args:
-      text: the log.
-      columns: full names (``load avg:1m``).
-      interval_s: length of a window; divides a day, so that windows from any midnight are the same.
-      functions: aggregations over the windows; empty for the windows themselves.
-      windows: L.
-      first: whether the first sample, an average since boot, counts.
-
-    Returns:
-      column -> its values without padding, and n_windows.
-    """
-    bins: dict[int, list[list[float]]] = defaultdict(lambda: [[] for _ in columns])
-    for time_s, cells in _samples(text, columns, first=first):
-        for values, cell in zip(bins[time_s // interval_s], cells, strict=True):
-            if cell:
-                values.append(float(cell))
-    complete = [bins[number] for number in sorted(bins) if all(bins[number])]
-    courses = [[math.fsum(values) / len(values) for values in course] for course in zip(*complete, strict=True)]
-    if functions:
-        courses = [[_FUNCTIONS[name](course) for name in functions] for course in courses]
-    courses = [course[:windows] for course in courses]
-    return dict(zip(columns, courses, strict=True)), len(courses[0])
-
-
-def _samples(text: str, columns: Sequence[str], *, first: bool) -> Iterator[tuple[int, list[str]]]:
-    """Yield the epoch second and the cells of the columns of each complete line of a log."""
-    rows = list(csv.reader(text.splitlines()))
-    year = next(int(row[row.index("Date:") + 1].split()[2]) for row in rows if "Date:" in row)
-    heading = next(index for index, row in enumerate(rows) if "time" in row)
-    groups: list[str] = []
-    for cell in rows[heading - 1]:
-        groups.append(cell or groups[-1])
-    names = [f"{group}:{name}" for group, name in zip(groups, rows[heading], strict=False)]
-    places = [names.index(column) for column in columns]
-    clock = rows[heading].index("time")
-    time_format = "%Y %b-%d %H:%M:%S" if "dool" in rows[0][0] else "%Y %d-%m %H:%M:%S"
-    for row in rows[heading + (1 if first else 2) :]:
-        if len(row) >= len(rows[heading]):
-            time = datetime.strptime(f"{year} {row[clock]}", time_format).replace(tzinfo=UTC)
-            yield int(time.timestamp()), [row[place] for place in places]
-
-
-def difference(stored: Sequence[float], direct: Sequence[float], n_windows: int) -> float:
-    """Return the largest difference relative to max(|x|, 1) over values and padding.
-
-    It is infinite if lengths differ, and NaN if a value is NaN.
-    """
-    if len(direct) != n_windows or len(stored) < n_windows:
-        return math.inf
-    padded = [*direct, *([0.0] * (len(stored) - n_windows))]
-    differences = [abs(a - b) / max(abs(b), 1.0) for a, b in zip(stored, padded, strict=True)]
-    return float(np.max(differences, initial=0.0))
-
-
-def check_snapshots(snapshots: Mapping[str, Snapshot], produced: Iterable[Expected]) -> Check:
+def check_snapshots(produced: Iterable[Expected], snapshots: Mapping[str, Snapshot]) -> Check:
     """Check that no snapshot holds an untrusted run, or a run on both sides of a split.
 
     Args:
-      snapshots: by a name for people.
       produced: the producer's list, with the expected trust.
+      snapshots: by a name for people.
     """
     trusted = {line.run_id: line.trusted for line in produced if line.kind == "run"}
     findings = [] if snapshots else ["there is no snapshot"]
@@ -278,7 +172,7 @@ def check_snapshots(snapshots: Mapping[str, Snapshot], produced: Iterable[Expect
 
 
 def check_refreshes(refreshes: Sequence[Refresh]) -> Check:
-    """Check that models were refreshed (the first one after each wave), and that each refresh had a result."""
+    """Check that each model was refreshed often enough, and that each refresh ended in a push or a reason."""
     counts = Counter(refresh.model for refresh in refreshes)
     findings = [
         f"{model} was refreshed {counts[model]} times, not {least} times or more"
@@ -297,7 +191,7 @@ def check_refreshes(refreshes: Sequence[Refresh]) -> Check:
 
 
 def check_accuracy(refreshes: Iterable[Refresh]) -> Check:
-    """Check that the interval of the last pushed version of the first model is above the base rate."""
+    """Check that the accuracy interval of the last pushed version of `STATUS` lies above the base rate."""
     name = f"the accuracy of {STATUS} is above the base rate"
     pushed = [refresh for refresh in refreshes if refresh.model == STATUS and refresh.version]
     if not pushed:
@@ -310,12 +204,12 @@ def check_accuracy(refreshes: Iterable[Refresh]) -> Check:
     return Check(name=name, passed=accuracy.low > base, detail=detail)
 
 
-def check_served(served: Mapping[str, Mapping[str, int | None]], stable: Mapping[str, int | None]) -> Check:
-    """Check that the model server serves the registry's stable version, by gRPC and by REST.
+def check_served(stable: Mapping[str, int | None], served: Mapping[str, Mapping[str, int | None]]) -> Check:
+    """Check that the model server serves the stable version of each model, by gRPC and by REST.
 
     Args:
-      served: model -> the reported versions, such as ``{"gRPC": 2, "REST": 2}``.
-      stable: model -> the registry's champion.
+      stable: the champion of each model in the registry.
+      served: the versions that the server reports for each model, such as ``{"gRPC": 2, "REST": 2}``.
     """
     expected = {(model, api): number for model, number in stable.items() for api in ("gRPC", "REST")}
     counted = {(model, api): number for model, versions in served.items() for api, number in versions.items()}
@@ -328,7 +222,7 @@ def check_probabilities(differences: Mapping[str, tuple[int, float]]) -> Check:
     """Check that the server, the Python API and the trainer give the same probabilities for the same runs.
 
     Args:
-      differences: model -> (number of compared runs, largest difference of a probability).
+      differences: (number of compared runs, largest difference of a probability) of each model.
     """
     findings = [] if differences else ["no model was queried"]
     for model, (runs, worst) in differences.items():
@@ -344,7 +238,7 @@ def check_predictions(runs: Mapping[str, bool], records: Sequence[Mapping[str, A
     """Check that each raw row, trusted or not, is predicted exactly once by a pushed version.
 
     Args:
-      runs: run id of each raw row -> whether it is trusted.
+      runs: whether each raw row is trusted, by run id.
       records: the predictions of one model.
       versions: the pushed versions of the model.
     """
@@ -358,20 +252,27 @@ def check_predictions(runs: Mapping[str, bool], records: Sequence[Mapping[str, A
     return compare(name, dict.fromkeys(runs, 1), counted, detail, findings)
 
 
-def check_topic(name: str, published: Iterable[str], expected: Iterable[str]) -> Check:
-    """Check that a topic holds each record of a manifest exactly once."""
+def check_topic(name: str, expected: Iterable[str], published: Iterable[str]) -> Check:
+    """Check that a topic holds each record of a manifest exactly once.
+
+    Args:
+      name: of the topic.
+      expected: keys of the records.
+      published: keys of the messages.
+    """
     records = Counter([*expected])  # of a mapping, its keys
     detail = f"{records.total()} messages"
     return compare(f"the topic {name} has each record once", records, Counter(published), detail)
 
 
 def check_messages(answers: Sequence[AnswerLine]) -> Check:
-    """Check that each verdict that the policy lets pass is one message on its change, and nothing else is posted."""
-    findings = [
-        f"change {line.change}: verdict {line.verdict!r}, silent {line.silent!r}, {len(line.messages)} sent"
-        for line in answers
-        if not line.verdict or len(line.messages) != (not line.silent)
-    ]
+    """Check that each verdict that the policy permits is one message on the change, and nothing else is posted."""
+    findings = []
+    for line in answers:
+        expected = 0 if line.silent else 1
+        if not line.verdict or len(line.messages) != expected:
+            detail = f"verdict {line.verdict!r}, silent {line.silent!r}, {len(line.messages)} sent"
+            findings.append(f"change {line.change}: {detail}")
     messages = [message for line in answers for message in line.messages]
     quoting = sum(bool(_QUOTATION.search(message)) for message in messages)
     detail = f"{len(messages)} messages on {len(answers)} changes, {quoting} with a line of the output"
@@ -381,14 +282,14 @@ def check_messages(answers: Sequence[AnswerLine]) -> Check:
 def compare(
     name: str, expected: Mapping[Any, Any], counted: Mapping[Any, Any], detail: str, findings: Iterable[str] = ()
 ) -> Check:
-    """Check that what was counted is what is expected, for each key.
+    """Check that the counted value of each key is the expected one.
 
     Args:
       name: of the check.
-      expected: values by key; a list has one for each of several.
-      counted: the same, from the stored data.
-      detail: of a check that passed.
-      findings: faults of other kinds.
+      expected: values by key; a key with several values has a list.
+      counted: the same from the stored data.
+      detail: text of a check that passes.
+      findings: other faults.
     """
     differences = [
         f"{_words(key)}: {_words(counted.get(key))}, not {_words(expected.get(key))}"
@@ -399,7 +300,7 @@ def compare(
 
 
 def _words(value: Any) -> str:
-    """Return a key or a value for people."""
+    """Return a key or a value as text."""
     if value is None:
         return "nothing"
     if isinstance(value, list):
@@ -408,67 +309,9 @@ def _words(value: Any) -> str:
 
 
 def make_check(name: str, findings: Iterable[str], detail: str) -> Check:
-    """Return a check that passed, with its detail, or that failed, with the first of the findings as its detail."""
-    first, *further = [*findings] or [""]
-    more = f" (and {len(further)} more)" if further else ""
-    return Check(name=name, passed=not first, detail=first + more or detail)
-
-
-def accounting_lines(produced: Iterable[Expected], accounts: Accounts) -> list[AccountingLine]:
-    """Return expected and counted (event, run) pairs by class, reason and damage."""
-    tricks = {line.key: line.trick for line in produced}
-    expected = Counter((line.kind, line.reason, line.trick) for line in produced)
-    pairs = [(key, outcome) for key, outcomes in accounts.by_key.items() for outcome in outcomes]
-    counted = Counter((outcome.kind, outcome.reason, tricks.get(key, "")) for key, outcome in pairs)
-    kinds = list(KIND_WORDS)
-    return [
-        AccountingLine(kind=row[0], reason=row[1], trick=row[2], expected=expected[row], counted=counted[row])
-        for row in sorted({*expected, *counted}, key=lambda row: (kinds.index(row[0]), row))
-    ]
-
-
-def span_lines(name: str, state: DatasetState) -> list[SpanLine]:
-    """Return examples by split and by class, and exclusions by reason, of each span."""
-    return [
-        SpanLine(
-            dataset=name,
-            span=span.span,
-            version=span.version,
-            splits=dict(Counter(run.split for run in span.runs)),
-            classes=dict(sorted(Counter(run.label_name for run in span.runs).items())),
-            excluded=dict(Counter(run["reason"] for run in span.excluded)),
-        )
-        for span in state.latest()
-    ]
-
-
-def prediction_lines(
-    records: Iterable[Mapping[str, Any]], untrusted: set[str], since_us: int = 0
-) -> list[PredictionLine]:
-    """Return count and latency by model.
-
-    Args:
-      records: of the manifest.
-      untrusted: run ids.
-      since_us: time of the first push. Runs announced earlier waited for a model, so their latency is left out, unless
-        there are no others.
-    """
-    by_model: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for record in records:
-        by_model[record["model"]].append(record)
-    lines = []
-    for model, group in sorted(by_model.items()):
-        after_push = [record for record in group if record["time_us"] - record["latency_ms"] * 1000 >= since_us]
-        latencies = [record["latency_ms"] for record in after_push or group]
-        versions = Counter(record["version"] for record in group)
-        p50_ms, p99_ms = np.quantile(latencies, (0.5, 0.99), method="inverted_cdf").tolist()
-        lines.append(
-            PredictionLine(
-                model=model,
-                by_version={str(number): count for number, count in sorted(versions.items())},
-                untrusted=sum(record["run_id"] in untrusted for record in group),
-                p50_ms=p50_ms,
-                p99_ms=p99_ms,
-            )
-        )
-    return lines
+    """Return a check that passes if there are no findings; otherwise the detail is the first finding."""
+    all_findings = list(findings)
+    if not all_findings:
+        return Check(name=name, passed=True, detail=detail)
+    more = f" (and {len(all_findings) - 1} more)" if len(all_findings) > 1 else ""
+    return Check(name=name, passed=False, detail=all_findings[0] + more)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -11,15 +12,16 @@ import msgspec
 import numpy as np
 
 import ciml
-from ciml.cli.demo import DemoOptions, checks
+from ciml.cli.demo import DemoOptions, checks, example_checks
 from ciml.cli.demo.corpus import MODELS, STATUS
+from ciml.cli.demo.plan import Expected
 from ciml.cli.demo.processes import Steps
-from ciml.cli.demo.result import Check, DemoResult, render, show, summary
+from ciml.cli.demo.result import AccountingLine, Check, DemoResult, PredictionLine, SpanLine, render, show, summary
 from ciml.cli.demo.review import Review, answer_changes, begin_review, missing_servers
-from ciml.cli.demo.run import PREDICTIONS, RUNS, Demo, Predictions, end_commands, run, start_demo
+from ciml.cli.demo.run import PREDICTIONS, RUNS, Accounts, Demo, Predictions, end_commands, run, start_demo
 from ciml.datasets.state import DatasetState
 from ciml.errors import EngineError
-from ciml.events.records import Outcome
+from ciml.events.records import KIND_WORDS, Outcome
 from ciml.serving.registry import Registry
 
 #: Number of held-out runs that the REST API is asked for; JSON of all would be large.
@@ -75,11 +77,11 @@ def recount(demo: Demo, report: Callable[[str], None]) -> DemoResult:
     all_checks = _check_raw_store(demo, runs)
     report("data sets")
     for name, state in states.items():
-        all_checks.append(checks.check_dataset(name, state, [run.run_id for run in runs]))
+        all_checks.append(checks.check_dataset(name, [run.run_id for run in runs], state))
         all_checks.append(_check_examples(demo, name, state, runs))
     report("models")
     all_checks += [
-        checks.check_snapshots(_snapshots(demo), demo.produced),
+        checks.check_snapshots(demo.produced, _snapshots(demo)),
         checks.check_refreshes(demo.refreshes),
         checks.check_accuracy(demo.refreshes),
         *_check_models(demo),
@@ -94,10 +96,10 @@ def recount(demo: Demo, report: Callable[[str], None]) -> DemoResult:
         engines=_engine_names(demo),
         runs=len(demo.plan.samples),
         messages=len(demo.plan.messages),
-        accounting=checks.accounting_lines(demo.produced, demo.accounts),
-        spans=[line for name, state in states.items() for line in checks.span_lines(name, state)],
+        accounting=accounting_lines(demo.produced, demo.accounts),
+        spans=[line for name, state in states.items() for line in span_lines(name, state)],
         refreshes=demo.refreshes,
-        predictions=checks.prediction_lines(predictions.records, untrusted, first_push_us),
+        predictions=prediction_lines(predictions.records, untrusted, first_push_us),
         checks=all_checks,
         notes=demo.engines.notes,
     )
@@ -108,6 +110,66 @@ def with_answers(result: DemoResult, review: Review) -> DemoResult:
     all_checks = [*result.checks, *([checks.check_messages(review.answers)] if review.answers else [])]
     notes = [*result.notes, *review.notes]
     return msgspec.structs.replace(result, answers=review.answers, checks=all_checks, notes=notes)
+
+
+def accounting_lines(produced: Iterable[Expected], accounts: Accounts) -> list[AccountingLine]:
+    """Return the expected and the counted number of (event, run) pairs by kind, reason and trick."""
+    tricks = {line.key: line.trick for line in produced}
+    expected = Counter((line.kind, line.reason, line.trick) for line in produced)
+    pairs = [(key, outcome) for key, outcomes in accounts.by_key.items() for outcome in outcomes]
+    counted = Counter((outcome.kind, outcome.reason, tricks.get(key, "")) for key, outcome in pairs)
+    kinds = list(KIND_WORDS)
+    return [
+        AccountingLine(kind=row[0], reason=row[1], trick=row[2], expected=expected[row], counted=counted[row])
+        for row in sorted({*expected, *counted}, key=lambda row: (kinds.index(row[0]), row))
+    ]
+
+
+def span_lines(name: str, state: DatasetState) -> list[SpanLine]:
+    """Return the examples of each span by split and by class, and the exclusions by reason."""
+    return [
+        SpanLine(
+            dataset=name,
+            span=span.span,
+            version=span.version,
+            splits=dict(Counter(run.split for run in span.runs)),
+            classes=dict(sorted(Counter(run.label_name for run in span.runs).items())),
+            excluded=dict(Counter(run["reason"] for run in span.excluded)),
+        )
+        for span in state.latest()
+    ]
+
+
+def prediction_lines(
+    records: Iterable[Mapping[str, Any]], untrusted: set[str], since_us: int = 0
+) -> list[PredictionLine]:
+    """Return the number and latency of the predictions of each model.
+
+    Args:
+      records: predictions in the manifest.
+      untrusted: ids of untrusted runs.
+      since_us: time of the first push. Runs that were announced earlier waited for a model. Their latency is left out,
+        unless there are no others.
+    """
+    by_model: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        by_model[record["model"]].append(record)
+    lines = []
+    for model, group in sorted(by_model.items()):
+        after_push = [record for record in group if record["time_us"] - record["latency_ms"] * 1000 >= since_us]
+        latencies = [record["latency_ms"] for record in after_push or group]
+        versions = Counter(record["version"] for record in group)
+        p50_ms, p99_ms = np.quantile(latencies, (0.5, 0.99), method="inverted_cdf").tolist()
+        lines.append(
+            PredictionLine(
+                model=model,
+                by_version={str(number): count for number, count in sorted(versions.items())},
+                untrusted=sum(record["run_id"] in untrusted for record in group),
+                p50_ms=p50_ms,
+                p99_ms=p99_ms,
+            )
+        )
+    return lines
 
 
 def _left_running_lines(demo: Demo) -> Iterator[str]:
@@ -157,7 +219,7 @@ def _check_examples(demo: Demo, name: str, state: DatasetState, runs: Sequence[O
     tables = [read_span(store, span) for span in state.latest() if span.files]
     columns = ["run_id", "n_windows", *resolved.features]
     rows = {row["run_id"]: row for table in tables for row in table.select(columns).to_pylist()}
-    return checks.check_examples(rows, texts, resolved)
+    return example_checks.check_examples(rows, texts, resolved)
 
 
 def _snapshots(demo: Demo) -> dict[str, Any]:
@@ -205,7 +267,7 @@ def _check_models(demo: Demo) -> list[Check]:
             *_disagreements(demo, model),
         ]
         differences[model] = (len(expected), float(np.max(apart)))  # NaN if one is NaN
-    return [checks.check_served(served, stable), checks.check_probabilities(differences)]
+    return [checks.check_served(stable, served), checks.check_probabilities(differences)]
 
 
 def _rest_version(url: str) -> int | None:
@@ -237,8 +299,8 @@ def _check_predictions(demo: Demo, trusted: Mapping[str, bool], records: Sequenc
     published = [(dict(message.headers).get("ce_id") or b"").decode() for message in _messages(demo, PREDICTIONS)]
     return [
         checks.check_predictions(trusted, records, pushed),
-        checks.check_topic(RUNS, announced, trusted),
-        checks.check_topic(PREDICTIONS, published, [record["id"] for record in records]),
+        checks.check_topic(RUNS, trusted, announced),
+        checks.check_topic(PREDICTIONS, [record["id"] for record in records], published),
     ]
 
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from ciml.cli.demo import checks
+from ciml.cli.demo.demo import accounting_lines
 from ciml.cli.demo.plan import Expected
 from ciml.cli.demo.result import AccountingLine
 from ciml.cli.demo.run import Accounts
@@ -82,7 +83,7 @@ def test_what_is_right_passes_every_check() -> None:
     accounts = account(FIRST, SECOND)
     assert failed(LIST, accounts) == []
     details = [check(LIST, accounts).detail for check in CHECKS]
-    assert details == ["5 of 5", "5 in 1 partitions", "1 untrusted", "1 waited"]
+    assert details == ["5 outcomes", "5 in 1 partitions", "1 untrusted", "1 waited"]
 
 
 def _a_repeat_as_a_run(first: Any, second: Any) -> None:
@@ -153,7 +154,7 @@ def test_accounts_read_a_manifest_as_it_grows(tmp_path: Path) -> None:
 def test_lines_count_both_sides() -> None:
     first = copy.deepcopy(FIRST)
     first["dead_letters"][0]["reason"] = "tombstone"
-    assert checks.accounting_lines(LIST, account(first, SECOND)) == [
+    assert accounting_lines(LIST, account(first, SECOND)) == [
         AccountingLine(kind="run", expected=1, counted=1),
         AccountingLine(kind="run", trick="log appears later", expected=1, counted=1),
         AccountingLine(kind="run", trick="untrusted pipeline", expected=1, counted=1),
