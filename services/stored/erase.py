@@ -35,7 +35,7 @@ from ciml.runs.state import RawState, open_raw
 from ciml.services.files import now_us
 from ciml.services.stored.erasure_steps import STEPS, Work, begin, published_tables, remove_unnamed
 from ciml.services.stored.findings import Kind, kind_of
-from ciml.services.stored.names import OWNER, Names, contents
+from ciml.services.stored.names import NOT_SEARCHED, OWNER, Names, contents
 from ciml.serving.registry import Signature
 from ciml.storage.json_files import read_stored, seal
 from ciml.stored_trust import read_policies
@@ -91,7 +91,7 @@ class Receipt:
       runs: ids of the erased runs, as they are now.
       changed: number of changed and removed objects by kind.
       remaining: number of objects in which a name is left, by folder: a word like that of the owner, or an id in an
-        object that ciml did not write.
+        object that ciml did not write. Such an object also counts if it cannot be searched.
       searched_bytes: of the objects that were searched, compressed content included.
       began_us, time_us: of the first step and of the receipt, epoch microseconds.
     """
@@ -153,8 +153,8 @@ class Erased(NamedTuple):
 
     Attributes:
       receipt: as it is stored.
-      remaining: the objects with a name that is left, and which one, a line each. The receipt does not have the lines,
-        since paths may hold the name.
+      remaining: the objects with a name that is left, or that were not searched, a line each. The receipt does not have
+        the lines, since paths may hold the name.
     """
 
     receipt: Receipt
@@ -247,7 +247,7 @@ def _make_plan(
 
 def _is_named(data: DataRoot, owner: str, progress: Progress) -> bool:
     """Return whether an account without a run is named, such as that of a reviewer; False for no account."""
-    return bool(owner) and bool(_search(data, Names((), owner), progress)[0])
+    return bool(owner) and any(OWNER in kinds for kinds in _search(data, Names((), owner), progress)[0].values())
 
 
 def _encode(plan: Plan) -> bytes:
@@ -377,10 +377,15 @@ def _search(data: DataRoot, names: Names, progress: Progress) -> tuple[dict[str,
             content = data.store.read(entry.path)
         except FileNotFoundError:
             continue  # removed meanwhile
-        for part in contents(entry.path, content):
-            size += len(part)
-            if kinds := names.found_in(part):
-                places.setdefault(entry.path, set()).update(kinds)
+        try:
+            for part in contents(entry.path, content):
+                size += len(part)
+                if kinds := names.found_in(part):
+                    places.setdefault(entry.path, set()).update(kinds)
+        except IntegrityError:
+            if not _is_foreign(entry.path):
+                raise
+            places.setdefault(entry.path, set()).add(NOT_SEARCHED)
         if not number % 100:
             progress("search", number, None)
     return places, size
@@ -392,9 +397,12 @@ def _store_receipt(
     by = [name.removesuffix("_us").removesuffix("_id") for name, value in vars(plan.criteria).items() if value]
     state = Receipts()
 
+    def stored() -> list[Receipt]:
+        return [receipt for receipt in state.receipts if receipt.began_us == plan.began_us]
+
     def build() -> Delta | None:
-        if state.receipts and state.receipts[-1].began_us == plan.began_us:
-            return None  # a call that was killed has stored it
+        if stored():
+            return None  # by a call that was killed, or that was faster
         receipt = {
             "author": plan.author,
             "reason": plan.reason,
@@ -409,8 +417,10 @@ def _store_receipt(
         return {"kind": ERASED, "time_us": now_us(), "receipt": receipt}
 
     commit(ManifestLog(data.erasures), state, build)
-    data.erasures.delete(PLAN)
-    return state.receipts[-1]
+    present = read_plan(data)
+    if present is not None and present.began_us == plan.began_us:  # else a faster call has begun the next part
+        data.erasures.delete(PLAN)
+    return stored()[0]
 
 
 def write_tombstones(kafka: KafkaOptions, topic: str, run_ids: Collection[str]) -> None:

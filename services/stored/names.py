@@ -28,6 +28,8 @@ _WORD = rb"[A-Za-z0-9_.@+-]"
 RUN = "run id"
 NATIVE = "id of the CI system"
 OWNER = "owner"
+#: What is left of an object whose content cannot be read.
+NOT_SEARCHED = "not searched"
 
 
 class Names:

@@ -97,7 +97,7 @@ def command(options: EraseOptions) -> int:
     with bars() as progress:
         for receipt, remaining in erase(data, criteria, signed, progress, _topics_of(options)):
             receipts.append(receipt)
-            print_warnings(f"a name is left: {line}" for line in remaining)
+            print_warnings(f"a name may be left: {line}" for line in remaining)
             is_left = is_left or bool(remaining)
     options.show(receipts, _print_receipts, _to_json)
     return IntegrityError.exit_code if is_left else 0

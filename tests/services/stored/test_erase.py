@@ -206,6 +206,42 @@ def test_an_erasure_that_was_killed_is_completed_before_the_next(data: DataRoot)
 
 
 @pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_two_calls_complete_the_same_part(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slower one leaves the plan of the next part, whose process was killed, and adds no receipt."""
+    monkeypatch.setattr(erase_module, "MOST_RUNS", 2)
+    with Steps(data.url, 1).recording():
+        list(erase(data, BY_OWNER, SIGNED))
+    search = erase_module._search
+
+    def search_slowly(*arguments: Any) -> Any:
+        monkeypatch.setattr(erase_module, "_search", search)
+        faster = erase(data, BY_OWNER, SIGNED)
+        next(faster)
+        with Steps(data.url, 1).recording():
+            next(faster)
+        return search(*arguments)
+
+    monkeypatch.setattr(erase_module, "_search", search_slowly)
+    next(erase(data, RunCriteria(run_id="zuul~none~1"), SIGNED))
+    assert [len(receipt.runs) for receipt in read_receipts(data)] == [1, 2]  # the first one is of the world
+    assert read_plan(data) is not None
+    list(erase(data, RunCriteria(run_id="zuul~none~1"), SIGNED))
+    assert [len(receipt.runs) for receipt in read_receipts(data)] == [1, 2, 2]
+    list(erase(data, BY_OWNER, SIGNED))
+    assert [len(receipt.runs) for receipt in read_receipts(data)] == [1, 2, 2, 1]
+    assert left(data.store, *NAMES) == []
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_an_object_of_another_program_that_cannot_be_searched_remains(data: DataRoot) -> None:
+    data.store.create("notes/x.parquet", b"not Parquet")
+    (erased,) = erase(data, BY_OWNER, SIGNED)
+    assert erased.remaining == (f"{data.store.url('notes/x.parquet')}: not searched",)
+    assert erased.receipt.remaining == {"notes": 1}
+    assert list(erase(data, RunCriteria(owner="nobody"), SIGNED)) == []
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_all_runs_before_a_time(data: DataRoot) -> None:
     list(erase(data, RunCriteria(before_us=1 << 62), SIGNED))
     assert all(is_erased(run.facts.run_id) for run in stored(data))
