@@ -1,4 +1,5 @@
-"""The exceptions that all rooms share: `CimlError` is shown to a user, `RejectedInput` makes an input a dead letter.
+"""The exceptions that all rooms share: `CimlError` is shown to a user, `RejectedInput` makes an input a dead letter,
+and `LogUnavailableError` defers a run.
 
 Processes send each other exceptions by pickle, which calls the class with ``args``. So a class that has further
 arguments passes them to `Exception`, or gives them defaults: pickle restores attributes too.
@@ -107,6 +108,27 @@ class RejectedInput(Exception):
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+class LogUnavailableError(Exception):
+    """A log is unavailable now, but perhaps not later.
+
+    Attributes:
+      reason: one of `ciml.transforms.fetch.fetch.DEFERRED`.
+      detail: one line for people.
+      retry_now: whether the fetch is worth one immediate retry.
+      retry_after_s: how long the host asked to wait, seconds; 0 if it did not ask.
+    """
+
+    def __init__(self, reason: str, detail: str = "", retry_now: bool = False, retry_after_s: float = 0.0) -> None:
+        super().__init__(reason, detail, retry_now, retry_after_s)
+        self.reason = reason
+        self.detail = detail
+        self.retry_now = retry_now
+        self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}" if self.detail else self.reason

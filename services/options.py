@@ -138,7 +138,7 @@ class IngestOptions(TopicOptions, IngestPolicyOptions):
         from ciml.transforms.fetch.policy import FetchPolicy
         from ciml.transforms.ingest.decode import ALL_JOBS
 
-        policy = FetchPolicy.load(self.fetch_policy, **({"delays_s": self.delays} if self.delays else {}))
+        policy = FetchPolicy.of(self.fetch_policy, **({"delays_s": self.delays} if self.delays else {}))
         root = DataRoot.open(self.data_path)
         return IngestConfig(
             root.raw,

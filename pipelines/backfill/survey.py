@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from ciml.errors import RejectedInput
+from ciml.errors import LogUnavailableError, RejectedInput
 from ciml.events.listing import Listing
 from ciml.events.records import Batch, OffsetRange, PendingRun
 from ciml.http.addresses import Address, below, parse_address
 from ciml.pipelines.backfill.plan import BackfillConfig, BackfillProgress, take_work
 from ciml.storage import open_store
 from ciml.transforms.fetch.files import first_found, open_log
-from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import guarded_runs
 from ciml.transforms.ingest.decode import decode_lines
 from ciml.trust import evaluate_batch

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ciml.errors import RejectedInput
+from ciml.errors import LogUnavailableError, RejectedInput
 from ciml.http.addresses import PORTS, Address, check_ips, is_public, parse_address
 from ciml.transforms.fetch.fetch import Fetcher
-from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+from ciml.transforms.fetch.policy import FetchPolicy
 from tests.faults.inner_net import FORBIDDEN, forms
 from tests.fuzz.frame import fuzz
 

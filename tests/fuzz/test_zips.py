@@ -8,10 +8,10 @@ import json
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ciml.errors import RejectedInput
+from ciml.errors import LogUnavailableError, RejectedInput
 from ciml.transforms.fetch.artifacts import JobFacts, artifact_of, artifacts_on
 from ciml.transforms.fetch.decompress import unzip
-from ciml.transforms.fetch.policy import ARTIFACT_NAMES, LOG_PATHS, LogUnavailableError
+from ciml.transforms.fetch.policy import ARTIFACT_NAMES, LOG_PATHS
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.zips import files, zips
 from tests.transforms.fetch.zips import archive, entry, zipped

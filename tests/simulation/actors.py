@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ciml.datasets.definition import DatasetDefinition
-from ciml.errors import CimlError, EngineError, NoTrainingDataError, RejectedInput
+from ciml.errors import CimlError, EngineError, LogUnavailableError, NoTrainingDataError, RejectedInput
 from ciml.events.records import Batch
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.pipelines.ingest.committer import Committer, seal, unseal
@@ -16,7 +16,7 @@ from ciml.pipelines.kafka.plan import PartitionRead, expired_offsets, is_older, 
 from ciml.runs.compact import compact
 from ciml.runs.writer import store
 from ciml.transforms.fetch.fetch import Fetcher
-from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest.decode import decode
 from ciml.transforms.parse.logs import parse
 from ciml.trust import TrustPolicy, evaluate, evaluate_batch

@@ -10,8 +10,9 @@ from ciml.events.cloudevents import PHASES, REASONS, decode_message
 from ciml.events.outcomes import _WORDS, NEVER_RAN, OUTCOMES
 from ciml.events.records import Message, RunFacts
 from ciml.pipelines.backfill.load_report import MISSING
+from ciml.transforms.fetch.credentials import Credential
 from ciml.transforms.fetch.fetch import DEFERRED, REJECTED
-from ciml.transforms.fetch.policy import ARTIFACT_NAMES, Credential, FetchPolicy
+from ciml.transforms.fetch.policy import ARTIFACT_NAMES, FetchPolicy
 from ciml.transforms.ingest.decode import IGNORED
 from ciml.transforms.results.columns import SYNONYMS
 from ciml.transforms.results.convert import REASONS as ROW_REASONS

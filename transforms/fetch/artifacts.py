@@ -13,11 +13,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ciml.errors import RejectedInput
+from ciml.errors import LogUnavailableError, RejectedInput
 from ciml.events.fields import parse_json, time_field
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
-from ciml.transforms.fetch.policy import LogUnavailableError
 
 #: Artifacts on a page: GitHub's limit.
 PAGE = 100

@@ -18,7 +18,7 @@ from zlib import crc32
 
 from zlib_ng import zlib_ng as zlib  # takes half the time of the standard library's
 
-from ciml.errors import RejectedInput
+from ciml.errors import LogUnavailableError, RejectedInput
 from ciml.limits import (
     MAX_ARCHIVE_BYTES,
     MAX_ARCHIVE_DIRECTORY_BYTES,
@@ -27,7 +27,6 @@ from ciml.limits import (
     MAX_GZIP_LAYERS,
     MAX_GZIP_MEMBERS,
 )
-from ciml.transforms.fetch.policy import LogUnavailableError
 
 _CHUNK_BYTES = 1 << 18
 #: Bytes per call: zlib copies the rest after each member, so calls must be small. Each costs about 10 µs.

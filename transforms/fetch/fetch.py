@@ -15,14 +15,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from ciml.errors import CimlError, RejectedInput, drop_frames
+from ciml.errors import CimlError, LogUnavailableError, RejectedInput, drop_frames
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.http.addresses import Address, below
 from ciml.limits import PART_BYTES
 from ciml.transforms.fetch.artifacts import JobFacts, job_facts
 from ciml.transforms.fetch.files import consume_file, first_found, read_file
-from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.fetch.schedule import Budget, Download, Failure, Schedule
 from ciml.transforms.guard import attempt, dead_letter
 

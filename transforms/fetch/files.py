@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
-from ciml.errors import RejectedInput
+from ciml.errors import LogUnavailableError, RejectedInput
 from ciml.http.addresses import Address
 from ciml.transforms.fetch.decompress import gunzip
-from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+from ciml.transforms.fetch.policy import FetchPolicy
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ def open_log(policy: FetchPolicy, path: str) -> int:
       LogUnavailableError: ``log_not_found``, ``log_unavailable``.
     """
     try:
-        return open_below(policy.roots, path)
+        return open_below(policy.resolved_roots, path)
     except (FileNotFoundError, NotADirectoryError):
         raise LogUnavailableError("log_not_found", "no such file") from None
     except OSError as error:
@@ -123,7 +123,7 @@ def open_below(roots: tuple[tuple[str, str], ...], path: str) -> int:
     """Open a regular file for reading, if its path is in the roots at every step.
 
     Args:
-      roots: `FetchPolicy.roots`.
+      roots: `FetchPolicy.resolved_roots`.
       path: absolute. Symlinks and ``..`` are followed within the roots and from one root to another.
 
     Returns:

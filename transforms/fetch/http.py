@@ -19,9 +19,9 @@ from urllib.parse import urljoin
 
 import httpcore
 
-from ciml.errors import CimlError, RejectedInput
+from ciml.errors import CimlError, LogUnavailableError, RejectedInput
 from ciml.events.redaction import redact_url
-from ciml.http.addresses import Address, below, parse_address
+from ciml.http.addresses import PORTS, Address, below, parse_address
 from ciml.http.outgoing import FetchLimits, Pinned, Resolve, header, retry_after_s, system_resolve, tls_context
 from ciml.limits import MAX_ARTIFACTS_PAGE_BYTES, MAX_ARTIFACTS_PAGES, MAX_REDIRECTS
 from ciml.transforms.fetch.artifacts import (
@@ -32,9 +32,10 @@ from ciml.transforms.fetch.artifacts import (
     artifacts_on,
     is_artifact_list,
 )
+from ciml.transforms.fetch.credentials import credential_of
 from ciml.transforms.fetch.decompress import gunzip, is_archive, unzip
 from ciml.transforms.fetch.files import first_found
-from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError, check_host, credential_of
+from ciml.transforms.fetch.policy import FetchPolicy, check_host
 
 T = TypeVar("T")
 
@@ -52,8 +53,8 @@ class HttpLogs:
     """Fetches logs over HTTP. Safe for many threads; keeps connections. Not picklable: create one per process.
 
     Args:
-      policy: the allowed hosts (``rules``, and ``redirect_rules`` for redirects) and the limits. ``total_s`` includes
-        redirects and retries.
+      policy: the allowed hosts (``host_rules``, and ``redirect_rules`` after a redirect) and the limits. ``total_s``
+        includes redirects and retries.
       resolve: maps host and port to IP addresses.
     """
 
@@ -185,7 +186,7 @@ class HttpLogs:
     ) -> T:
         """Request an address and those that redirects lead to, until one answers."""
         secret = self._credential(address)
-        rules = self._policy.rules
+        rules = self._policy.host_rules
         for _ in range(MAX_REDIRECTS + 1):
             check_host(address, rules)
             self._limits.count_request()
@@ -292,11 +293,14 @@ def _redirect_target(address: Address, location: str) -> Address:
     if not location:
         raise LogUnavailableError("log_unavailable", "redirect without a location")
     try:
-        return parse_address(urljoin(f"{address.scheme}://{address.host_header}{address.path}", location))
+        target = parse_address(urljoin(f"{address.scheme}://{address.host_header}{address.path}", location))
     except RejectedInput as rejected:
         raise RejectedInput(rejected.reason, f"redirected: {rejected.detail}") from None
     except ValueError:
         raise RejectedInput("bad_address", "redirected to a malformed address") from None
+    if target.scheme not in PORTS:
+        raise RejectedInput("address_not_allowed", f"redirected to {target.scheme}")
+    return target
 
 
 def _message(error: Exception) -> str:

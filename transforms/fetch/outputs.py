@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from ciml.errors import RejectedInput, drop_frames
+from ciml.errors import LogUnavailableError, RejectedInput, drop_frames
 from ciml.events.records import RunFacts
 from ciml.events.redaction import REDACTED
 from ciml.events.run_id import source_of
@@ -18,7 +18,7 @@ from ciml.http.addresses import PORTS, Address, below
 from ciml.limits import MAX_OUTPUT_WIRE_BYTES
 from ciml.transforms.fetch.artifacts import JobFacts, job_facts
 from ciml.transforms.fetch.fetch import shared_fetcher
-from ciml.transforms.fetch.policy import OUTPUT_PATHS, FetchPolicy, LogUnavailableError
+from ciml.transforms.fetch.policy import OUTPUT_PATHS, FetchPolicy
 from ciml.transforms.fetch.schedule import Budget, Download, Failure, Schedule
 from ciml.transforms.guard import attempt
 

@@ -1,20 +1,15 @@
 """The fetch policy: the allowed locations of logs, credentials, limits, and the delays before retries.
 
-`FetchPolicy` are the options, and `Credential` is one of them. `LogUnavailableError` is the error for a log that is
-unavailable now, at any kind of address.
-
-A policy is pickled, compared and shown. So it has the names of the files and variables that hold secrets, and never
-their content.
+Policies are pickled, compared and printed, so they name the files and variables that hold secrets but never contain the
+secrets.
 """
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 import ssl
 from collections import Counter
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -29,11 +24,11 @@ from ciml.limits import (
     MAX_LOG_BYTES,
     MAX_LOG_PATHS,
     MAX_OUTPUT_BYTES,
-    MAX_SECRET_BYTES,
     MAX_WIRE_BYTES,
     MIN_OUTPUT_BYTES,
 )
 from ciml.settings import Settings, as_value_error, seconds_of
+from ciml.transforms.fetch.credentials import Credential
 
 #: Paths of logs in the folder of a run. devstack writes ``dstat-csv.log``; Zuul's log roles rename and may compress
 #: it, and keep each host's files in a folder of its own. `ciml record` writes ``dstat-csv_log.txt.gz``.
@@ -56,131 +51,6 @@ ARTIFACT_NAMES = ("ciml-{id}", "ciml-{job}", "dstat-{id}", "dstat-{job}")
 OUTPUT_PATHS = ("job-output.txt.gz", "job-output.txt", "console.log")
 _ARTIFACT_WORDS = frozenset({"{id}", "{job}", "{attempt}"})
 _POSITIVE = msgspec.Meta(gt=0)
-_HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,99}")
-#: Headers that frame a request, or that ciml sets itself.
-_RESERVED_HEADERS = frozenset(
-    {"host", "connection", "content-length", "transfer-encoding", "accept", "accept-encoding", "te"}
-)
-_TOKEN = re.compile(rb"[\x21-\x7e]+")
-_PREFIX = re.compile(r"[\x20-\x7e]*")
-
-
-class LogUnavailableError(Exception):
-    """A log is unavailable now, but perhaps not later.
-
-    Attributes:
-      reason: of `ciml.transforms.fetch.fetch.DEFERRED`.
-      detail: for people.
-      retry_now: whether the fetch is worth one immediate retry.
-      retry_after_s: how long the host asked to wait; 0 if it did not ask.
-    """
-
-    def __init__(self, reason: str, detail: str, retry_now: bool = False, retry_after_s: float = 0.0) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-        self.retry_now = retry_now
-        self.retry_after_s = retry_after_s
-
-
-class Credential(Settings, frozen=True):
-    """The credential of one host: a token in a header, or a user and a password.
-
-    Attributes:
-      host: ``host[:port]``, exactly; it is sent there over https and nowhere else.
-      header: name of the header of a token: ``Authorization``, or ``PRIVATE-TOKEN`` for GitLab.
-      prefix: text before the token; ``Bearer `` by default in ``Authorization``, nothing in another header.
-      token_file, token_env: the file, or the environment variable, that holds the token.
-      user, password_file: for basic authentication: the user, and the file that holds the password.
-
-    Raises:
-      ValueError: if a name is malformed, or the number of named secrets is not one.
-    """
-
-    title = "credential"
-
-    host: str
-    header: str = "Authorization"
-    prefix: str | None = None
-    token_file: str = ""
-    token_env: str = ""
-    user: str = ""
-    password_file: str = ""
-
-    def __post_init__(self) -> None:
-        with as_value_error("host: "):
-            host_rule(self.host)
-        if self.rule.scheme != "https" or self.rule.host.startswith("*."):
-            raise ValueError(f"host: {self.host!r:.120} must be one host over https, without a wildcard")
-        if sum(map(bool, (self.token_file, self.token_env, self.password_file))) != 1:
-            raise ValueError("name one of token_file, token_env, and user with password_file")
-        if bool(self.user) != bool(self.password_file):
-            raise ValueError("user and password_file belong together")
-        if ":" in self.user or not self.user.isprintable():
-            raise ValueError("user: must be printable, without a colon")
-        if not _HEADER.fullmatch(self.header) or self.header.lower() in _RESERVED_HEADERS:
-            raise ValueError(f"header: {self.header!r:.120} is not a header for credentials")
-        if self.user and (self.header != "Authorization" or self.prefix is not None):
-            raise ValueError("user: basic authentication has neither header nor prefix")
-        if self.prefix is not None and not _PREFIX.fullmatch(self.prefix):
-            raise ValueError("prefix: must be printable ASCII")
-
-    @property
-    def rule(self) -> HostRule:
-        """The host, parsed."""
-        return host_rule(self.host)
-
-    def read(self) -> tuple[bytes, bytes]:
-        """Read the secret, and return the header (name, value). It is read each time, because secrets are rotated.
-
-        Raises:
-          CimlError: if it cannot be read, or is not a token. The message never holds it.
-        """
-        path = self.token_file or self.password_file
-        secret = self._read_file(path) if path else os.environ.get(self.token_env, "").encode(errors="surrogateescape")
-        secret = secret.rstrip(b"\r\n")
-        where = path or self.token_env
-        if not secret:
-            if self.token_env and self.token_env not in os.environ:
-                raise CimlError(f"the credential of {self.host}: the variable {self.token_env} is not set")
-            raise CimlError(f"the credential of {self.host}: {where} is empty")
-        if self.user:
-            return b"Authorization", b"Basic " + base64.b64encode(self.user.encode() + b":" + secret)
-        if not _TOKEN.fullmatch(secret):
-            raise CimlError(f"the credential of {self.host}: {where} holds no token of printable ASCII")
-        prefix = self.prefix
-        if prefix is None:
-            prefix = "Bearer " if self.header == "Authorization" else ""
-        return self.header.encode(), prefix.encode() + secret
-
-    def _read_file(self, path: str) -> bytes:
-        try:
-            with open(path, "rb") as file:
-                secret = file.read(MAX_SECRET_BYTES + 1)
-        except OSError as error:
-            raise CimlError(f"the credential of {self.host} cannot be read: {path}: {error.strerror}") from None
-        if len(secret) > MAX_SECRET_BYTES:
-            raise CimlError(
-                f"the credential of {self.host} cannot be read: {path} has more than {MAX_SECRET_BYTES} bytes"
-            )
-        return secret
-
-
-def credential_of(credentials: Iterable[Credential], address: Address) -> Credential | None:
-    """Return the credential of an address's host; None if there is none, or the connection is not encrypted."""
-    for credential in credentials:
-        rule = credential.rule
-        if (address.scheme, address.host, address.port) == ("https", rule.host, rule.port):
-            return credential
-    return None
-
-
-def check_host(address: Address, rules: tuple[HostRule, ...]) -> None:
-    """Raise `RejectedInput` ``address_not_allowed`` unless a rule allows the host of an address."""
-    if address.scheme not in PORTS:
-        raise RejectedInput("address_not_allowed", f"redirected to {address.scheme}")
-    if not any(rule.matches(address.scheme, address.host, address.port) for rule in rules):
-        raise RejectedInput("address_not_allowed", f"{address.origin} is not an allowed host")
 
 
 class LogSettings(Settings, frozen=True):
@@ -196,11 +66,11 @@ class LogSettings(Settings, frozen=True):
     keep: str = "30d"
 
     def __post_init__(self) -> None:
-        _ = self.keep_s  # parsed here, so that an invalid one is reported
+        _ = self.keep_s  # parse now, so that an invalid value is reported on construction
 
     @cached_property
     def keep_s(self) -> float:
-        """The same in seconds."""
+        """``keep`` in seconds."""
         return seconds_of(self.keep)
 
 
@@ -213,22 +83,22 @@ class FetchPolicy(Settings, frozen=True):
         address may be private.
       private_hosts: as ``hosts``, for names that may resolve to private addresses (never to link-local or metadata
         ones).
-      redirect_hosts: as ``hosts``, for hosts that are asked only where an allowed host redirects to them: object stores
-        with signed addresses, which all of the store's customers share.
-      file_roots: folders in which files may be read. Symlinks may lead from one path in them to another;
-        nothing outside is accessed.
+      redirect_hosts: as ``hosts``, for hosts that are contacted only when an allowed host redirects to them: object
+        stores with signed addresses, whose host all customers share.
+      file_roots: folders in which files may be read. Symlinks may lead to another path in these folders; nothing
+        outside is accessed.
       s3_prefixes: ``s3://bucket/prefix`` under which objects may be read, with the credentials of the process.
-      log_paths: paths in a folder at which its log may be, in the order in which they are tried. In an archive, a
-        file with one of these paths, or else with one of their last names in any folder, is the log.
-      artifact_names: names of the artifact with a job's log, in order of preference; upper and lower case, and runs of
-        characters that are not letters or digits, do not differ. ``{id}`` is the job's id, ``{job}`` its name,
-        ``{attempt}`` its attempt; ``*`` matches any characters.
-      output_paths: paths in a folder at which the output of the job may be, in the order in which they are tried.
-      without_output: globs of sources, or of ``source/project``, whose jobs' output is neither fetched nor stored;
-        ``*`` for all.
-      max_output_bytes: limit of the text of an output that is stored, bytes: of a longer one, the head and the tail.
+      log_paths: possible paths of a log in a folder, in the order in which they are tried. In an archive, the log is a
+        file with one of these paths, or else with the last name of one in any folder.
+      artifact_names: names of the artifact with a job's log, in order of preference, without regard to case and
+        punctuation. ``{id}`` is the id of the job, ``{job}`` the name, ``{attempt}`` the attempt; ``*`` matches any
+        characters.
+      output_paths: possible paths of a job's output in a folder, in the order in which they are tried.
+      without_output: globs of sources, or of ``source/project``, whose outputs are neither fetched nor stored. ``*``
+        matches all.
+      max_output_bytes: limit of the stored text of an output, bytes; of a longer text, head and tail are stored.
       logs: the table ``[logs]``.
-      credentials: of log hosts; `ciml.transforms.fetch.policy.Credential` documents the keys.
+      credentials: of log hosts; `ciml.transforms.fetch.credentials.Credential` documents the keys.
       ca_file: certificates (PEM) of a private authority, trusted next to the usual ones.
       threads: number of concurrent fetches. Threads mostly wait, so there are more than cores.
       max_wire_bytes: limit of transferred bytes of a log. Two hours of dstat are 0.2 MB in gzip.
@@ -277,28 +147,29 @@ class FetchPolicy(Settings, frozen=True):
                 if not path.isprintable() or len(path) > 200 or not {"", ".", ".."}.isdisjoint(path.split("/")):
                     raise ValueError(f"{key}: {path!r:.120} must be a relative path, such as logs/dstat.csv")
         for name in self.artifact_names:
-            if {*re.findall(r"[{}][^{}]*[{}]?", name)} - _ARTIFACT_WORDS:
+            if not _placeholders(name) <= _ARTIFACT_WORDS:
                 raise ValueError(f"artifact_names: {name!r:.120} may hold {{id}}, {{job}} and {{attempt}}")
         credentials_by_host = Counter(credential.rule for credential in self.credentials)
         for credential in self.credentials:
             if credentials_by_host[credential.rule] > 1:
                 raise ValueError(f"credentials: two are of the host {credential.host}")
         with as_value_error():
-            _ = self.redirect_rules, self.roots, self.prefixes  # parsed here, so that an invalid one is reported
+            # Parse now, so that an invalid value is reported on construction.
+            _ = self.redirect_rules, self.resolved_roots, self.parsed_prefixes
 
     @cached_property
-    def rules(self) -> tuple[HostRule, ...]:
+    def host_rules(self) -> tuple[HostRule, ...]:
         """The allowed hosts, parsed."""
         private = tuple(host_rule(text, True) for text in self.private_hosts)
         return tuple(host_rule(text) for text in self.hosts) + private
 
     @cached_property
     def redirect_rules(self) -> tuple[HostRule, ...]:
-        """The hosts that a redirect may lead to."""
-        return self.rules + tuple(host_rule(text) for text in self.redirect_hosts)
+        """The hosts that may be contacted after a redirect, parsed."""
+        return self.host_rules + tuple(host_rule(text) for text in self.redirect_hosts)
 
     @cached_property
-    def roots(self) -> tuple[tuple[str, str], ...]:
+    def resolved_roots(self) -> tuple[tuple[str, str], ...]:
         """(path as given, resolved path) of each file root, both absolute with a final slash."""
         return tuple(
             (os.path.join(os.path.abspath(root), ""), os.path.join(os.path.realpath(root), ""))
@@ -306,8 +177,8 @@ class FetchPolicy(Settings, frozen=True):
         )
 
     @cached_property
-    def prefixes(self) -> tuple[tuple[str, str], ...]:
-        """(bucket, key prefix), the prefix "" or with a final slash."""
+    def parsed_prefixes(self) -> tuple[tuple[str, str], ...]:
+        """(bucket, key prefix) of each S3 prefix; the key prefix is "" or has a final slash."""
         prefixes = []
         for text in self.s3_prefixes:
             bucket, _, prefix = text.removeprefix("s3://").partition("/")
@@ -317,31 +188,31 @@ class FetchPolicy(Settings, frozen=True):
         return tuple(prefixes)
 
     def parse_allowed(self, text: str) -> Address:
-        """Parse an address, and check it as far as that needs no request. A file is checked when it is opened.
+        """Parse an address, and check it as far as this needs no request. A file is checked when it is opened.
 
         Raises:
           RejectedInput: ``bad_address``, ``address_not_allowed``.
         """
         address = parse_address(text)
         if address.scheme in PORTS:
-            check_host(address, self.rules)
+            check_host(address, self.host_rules)
         elif address.scheme == "s3" and not any(
-            address.host == bucket and address.path.startswith(key) for bucket, key in self.prefixes
+            address.host == bucket and address.path.startswith(key) for bucket, key in self.parsed_prefixes
         ):
             raise RejectedInput("address_not_allowed", "the object is not below an allowed prefix")
         return address
 
     @classmethod
-    def load(cls, path: str | Path | None = None, **options: Any) -> FetchPolicy:
-        """Load a TOML file whose keys are the attributes; ``options`` take precedence over the file.
+    def of(cls, path: str | Path | None, **options: Any) -> FetchPolicy:
+        """Return the policy of a TOML file, or the default policy without a file; ``options`` take precedence.
 
         Raises:
           CimlError: for an unreadable file, an unknown key or an invalid value.
         """
-        return super().load(path, **options) if path is not None else cls.from_json(options)
+        return cls.from_json(options) if path is None else cls.load(path, **options)
 
     def problems(self) -> dict[str, str]:
-        """Return the faults of credentials and certificates as they are now, by host or key.
+        """Return the present faults of credentials and certificates, by host or key.
 
         A running ingest defers the logs that need them.
         """
@@ -372,3 +243,14 @@ class FetchPolicy(Settings, frozen=True):
         return self.replace(
             hosts=self.hosts + hosts, file_roots=self.file_roots + folders, s3_prefixes=self.s3_prefixes + prefixes
         )
+
+
+def check_host(address: Address, rules: tuple[HostRule, ...]) -> None:
+    """Raise `RejectedInput` ``address_not_allowed`` unless a rule allows the host of an address."""
+    if not any(rule.matches(address.scheme, address.host, address.port) for rule in rules):
+        raise RejectedInput("address_not_allowed", f"{address.origin} is not an allowed host")
+
+
+def _placeholders(name: str) -> set[str]:
+    """Return the parts of an artifact's name in braces, with the braces, of which one may be missing."""
+    return set(re.findall(r"[{}][^{}]*[{}]?", name))

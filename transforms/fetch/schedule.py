@@ -11,10 +11,9 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ciml.errors import RejectedInput
+from ciml.errors import LogUnavailableError, RejectedInput
 from ciml.http.addresses import Address
 from ciml.transforms.fetch.artifacts import JobFacts
-from ciml.transforms.fetch.policy import LogUnavailableError
 
 Failure = RejectedInput | LogUnavailableError
 

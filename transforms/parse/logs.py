@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ciml.dstat import EARLIEST, END_LOCAL, FIRST_LOCAL, LATEST, SECOND, Columns, Segment, split_segments
-from ciml.errors import RejectedInput, drop_frames
+from ciml.errors import LogUnavailableError, RejectedInput, drop_frames
 from ciml.events.fields import iso_time
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, PendingRun
@@ -38,7 +38,7 @@ from ciml.limits import (
 from ciml.telemetry import BOOT, OWN_COLUMNS, TIME, telemetry_columns
 from ciml.transforms.fetch.decompress import inflate
 from ciml.transforms.fetch.files import read_file
-from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.guard import bisect
 from ciml.transforms.parse.clock import check_zone, fixed_offset, to_utc
 from ciml.transforms.parse.rows import Rows, read_rows, with_nans

@@ -295,7 +295,7 @@ class ReplayOptions(Json, IngestPolicyOptions, Filters):
             selection=self.selection or ALL_JOBS,
             names=source_names(pairs("--source", self.sources)),
             trust=self.trust_of(self.root),
-            fetch=FetchPolicy.load(self.fetch_policy).check().allowing(hosts=self.hosts, roots=roots),
+            fetch=FetchPolicy.of(self.fetch_policy).check().allowing(hosts=self.hosts, roots=roots),
             logs=root,
         )
 

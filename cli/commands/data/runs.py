@@ -273,7 +273,7 @@ def compact(options: CompactOptions) -> int:
     data = options.root
     keep_s = options.keep_outputs
     if keep_s is None:
-        keep_s = FetchPolicy.load(options.fetch_policy).logs.keep_s
+        keep_s = FetchPolicy.of(options.fetch_policy).logs.keep_s
     read_signatures(data)  # before the texts that they quote are removed
     with bars() as progress:
         result = run(

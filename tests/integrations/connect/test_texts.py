@@ -191,7 +191,7 @@ def test_a_sender_posts_to_the_path_of_its_source_or_to_the_path_that_is_given()
 )  # fmt: skip
 def test_places_of_logs(logs: tuple[str, ...], allowed: dict[str, tuple[str, ...]]) -> None:
     assert places(logs) == allowed
-    assert FetchPolicy(**places(logs)).rules
+    assert FetchPolicy(**places(logs)).host_rules
 
 
 def test_internal_hosts_may_have_private_addresses() -> None:

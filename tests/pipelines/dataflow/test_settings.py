@@ -38,7 +38,8 @@ from ciml.pipelines.ingest.committer import IngestConfig
 from ciml.pipelines.ingest.pipeline import build_ingest
 from ciml.pipelines.kafka.plan import PartitionRead
 from ciml.storage import LocalStore, open_store
-from ciml.transforms.fetch.policy import Credential, FetchPolicy
+from ciml.transforms.fetch.credentials import Credential
+from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.version import __version__
 from tests.pipelines.dataflow.cloud import IMAGE, write_settings
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Any
 
+from ciml.errors import LogUnavailableError
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun, RunFacts, Trust
 from ciml.http.addresses import Address
 from ciml.transforms.fetch.fetch import Fetcher
-from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+from ciml.transforms.fetch.policy import FetchPolicy
 from tests.transforms.fetch.log_server import LogServer
 
 NOW = 1795521600_000000

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from ciml.events.records import Outcome, RunFacts
 from ciml.events.run_id import RunId
-from ciml.transforms.fetch.policy import Credential, FetchPolicy
+from ciml.transforms.fetch.credentials import Credential
+from ciml.transforms.fetch.policy import FetchPolicy
 from tests.transforms.fetch.certificates import make_certificate
 from tests.transforms.fetch.fetching import NOW, fetched, pending
 from tests.transforms.fetch.log_server import LogServer, serving

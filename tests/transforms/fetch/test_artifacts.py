@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from ciml.errors import LogUnavailableError
 from ciml.events.payloads import message_of
 from ciml.transforms.fetch.artifacts import JobFacts, artifact_of, artifacts_on
-from ciml.transforms.fetch.policy import ARTIFACT_NAMES, LogUnavailableError
+from ciml.transforms.fetch.policy import ARTIFACT_NAMES
 from tests.transforms.fetch.fetching import MIB, NOW, only
 from tests.transforms.fetch.github import SIGNED, START_US, TOKEN, Systems, job, listed
 from tests.transforms.fetch.log_server import LOG, serving

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from ciml.http.addresses import parse_address
+from ciml.transforms.fetch.credentials import Credential, credential_of
 from ciml.transforms.fetch.fetch import Fetcher
-from ciml.transforms.fetch.policy import Credential, FetchPolicy, credential_of
+from ciml.transforms.fetch.policy import FetchPolicy
 from tests.transforms.fetch.github import API, BLOBS, TOKEN, Systems, job
 from tests.transforms.fetch.log_server import LOG, LogServer, serving
 

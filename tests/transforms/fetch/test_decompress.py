@@ -12,10 +12,10 @@ import zlib
 
 import pytest
 
-from ciml.errors import RejectedInput
+from ciml.errors import LogUnavailableError, RejectedInput
 from ciml.limits import MAX_ARCHIVE_ENTRIES
 from ciml.transforms.fetch.decompress import gunzip, is_archive, unzip
-from ciml.transforms.fetch.policy import LOG_PATHS, LogUnavailableError
+from ciml.transforms.fetch.policy import LOG_PATHS
 from tests.growth import assert_linear
 from tests.transforms.fetch.log_server import LOG, bomb
 from tests.transforms.fetch.zips import archive, entry, zeros, zipped

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from ciml.errors import LogUnavailableError
 from ciml.events.cloudevents import finished_event
 from ciml.events.payloads import message_of
 from ciml.events.records import Batch, Message, Origin, Outcome
@@ -26,7 +27,7 @@ from ciml.http.addresses import Address, parse_address
 from ciml.limits import PART_BYTES, SMALL_PART_BYTES
 from ciml.storage import open_store
 from ciml.transforms.fetch.fetch import DEFERRED, REJECTED, Fetcher, fetch_in_parts, shared_fetcher
-from ciml.transforms.fetch.policy import FetchPolicy, LogUnavailableError
+from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.ingest import run_stages
 from ciml.transforms.ingest.run_stages import take_logs
 from ciml.transforms.parse.logs import parse

@@ -67,7 +67,7 @@ def test_outside_of_the_roots_every_answer_is_the_same(place: Path, way: str) ->
 
 
 def test_a_path_outside_is_never_looked_at(place: Path) -> None:
-    roots = FetchPolicy(file_roots=(str(place / "root"),)).roots
+    roots = FetchPolicy(file_roots=(str(place / "root"),)).resolved_roots
     looked: list[str] = []
     real = {name: getattr(os, name) for name in ("open", "stat", "lstat", "readlink")}
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from ciml.errors import LogUnavailableError
 from ciml.http.addresses import parse_address
 from ciml.limits import MAX_LOG_REQUESTS
 from ciml.transforms.fetch.files import S3Logs
-from ciml.transforms.fetch.policy import LOG_PATHS, FetchPolicy, LogUnavailableError
+from ciml.transforms.fetch.policy import LOG_PATHS, FetchPolicy
 from tests.transforms.fetch.fetching import MIB, allow, only, run
 from tests.transforms.fetch.log_server import CUT, LOG, LogServer, bomb
 

@@ -10,7 +10,8 @@ import pytest
 
 from ciml import limits
 from ciml.errors import CimlError
-from ciml.transforms.fetch.policy import Credential, FetchPolicy
+from ciml.transforms.fetch.credentials import Credential
+from ciml.transforms.fetch.policy import FetchPolicy
 from tests.transforms.fetch.fetching import allow, run
 from tests.transforms.fetch.log_server import LogServer
 
@@ -21,7 +22,7 @@ def test_policy_files(tmp_path: Path) -> None:
     policy = FetchPolicy.load(path, threads=3)
     assert policy == FetchPolicy(hosts=("logs.example.org",), max_bytes=1000, delays_s=(1, 2.5), threads=3)
     assert policy.allowing(hosts=("http://127.0.0.1:1",)).hosts == ("logs.example.org", "http://127.0.0.1:1")
-    assert FetchPolicy.load() == FetchPolicy()
+    assert FetchPolicy.of(None) == FetchPolicy()
     path.write_text('[logs]\nkeep = "90d"\n')
     assert (FetchPolicy().logs.keep_s, FetchPolicy.load(path).logs.keep_s) == (30 * 86_400, 90 * 86_400)
 
@@ -158,4 +159,13 @@ def test_a_policy_and_a_secret_have_as_much_as_the_limit(tmp_path: Path) -> None
     assert secret.read()
     (tmp_path / "secret").write_bytes(b"x" * (limits.MAX_SECRET_BYTES + 1))
     with pytest.raises(CimlError):
+        secret.read()
+
+
+def test_a_token_of_the_environment_has_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = Credential("h.example.org", token_env="LONG_TOKEN")
+    monkeypatch.setenv("LONG_TOKEN", "x" * limits.MAX_SECRET_BYTES)
+    assert secret.read()
+    monkeypatch.setenv("LONG_TOKEN", "x" * (limits.MAX_SECRET_BYTES + 1))
+    with pytest.raises(CimlError, match=r"^the credential of h.example.org: LONG_TOKEN has more than 16384 bytes$"):
         secret.read()
