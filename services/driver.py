@@ -104,6 +104,7 @@ def _drive_here(
         except NotReadyError as error:
             if until is not None:
                 raise
+            outage.end()  # what is not ready has answered
             report(progress, f"waits: {error}")
             stop.wait(service.poll_s)
         except EngineError as error:
@@ -125,7 +126,7 @@ def _drive_on_flink(
     if until is not None:
         service.ready()  # a service that is not ready would never reach the end
     condition = EndCondition(until)
-    job = _ForegroundJob(service, endpoint, extra)
+    job = _ForegroundJob(service, endpoint, extra, patience_s)
     is_ending = threading.Event()
 
     def wanted() -> Wanted:
@@ -178,14 +179,20 @@ def _foreground_limits(service: Service, patience_s: float | None) -> Limits:
 class _ForegroundJob:
     """The `ciml.services.supervisor.Jobs` of a job on Flink whose workers are threads of this process.
 
+    Args:
+      service, endpoint, extra: see `drive`.
+      patience_s: longest outage while a job is submitted again; the first submission must succeed.
+
     Attributes:
       error: the error that ended it; None before.
     """
 
-    def __init__(self, service: Service, endpoint: str, extra: tuple[str, ...]) -> None:
+    def __init__(self, service: Service, endpoint: str, extra: tuple[str, ...], patience_s: float | None) -> None:
         self._service = service
         self._endpoint = endpoint
         self._extra = extra
+        self._patience_s = patience_s
+        self._outage = Outage(0.0)
         self._job: FlinkJob | None = None
         self.error: CimlError | None = None
 
@@ -205,6 +212,11 @@ class _ForegroundJob:
     def submit(self, savepoint: str = "") -> None:
         try:
             self._job = submit_to_flink(self._service, self._endpoint, self._service.name, extra=self._extra)
+            self._outage = Outage(self._patience_s)
+        except EngineError as error:
+            if not self._outage.has_lasted(error):
+                raise  # the supervisor tries again
+            self.error = error
         except CimlError as error:
             self.error = error
 
@@ -240,13 +252,17 @@ class Outage:
         self._since = None
         self._pause_s = self._first_s
 
-    def pause_after(self, error: EngineError) -> float:
-        """Return the pause before the next try, seconds. Raise the error after the limit."""
+    def has_lasted(self, error: EngineError) -> bool:
+        """Note an error; return whether the outage has reached the limit."""
         now = time.monotonic()
         if self._since is None:
             self._since = now
             _log.warning("%s; retrying", error)
-        if self._limit_s is not None and now - self._since >= self._limit_s:
+        return self._limit_s is not None and now - self._since >= self._limit_s
+
+    def pause_after(self, error: EngineError) -> float:
+        """Return the pause before the next try, seconds. Raise the error after the limit."""
+        if self.has_lasted(error):
             raise error
         pause_s = self._pause_s
         self._pause_s = min(self._pause_s * 2, self._longest_s)

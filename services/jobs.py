@@ -6,6 +6,7 @@ A *worker* is the process that runs the service, or submits its job to Flink.
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import shutil
 import time
@@ -27,6 +28,7 @@ from ciml.services.supervisor import Jobs
 _GRACE_S = 30.0  # time to finish the present batch
 _CANCEL_S = 60.0
 _CANCEL_POLL_S = 0.2
+_log = logging.getLogger(__name__)
 
 
 def jobs_of(files: ServiceFiles, options: StartOptions) -> Jobs:
@@ -43,7 +45,10 @@ def submits(options: StartOptions) -> bool:
 
 
 def job_name(files: ServiceFiles, options: StartOptions) -> str:
-    """Return the prefix of the names of a service's jobs, which differs from other homes' on the same cluster."""
+    """Return the prefix of the names of a service's jobs: that of any service of the kind, name, data and topic.
+
+    So a home that was lost is no reason to lose the job. In two homes on one cluster, such services need other names.
+    """
     identity = sha256_json([DataRoot.open(options.service.data).url, options.service.subject])[:8]
     return f"ciml-{options.kind}-{files.name}-{identity}"
 
@@ -275,7 +280,10 @@ class OnFlink:
         if not live_jobs:
             raise EngineError("the Flink job does not run")
         path = jobs.stop_with_savepoint(live_jobs[-1], "" if self._options.rest else self._savepoints.as_uri())
-        self.cancel()  # its submitter may still run
+        try:
+            self.cancel()  # its submitter may still run
+        except EngineError as error:
+            _log.warning("%s; the savepoint %s is kept", error, path)
         return path
 
     def _failure(self, job: RestJob) -> Failure:

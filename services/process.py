@@ -73,6 +73,7 @@ def supervisor_main(home: Path, name: str) -> int:
         signal.signal(number, lambda *_: leave.set())
     with files.exclusive("supervisor", timeout_s=10.0) as held:
         if not held:
+            print(f"ciml: another supervisor of the service {name} is running", file=sys.stderr)
             return _BUSY
         files.record("supervisor", os.getpid(), processes.start_time(os.getpid()))
         options = files.options()
@@ -303,7 +304,8 @@ def worker_main(home: Path, name: str, launch: str = "", savepoint: str = "") ->
     files = ServiceFiles(home, name)
     options = files.options()
     with files.exclusive("worker") as held, in_place(home, options):
-        if not held:  # another worker, of a supervisor that was killed
+        if not held:  # of a supervisor that was killed
+            print(f"ciml: another worker of the service {name} is running", file=sys.stderr)
             return _BUSY
         files.record("worker", os.getpid(), processes.start_time(os.getpid()))
         return _Worker(files, options, launch).run(savepoint)

@@ -38,7 +38,9 @@ _log = logging.getLogger(__name__)
 
 
 class Receiver(Service):
-    """Receives deliveries in threads of its own. A receiver starts without its broker, and asks senders to try again.
+    """Receives deliveries in threads of its own. While its broker does not answer, it asks senders to try again.
+
+    In the foreground it also starts without its broker; a supervisor waits for the broker before it starts a worker.
 
     Args:
       receivers: the configuration.

@@ -40,7 +40,31 @@ def exit_code(status: Status) -> int:
 
 
 def gather(files: ServiceFiles) -> Status:
-    """Return the status of a service. Values that cannot be known now are None."""
+    """Return the status of a service. Values that cannot be known now are None.
+
+    A service with a damaged file has the health ``failed``, and the error as the reason.
+    """
+    try:
+        return _gather(files)
+    except CimlError as error:
+        return {
+            **_unknown({}),
+            "name": files.name,
+            "health": "failed",
+            "why": str(error),
+            "supervisor": None,
+            "worker": None,
+            "remedy": None,
+            "uptime_s": None,
+            "last_commit_age_s": None,
+            "dead_letters": None,
+            "ages_s": {},
+            "stale": [],
+            "last_known": None,
+        }
+
+
+def _gather(files: ServiceFiles) -> Status:
     supervisor = files.process("supervisor")
     worker = files.process("worker")
     heartbeat: Status = {}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
 from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.services import driver
 from ciml.services.decide import ServiceProgress
 from ciml.services.driver import EndCondition, Outage, drive
 from ciml.services.options import KINDS, options_of
@@ -109,6 +112,41 @@ def test_an_outage_is_waited_for_within_the_limit() -> None:
     assert service.done == 2
     with pytest.raises(EngineError, match="does not answer"):
         drive(Listed(2, [EngineError("Kafka does not answer")]), until="end", patience_s=0.0)
+
+
+def test_what_is_not_ready_has_answered_and_ends_an_outage() -> None:
+    away = EngineError("Kafka does not answer")
+    words = Words(at="ready")
+    drive(
+        Listed(2, [away, *[None, NotReadyError("no model")] * 10, away]), stop=words.stop, report=words, patience_s=0.05
+    )
+    assert [word for _, word in words.reports][-2:] == ["waits: Kafka does not answer", "ready"]
+
+
+@pytest.mark.parametrize(
+    ("outages", "patience_s", "fails"), [([], 0.0, False), ([1], 300.0, False), ([1], 0.0, True), ([0], 300.0, True)]
+)
+def test_a_job_that_cannot_be_renewed_is_submitted_again_within_the_limit(
+    outages: list[int], patience_s: float, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submissions = 0
+    words = Words()
+
+    def submit(*_: object, **__: object) -> SimpleNamespace:
+        nonlocal submissions
+        submissions += 1
+        if submissions - 1 in outages:
+            raise EngineError("Kafka does not answer")
+        if submissions > 2:
+            words.stop.set()
+        return SimpleNamespace(state="RUNNING", over=False, id="1", name="j", check=lambda: None, cancel=lambda: None)
+
+    monkeypatch.setattr(driver, "submit_to_flink", submit)
+    service = Listed(0)
+    service.renew_s = 0.02
+    with pytest.raises(EngineError, match="Kafka does not answer") if fails else nullcontext():
+        drive(service, "flink:1", stop=words.stop, report=words, patience_s=patience_s)
+    assert (submissions > 2) is not fails
 
 
 def test_a_permanent_error_ends_it_and_a_service_that_needs_flink_says_so() -> None:

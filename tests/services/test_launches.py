@@ -6,13 +6,17 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from click.testing import CliRunner
 
 from ciml import engines
+from ciml.cli.commands.serve.service import command
 from ciml.data_root import DataRoot
 from ciml.engines import processes, state
 from ciml.engines.environment import record_environment, use_environment
@@ -27,7 +31,7 @@ from ciml.services import status
 from ciml.services.decide import ServiceProgress
 from ciml.services.files import ServiceFiles, StartOptions, in_place
 from ciml.services.jobs import InWorker, OnFlink, Worker
-from ciml.services.process import _Worker, impatient_service
+from ciml.services.process import _Worker, impatient_service, supervisor_main, worker_main
 from ciml.services.status import gather, remedy
 from ciml.services.supervisor import Supervisor
 from tests.services.supervising import options_for
@@ -263,6 +267,17 @@ def test_an_earlier_failure_of_a_job_is_not_that_of_the_next_submission(flink: F
     assert flink.jobs.status().how == "Kafka does not answer"
 
 
+def test_a_savepoint_is_kept_if_its_submitter_cannot_be_ended(flink: Flink, monkeypatch: pytest.MonkeyPatch) -> None:
+    flink.states = {"5": "RUNNING"}
+
+    def savepoint(*_: object) -> str:
+        monkeypatch.setattr(flink_jobs, "list_rest_jobs", Mock(side_effect=EngineError("Flink does not answer")))
+        return "s3://b/savepoint-1"
+
+    monkeypatch.setattr(flink_jobs, "stop_with_savepoint", savepoint)
+    assert flink.jobs.stop_with_savepoint() == "s3://b/savepoint-1"
+
+
 def test_of_several_running_jobs_the_newest_stays(flink: Flink) -> None:
     flink.states = {"5": "RUNNING", "7": "RUNNING", "6": "RUNNING", "4": "FAILED"}
     assert flink.jobs.status().id == "7"
@@ -312,6 +327,33 @@ def test_stale_figures_are_marked_and_a_stale_lag_is_unknown(home: Path, monkeyp
     assert (seen["ages_s"]["lag"], seen["ages_s"]["status"]) == (47, 3)
     files.put_status({**files.status(), "updated_us": now - 40e6})
     assert gather(files)["stale"] == ["lag", "status"]
+
+
+def test_a_damaged_file_fails_its_service_and_the_others_are_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "_query_in_child", lambda _, before: {**status._unknown(before), "read_us": {}})
+    ServiceFiles(home, "other").put_options(files_of(home).options())
+    ServiceFiles(home, "other").want("stop")
+    files_of(home).status_file.write_bytes(b"")
+    for words in ((), ("--json",)):
+        done = CliRunner().invoke(command, ["status", *words, "--home", str(home)], standalone_mode=False)
+        assert done.return_value == 2
+        assert "one.json is unreadable" in done.output.replace("\n", "")
+    reports = json.loads(done.output)
+    assert {name: report["health"] for name, report in reports.items()} == {"one": "failed", "other": "stopped"}
+
+
+@pytest.mark.parametrize(("main", "process"), [(supervisor_main, "supervisor"), (worker_main, "worker")])
+def test_a_second_process_of_a_service_ends_with_a_reason(
+    main: Callable[[Path, str], int],
+    process: str,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files_of(home)
+    monkeypatch.setattr(ServiceFiles, "exclusive", lambda *_, **__: nullcontext(False))
+    assert main(home, "one") == 75
+    assert capsys.readouterr().err == f"ciml: another {process} of the service one is running\n"
 
 
 def test_a_query_without_an_answer_leaves_folder_and_environment_alone(
