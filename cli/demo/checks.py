@@ -1,6 +1,6 @@
-"""Check the numbers of the demo: what is stored against what the producer's list leads to expect.
+"""Check what the demo stored against the producer's list.
 
-A check recounts the stored data. `ciml.cli.demo.example_checks` checks the examples of data sets.
+Each check recounts the stored data. `ciml.cli.demo.example_checks` checks the examples of data sets.
 """
 
 from __future__ import annotations

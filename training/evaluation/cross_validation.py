@@ -69,18 +69,19 @@ def cross_validate(
       dataset: the data set whose train and dev runs are split.
       folds: number of folds, at least 2. With fewer groups than folds, each group is a fold.
       hold_out: facts to group by, such as ``flavour``, ``change`` or ``job``: runs with equal values are never split
-        between training and held-out runs. Several facts group by all values. A run without one of the facts is a
-        group of one. By default each run is.
+        between training and held-out runs. Several facts group by all their values. A run that lacks a fact is a
+        group of its own; without ``hold_out``, so is each run.
       progress: called after each fold.
       allow_modules: see `ciml.training.estimators.estimator_of`.
 
     Returns:
-      JSON: ``folds`` (``accuracy``, ``base_rate``, ``f1`` and ``held_out`` groups of each), ``mean`` (over folds, with
-      a 95 % interval), ``pooled`` (the `scores` of every run by the model that had not seen it), and
-      ``baselines``: for each baseline number ``mean`` and ``pooled`` over the same folds.
+      JSON with ``folds``, ``mean``, ``pooled`` and ``baselines``. ``folds`` has ``accuracy``, ``base_rate``, ``f1`` and
+      the ``held_out`` groups of each fold. ``mean`` is over the folds, with 95 % intervals. ``pooled`` has the `scores`
+      of all runs, each by the model that was not trained on it. ``baselines`` has ``mean`` and ``pooled`` of each
+      baseline number on the same folds.
 
     Raises:
-      CimlError: for too few runs or groups.
+      CimlError: if there are too few runs or groups.
     """
     split = split_folds(dataset, folds=folds, hold_out=hold_out, seed=experiment.seed)
     labels = dataset.rows.labels[split.positions]
@@ -151,7 +152,7 @@ def _mean_with_interval(values: Sequence[float], runs: int) -> dict[str, float]:
 
 
 def split_folds(dataset: InMemoryDataset, *, folds: int, hold_out: Sequence[str] = (), seed: int = 0) -> CVSplit:
-    """Split the train and dev runs; see `cross_validate`."""
+    """Split the train and dev runs into folds. Arguments and errors are those of `cross_validate`."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     if folds < 2:
@@ -160,10 +161,9 @@ def split_folds(dataset: InMemoryDataset, *, folds: int, hold_out: Sequence[str]
     labels = dataset.rows.labels[positions]
     groups = _groups(dataset, positions, hold_out) if hold_out else None
     n_folds = folds if groups is None else min(folds, len(np.unique(groups)))
-    lacking = f"groups of {'+'.join(hold_out)}" if n_folds < 2 else ""
-    if np.bincount(labels, minlength=1).max() < n_folds:
-        lacking = "runs of a class"
-    if lacking:
+    runs_of_largest_class = np.bincount(labels, minlength=1).max()
+    if n_folds < 2 or runs_of_largest_class < n_folds:
+        lacking = f"groups of {'+'.join(hold_out)}" if n_folds < 2 else "runs of a class"
         raise CimlError(
             f"cross-validation: {len(labels)} runs have too few {lacking} for {folds} folds; use fewer folds"
         )

@@ -58,7 +58,7 @@ class Trial:
     Attributes:
       experiments: the folder of all experiments.
       experiment: the experiment to train.
-      dataset: the data set's examples.
+      dataset: the examples of the data set.
       tensorboard: folder of a network's TensorBoard event files.
       progress: called after each epoch of a network.
       allow_modules: modules of estimators that may be imported; see `ciml.training.estimators.estimator_of`.
@@ -89,7 +89,10 @@ class Trial:
         return self._cached(name, lambda: self._result_on(other))
 
     def cross_validate(self, folds: int, hold_out: tuple[str, ...], progress: Progress | None = None) -> StoredResult:
-        """Cross-validate the experiment: see `ciml.training.evaluation.cross_validation.cross_validate`."""
+        """Cross-validate: see `ciml.training.evaluation.cross_validation.cross_validate`.
+
+        Results are stored by the number of folds and by the facts in their given order.
+        """
         from ciml.training.evaluation.cross_validation import cross_validate
 
         return self._cached(
@@ -200,8 +203,9 @@ class Trial:
         return np.setdiff1d(self.dataset.of("dev"), self.train_positions)
 
     def rows_at(self, positions: np.ndarray, dataset: InMemoryDataset | None = None) -> Rows:
-        """Return the runs in the form that the estimator expects, normalised with this trial's training split if it
-        requires that.
+        """Return the runs in the form that the estimator expects.
+
+        Where it expects normalised inputs, they are normalised with the training split of this trial.
 
         Args:
           positions: of the runs in the data set, int64 [n].
@@ -319,6 +323,7 @@ class Trial:
 
 
 def _check_alike(own: InMemoryDataset, other: InMemoryDataset) -> None:
+    """Raise `CimlError` if the model of a data set cannot predict examples of another."""
     shape = _shape(own)
     other_shape = _shape(other)
     for key, value in shape.items():
