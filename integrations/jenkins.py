@@ -1,17 +1,17 @@
 """Jenkins: the events of its CloudEvents plugin, in binary mode. They have no signature.
 
-A run's id is ``jenkins-``, the job's full name and the build's number, as `ciml record` has it. For a job outside of
-folders this is the variable ``BUILD_TAG``. It has dashes for slashes, so ``a-b/c`` and ``a/b-c`` are the same in it.
+A run's id is ``jenkins-FULL_NAME-NUMBER``, as `ciml record` derives it. It is not the variable ``BUILD_TAG``, which
+replaces slashes by dashes and so cannot tell ``a-b/c`` from ``a/b-c``.
 
-A matrix project runs each configuration as a build of its own, of the job ``NAME/AXIS=VALUE,AXIS=VALUE`` and with the
-number of the project's build, which is an event and a run of its own.
+A matrix project runs each configuration as a build of the job ``NAME/AXIS=VALUE,AXIS=VALUE``. The build has the number
+of the project's own build, which is another event and another run.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from ciml.errors import RejectedInput
@@ -40,9 +40,10 @@ NODE = "an event of a node reports no build"
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _TYPE = re.compile(r"org\.jenkinsci\.(job|queue|node)\.([a-z_]+)")
-#: Owner and name at the end of a repository's address, as GitHub names it in its own events.
+#: Owner and name at the end of a repository's address, in the form of GitHub's events.
 _REPOSITORY = re.compile(r"[/:]([^/:]+/[^/:]+?)(?:\.git)?/?$")
-#: A configuration of a matrix project. No axis has ``,`` or ``=`` in its name, no value a comma; without axes: default.
+#: A configuration of a matrix project. The name of an axis has no ``,`` or ``=``, a value has no comma. A project
+#: without axes has the configuration ``default``.
 _CONFIGURATION = re.compile(r"default|[^,=/]+=[^,]+(?:,[^,=/]+=[^,]+)*")
 _IGNORED = {"queue": QUEUE, "node": NODE}
 #: ``failed`` repeats ``finalized`` for failures; the plugin's documents also spell it ``finalzed``.
@@ -64,15 +65,36 @@ def read(delivery: Delivery) -> Reading | Ignored:
     phase = _PHASES.get(match[2])
     if phase is None:
         raise RejectedInput("unknown_type", f"type: {shown(kind)}")
-    return Reading(event, kind, time_at(attributes, "time"), (Run(phase, _build(data, phase)),))
+    return Reading(event, kind, time_at(attributes, "time"), (Run(phase, _run_fields(data, phase)),))
 
 
-def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
+class _Job(NamedTuple):
+    """The job of a build.
+
+    Attributes:
+      folders: names of the folders, the outermost first.
+      name: of the job, or of its matrix project.
+      configuration: of the matrix project; "" for other jobs.
+    """
+
+    folders: tuple[str, ...]
+    name: str
+    configuration: str
+
+    @property
+    def project(self) -> str:
+        return "/".join((*self.folders, self.name))
+
+    @property
+    def suffix(self) -> str:
+        return f"/{self.configuration}" if self.configuration else ""
+
+
+def _run_fields(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
     number = required_text(data, "build", "number")
     if not _NUMBER.fullmatch(number):
         raise RejectedInput("bad_field", f"build.number: want a number from 1, not {shown(number)}")
-    names, configuration = _names(data)
-    full = [*names, configuration] if configuration else names
+    job = _job(data)
     page = address_at(data, "build", "fullUrl")
     source = object_at(data, "build", "scmState")
     commit = text_at(source, "commit")
@@ -80,13 +102,13 @@ def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
     subject = commit_subject(repository[1], commit) if repository else ""
     start, end = _times(data, phase)
     return non_empty(
-        id=bounded_id(f"jenkins-{'/'.join(full)}-{number}"),
-        job="/".join(full[len(names) - 1 :]),
+        id=bounded_id(f"jenkins-{job.project}{job.suffix}-{number}"),
+        job=f"{job.name}{job.suffix}",
         result=text_at(data, "build", "status") if phase == "finished" else "",
         start_time=start,
         end_time=end,
-        project="/".join(names),
-        branch=_branch(text_at(source, "branch"), names[-1]),
+        project=job.project,
+        branch=_branch(text_at(source, "branch"), job),
         change=commit,
         patchset=commit,
         head=commit,
@@ -97,43 +119,43 @@ def _build(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
     )
 
 
-def _branch(name: str, job: str) -> str:
-    """Return a branch without the name of its remote.
+def _job(data: Mapping[str, Any]) -> _Job:
+    """Return the job at the event's address.
 
-    The job of a branch in a multibranch project is called as the branch, whose name has no remote: anybody may call a
-    branch ``origin/main``.
-    """
-    return name if unquote(job) == name else name.removeprefix("origin/")
-
-
-def _names(data: Mapping[str, Any]) -> tuple[list[str], str]:
-    """Return the names of a job's folders and of the job, and its configuration if it is of a matrix project, else "".
-
-    Its address is ``job/FOLDER/job/NAME/``, and ``job/FOLDER/job/NAME/AXIS=VALUE,AXIS=VALUE/`` for a configuration.
+    The address is ``job/FOLDER/job/NAME/``, and ``job/FOLDER/job/NAME/AXIS=VALUE,AXIS=VALUE/`` for a configuration.
     """
     parts = [unquote(part) for part in required_text(data, "url").strip("/").split("/")]
     configuration = parts.pop() if len(parts) % 2 else ""
-    if (
-        not parts
-        or (configuration and not _CONFIGURATION.fullmatch(configuration))
-        or any(part != "job" for part in parts[::2])
-        or not all(parts)
-        or any("/" in part for part in parts)
-    ):
+    names = parts[1::2]
+    is_job = bool(names) and parts[::2] == ["job"] * len(names) and all(name and "/" not in name for name in names)
+    if not is_job or (configuration and not _CONFIGURATION.fullmatch(configuration)):
         raise RejectedInput(
             "bad_field",
             "url: want job/NAME/, with job/FOLDER/ before it for each folder, and AXIS=VALUE,…/ after it for a matrix",
         )
-    return parts[1::2], configuration
+    return _Job(tuple(names[:-1]), names[-1], configuration)
+
+
+def _branch(name: str, job: _Job) -> str:
+    """Return a branch without the name of its remote.
+
+    In a multibranch project, the job has the name of the branch, without a remote. Such a name is kept, because anyone
+    can create a branch ``origin/main``.
+    """
+    return name if unquote(job.name) == name else name.removeprefix("origin/")
 
 
 def _times(data: Mapping[str, Any], phase: Phase) -> tuple[float | None, float | None]:
-    """Return start and end. ``timestamp`` is the time of the event, ``duration`` that of the build, in milliseconds."""
+    """Return start and end in epoch seconds. ``timestamp`` is the time of the event, ``duration`` is of the build."""
     event_s = _seconds(data, "timestamp")
-    duration = _seconds(data, "duration")
+    duration_s = _seconds(data, "duration")
     if phase == "started" or event_s is None:
         return event_s, None
-    return event_s - duration if duration else None, event_s
+    if not duration_s:
+        return None, event_s
+    if duration_s > event_s:
+        raise RejectedInput("bad_field", "build.duration: exceeds build.timestamp")
+    return event_s - duration_s, event_s
 
 
 def _seconds(data: Mapping[str, Any], name: str) -> float | None:

@@ -128,6 +128,7 @@ def test_a_job_of_another_form_is_rejected(url: Any) -> None:
     [
         ({"timestamp": 1.5}, "build.timestamp"),
         ({"duration": -1}, "build.duration"),
+        ({"timestamp": 5, "duration": 6}, "build.duration"),
         ({"timestamp": 1 << 60}, "build.timestamp"),
         ({"number": None}, "build.number"),
         ({"scmState": []}, "build.scmState"),
@@ -182,7 +183,7 @@ def test_no_two_jobs_share_a_run() -> None:
     jobs = [("a", "b", "c"), ("a-b", "c"), ("a", "b-c"), ("a-b-c",), ("a%2Fb-c",), ("a", "b-c-7"), ("a%2Fb", "c")]
     ids = [native_id(*job) for job in jobs]
     assert len(set(ids)) == len(jobs)
-    assert ids[3] == "jenkins-a-b-c-7"  # outside of folders: BUILD_TAG
+    assert ids[3] == "jenkins-a-b-c-7"
     assert (
         native_id("x" * 30, "y" * 60, "z" * 60)
         == hashlib.sha256(f"jenkins-{'x' * 30}/{'y' * 60}/{'z' * 60}-7".encode()).hexdigest()
