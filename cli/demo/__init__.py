@@ -19,7 +19,7 @@ class DemoOptions(Options):
 
     Attributes:
       data_path: Folder of the demo; an earlier demo in it is removed.
-      home: Folder of the engines' files. [default: home below --data-path]
+      home: Folder of the engines' files; its running engines are stopped. [default: home below --data-path]
       engine: Engine of the ingest; auto is flink where Java is installed.
       corpus: Folder of the sample runs: builds.jsonl and logs.tar. [default: examples/corpus of the checkout]
       runs: Number of sample runs. [default: all]

@@ -10,10 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ciml.cli.demo.accounts import Accounts
 from ciml.cli.demo.corpus import POOL, STATUS
 from ciml.cli.demo.plan import WAVES, Expected, Key
 from ciml.cli.demo.result import AnswerLine, Check, Refresh
-from ciml.cli.demo.run import Accounts
 from ciml.datasets.state import DatasetState
 from ciml.events.records import Outcome
 from ciml.manifest.coverage import RangeSet

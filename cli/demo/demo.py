@@ -13,12 +13,13 @@ import numpy as np
 
 import ciml
 from ciml.cli.demo import DemoOptions, checks, example_checks
+from ciml.cli.demo.accounts import Accounts, Predictions
 from ciml.cli.demo.corpus import MODELS, STATUS
 from ciml.cli.demo.plan import Expected
 from ciml.cli.demo.processes import Steps
 from ciml.cli.demo.result import AccountingLine, Check, DemoResult, PredictionLine, SpanLine, render, show, summary
 from ciml.cli.demo.review import Review, answer_changes, begin_review, missing_servers
-from ciml.cli.demo.run import PREDICTIONS, RUNS, Accounts, Demo, Predictions, end_commands, run, start_demo
+from ciml.cli.demo.run import PREDICTIONS, RUNS, Demo, end_commands, run, start_demo
 from ciml.datasets.state import DatasetState
 from ciml.errors import EngineError
 from ciml.events.records import KIND_WORDS, Outcome

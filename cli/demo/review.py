@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import httpx
 
 from ciml import engines
+from ciml.cli.demo.accounts import Predictions
 from ciml.cli.demo.corpus import CAUSE, Sample
 from ciml.cli.demo.plan import LOG_NAME, OUTPUT_NAME, LogRoot, run_folder
 from ciml.cli.demo.result import AnswerLine
-from ciml.cli.demo.run import Demo, Predictions, start_predict
+from ciml.cli.demo.run import Demo, start_predict
 from ciml.engines.servers import GERRIT_ADMIN, check_gerrit_needs, find_mosquitto
 from ciml.errors import EngineError
 from ciml.events.cloudevents import finished_event

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from ciml import engines
 from ciml.cli.demo import DemoOptions
+from ciml.cli.demo.accounts import Accounts, Predictions
 from ciml.cli.demo.corpus import (
     CAUSE,
     MODELS,
@@ -28,19 +27,16 @@ from ciml.cli.demo.corpus import (
     trust_policy,
     unpack_logs,
 )
-from ciml.cli.demo.plan import WAVES, Expected, Key, LogRoot, Plan, make_plan, produce
+from ciml.cli.demo.plan import WAVES, Expected, LogRoot, Plan, make_plan, produce
 from ciml.cli.demo.processes import Children, Steps
 from ciml.cli.demo.result import Refresh
 from ciml.data_root import DataRoot
+from ciml.datasets.definition import DatasetDefinition
 from ciml.engines import processes
 from ciml.engines.state import ProcessId
 from ciml.errors import CimlError, EngineError
-from ciml.events.records import Origin, Outcome, records_of
-from ciml.manifest.coverage import RangeSet
-from ciml.manifest.log import ManifestLog
 from ciml.serving.model_files import CONFIG_NAME
 from ciml.serving.registry import Registry
-from ciml.storage import Store
 
 EVENTS = "ci-events"
 RUNS = "runs"
@@ -54,87 +50,15 @@ MARK = ".ciml-demo"
 KEPT = "kept.json"
 
 
-@dataclass(slots=True)
-class Accounts:
-    """Outcomes of the raw manifest up to ``version``.
-
-    Attributes:
-      by_key: those that no later delta closed; at the end, a correct key has exactly one.
-      waited: keys that were deferred at some time.
-      covered: settled offsets by (topic, partition).
-    """
-
-    version: int = 0
-    by_key: dict[Key, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
-    waited: set[Key] = field(default_factory=set)
-    covered: dict[tuple[str, int], RangeSet] = field(default_factory=lambda: defaultdict(RangeSet))
-
-    def catch_up(self, raw: Store) -> None:
-        """Read new deltas."""
-        for version, delta in ManifestLog(raw).since(self.version):
-            self.apply(delta)
-            self.version = version
-
-    def apply(self, delta: Mapping[str, Any]) -> None:
-        """Count the offsets and outcomes of a delta."""
-        for topic, entry in delta["offsets"].items():
-            for partition, ranges in entry["partitions"].items():
-                for start, end in ranges:
-                    self.covered[topic, int(partition)].add(start, end)
-        for origin, run_id in delta["closes"]:
-            self.by_key.pop(_key(Origin.from_json(origin), run_id), None)
-        for _, record in records_of(delta):
-            outcome = Outcome.from_json(record)
-            key = _key(outcome.origin, outcome.run_id)
-            if outcome.kind == "deferred":
-                self.waited.add(key)
-                self.by_key[key] = [earlier for earlier in self.by_key[key] if earlier.kind != "deferred"]
-            self.by_key[key].append(outcome)
-
-    def outcomes(self, kind: str = "") -> list[Outcome]:
-        """Return the outcomes of a kind, or all, in the manifest's order."""
-        return [outcome for outcomes in self.by_key.values() for outcome in outcomes if kind in ("", outcome.kind)]
-
-    def unsettled(self, produced: Iterable[Expected]) -> int:
-        """Return the number of acknowledged messages that are not covered yet."""
-        messages = {(line.topic, line.partition, line.offset) for line in produced}
-        return sum(offset not in self.covered[topic, partition] for topic, partition, offset in messages)
-
-
-def _key(origin: Origin, run_id: str) -> Key:
-    return origin.topic, origin.partition, origin.offset, run_id
-
-
-@dataclass(slots=True)
-class Predictions:
-    """The predictions of a data root, as far as they were read.
-
-    Attributes:
-      records: the predictions.
-      run_ids: runs that were predicted, or found unpredictable.
-    """
-
-    store: Store
-    version: int = 0
-    records: list[dict[str, Any]] = field(default_factory=list)
-    run_ids: set[str] = field(default_factory=set)
-
-    def catch_up(self) -> None:
-        """Read new deltas."""
-        for version, delta in ManifestLog(self.store).since(self.version):
-            self.records += delta["predictions"]
-            self.run_ids.update(record["run_id"] for record in (*delta["predictions"], *delta["unpredictable"]))
-            self.version = version
-
-
 @dataclass
 class Demo:
     """The state of a running demo.
 
     Attributes:
-      models: the models; that of causes only where changes are answered.
+      models: the models; the model of causes is included only if changes are answered.
       produced: the producer's list of acknowledged (event, run) pairs.
-      refreshes: the results of ``ciml refresh``, after the last wave.
+      accounts: of the raw manifest, as read last.
+      refreshes: all results of ``ciml refresh``, which are read at the end.
     """
 
     options: DemoOptions
@@ -164,10 +88,6 @@ def start_demo(options: DemoOptions, steps: Steps, answers: bool) -> Iterator[De
       steps: receive the steps of the start.
       answers: whether changes will be answered.
     """
-    from ciml.pipelines.datasets.update import create_dataset
-    from ciml.settings import read_toml
-    from ciml.stored_trust import apply_policy
-
     started = datetime.now(UTC)
     corpus = corpus_folder(options.corpus)
     samples = read_corpus(corpus, options.runs)
@@ -185,9 +105,7 @@ def start_demo(options: DemoOptions, steps: Steps, answers: bool) -> Iterator[De
         plan = make_plan(samples, running.logs)
         logs.make(plan)
         engines.create_topics(running.kafka, TOPICS)
-        apply_policy(data.trust, read_toml(trust_policy()), "ciml demo", "the sample events are not signed")
-        for definition in definitions(options.span_runs, samples, answers):
-            create_dataset(data, definition)
+        _define(data, definitions(options.span_runs, samples, answers))
         models = (*MODELS, CAUSE) if answers else MODELS
         demo = Demo(options, steps, children, running, data, plan, logs, started, models)
         yield demo
@@ -197,22 +115,31 @@ def start_demo(options: DemoOptions, steps: Steps, answers: bool) -> Iterator[De
 
 
 def make_folder(options: DemoOptions) -> None:
-    """Make an empty folder for the demo. An earlier demo in it is stopped and removed.
+    """Make an empty folder for the demo. A folder of an earlier demo is emptied.
+
+    The commands that the earlier demo left running are stopped, and all engines in its home folder.
 
     Raises:
-      CimlError: the folder has other content.
+      CimlError: the folder has other content, or cannot be emptied.
     """
     folder = options.folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / MARK).exists():
         raise CimlError(f"{folder} is not a demo folder; refusing to overwrite it. Name another one by --data-path")
-    with suppress(FileNotFoundError):
-        for pid, started in json.loads(DataRoot.open(folder).demo.read(KEPT)):
-            processes.end(ProcessId(pid, started))
+    with suppress(FileNotFoundError, msgspec.DecodeError):  # a damaged list names no processes
+        for process in msgspec.json.decode(DataRoot.open(folder).demo.read(KEPT), type=list[ProcessId]):
+            processes.end(process)
     if engines.read(options.engines_home):
         engines.stop(None, options.engines_home)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / MARK).write_text("written by ciml demo, which empties this folder\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():  # the folder itself stays: it may be a mount point or behind a link
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != MARK:  # a folder that is emptied in part is still a demo's
+                path.unlink()
+        (folder / MARK).write_text("written by ciml demo, which empties this folder\n")
+    except OSError as error:
+        raise CimlError(f"{error.filename or folder}: {error.strerror}; cannot empty the folder of the demo") from None
 
 
 def _start_engines(options: DemoOptions, settings: engines.Settings, steps: Steps) -> engines.Engines:
@@ -226,8 +153,19 @@ def _start_engines(options: DemoOptions, settings: engines.Settings, steps: Step
     return running
 
 
+def _define(data: DataRoot, datasets: Iterable[DatasetDefinition]) -> None:
+    """Store the trust policy and the definitions of the data sets."""
+    from ciml.pipelines.datasets.update import create_dataset
+    from ciml.settings import read_toml
+    from ciml.stored_trust import apply_policy
+
+    apply_policy(data.trust, read_toml(trust_policy()), "ciml demo", "the sample events are not signed")
+    for definition in datasets:
+        create_dataset(data, definition)
+
+
 def run(demo: Demo) -> None:
-    """Send events in waves, with spans and refreshes after each, until every run is predicted.
+    """Send events in waves. After each wave, seal spans and refresh models; at the end, wait for all predictions.
 
     The next wave comes when the first model has been refreshed, so that each of its versions predicts some runs. The
     other models are refreshed meanwhile.
@@ -239,11 +177,11 @@ def run(demo: Demo) -> None:
     last = len(WAVES) - 1
     for wave in range(last):
         ingest_wave(demo, wave)
-        seal_spans(demo, seal=False)
+        update_datasets(demo)
         wait_for_refresh(demo, STATUS)
     ingest_wave(demo, last)
     wait_for_late_logs(demo)
-    seal_spans(demo, seal=True)
+    update_datasets(demo, seal_last=True)
     if CAUSE in demo.models:
         start_refreshes(demo, CAUSE)
     for model in demo.models:
@@ -251,7 +189,7 @@ def run(demo: Demo) -> None:
     wait_for_predictions(demo)
     for model in demo.models:
         demo.refreshes += read_refreshes(demo.children.running[f"refresh-{model}"].log)
-    catch_up(demo)
+    catch_up_and_release_logs(demo)
 
 
 def start_ingest(demo: Demo) -> None:
@@ -282,7 +220,7 @@ def ingest_wave(demo: Demo, wave: int) -> None:
         demo.data.demo.replace("produced.jsonl", b"".join(msgspec.json.encode(line) + b"\n" for line in demo.produced))
 
         def covered() -> bool:
-            catch_up(demo)
+            catch_up_and_release_logs(demo)
             unsettled = demo.accounts.unsettled(demo.produced)
             runs = len(demo.accounts.outcomes("run"))
             report(f"{len(demo.produced)} (event, run) sent, {unsettled} messages to go, {runs} raw rows")
@@ -296,7 +234,7 @@ def wait_for_late_logs(demo: Demo) -> None:
     with demo.steps.step("wait for late logs") as report:
 
         def settled() -> bool:
-            catch_up(demo)
+            catch_up_and_release_logs(demo)
             waiting = len(demo.accounts.outcomes("deferred"))
             report(f"{waiting} of {len(demo.accounts.waited)} wait")
             return not waiting
@@ -304,7 +242,7 @@ def wait_for_late_logs(demo: Demo) -> None:
         demo.children.wait_for(settled, "waiting for late logs")
 
 
-def catch_up(demo: Demo) -> None:
+def catch_up_and_release_logs(demo: Demo) -> None:
     """Read new deltas of the raw manifest, and write the late logs of deferred runs."""
     demo.accounts.catch_up(demo.data.raw)
     waiting = {outcome.run_id for outcome in demo.accounts.outcomes("deferred")}
@@ -313,14 +251,14 @@ def catch_up(demo: Demo) -> None:
             demo.logs.release(demo.plan, path)
 
 
-def seal_spans(demo: Demo, *, seal: bool) -> None:
-    """Seal the full spans of all data sets; with ``seal`` also the last one."""
+def update_datasets(demo: Demo, *, seal_last: bool = False) -> None:
+    """Seal all full spans of all data sets; with ``seal_last`` also the last, incomplete ones."""
     from ciml.pipelines.datasets.update import update_dataset
 
     with demo.steps.step("seal spans") as report:
         for name in demo.models:
-            state = update_dataset(demo.data.dataset(name), seal=seal).state
-            report(f"{sum(len(span.runs) for span in state.latest())} examples in {len(state.spans)} spans")
+            state = update_dataset(demo.data.dataset(name), seal=seal_last).state
+            report(f"{name}: {sum(len(span.runs) for span in state.latest())} examples in {len(state.spans)} spans")
 
 
 def wait_for_refresh(demo: Demo, model: str) -> None:
@@ -373,5 +311,5 @@ def wait_for_predictions(demo: Demo) -> None:
 
 def end_commands(demo: Demo) -> None:
     """Stop the commands, which may still answer changes until then."""
-    with demo.steps.step("end the commands"), ThreadPoolExecutor(len(demo.children.running)) as pool:
+    with demo.steps.step("end the commands"), ThreadPoolExecutor(max(len(demo.children.running), 1)) as pool:
         list(pool.map(demo.children.end, tuple(demo.children.running)))

@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 from ciml.cli.demo import checks
+from ciml.cli.demo.accounts import Accounts
 from ciml.cli.demo.demo import accounting_lines
 from ciml.cli.demo.plan import Expected
 from ciml.cli.demo.result import AccountingLine
-from ciml.cli.demo.run import Accounts
 from ciml.events.records import UNJUDGED, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.storage import LocalStore

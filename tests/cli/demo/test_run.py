@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import shutil
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.console import Console
@@ -17,7 +21,7 @@ from ciml.cli.demo.demo import run_demo
 from ciml.cli.demo.processes import Child, Children, Steps
 from ciml.cli.demo.result import Check, show
 from ciml.cli.demo.review import MOST
-from ciml.cli.demo.run import MARK, last_step, make_folder, read_refreshes
+from ciml.cli.demo.run import MARK, Demo, end_commands, last_step, make_folder, read_refreshes
 from ciml.engines import processes, state
 from ciml.engines.state import ProcessId
 from ciml.errors import CimlError, EngineError
@@ -111,6 +115,35 @@ def test_only_a_folder_of_the_demo_is_emptied_and_what_it_left_running_is_ended(
     with pytest.raises(CimlError, match="is not a demo folder"):
         make_folder(DemoOptions(data_path=str(other)))
     assert (other / "thesis.tex").exists()
+
+
+def test_the_folder_may_be_a_link_and_the_list_of_processes_damaged(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "demo").mkdir(parents=True)
+    (folder / MARK).touch()
+    (folder / "demo" / "kept.json").write_text("[[")
+    (folder / "file").touch()
+    (tmp_path / "link").symlink_to(folder)
+    make_folder(DemoOptions(data_path=str(tmp_path / "link")))
+    assert [path.name for path in folder.iterdir()] == [MARK]
+
+
+def test_a_folder_that_cannot_be_emptied_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+    (tmp_path / MARK).touch()
+    (tmp_path / "mounted").mkdir()
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    with pytest.raises(CimlError, match="mounted: Device or resource busy; cannot empty the folder of the demo"):
+        make_folder(DemoOptions(data_path=str(tmp_path)))
+    assert (tmp_path / MARK).exists()
+
+
+def test_without_commands_there_is_nothing_to_end(tmp_path: Path) -> None:
+    demo = SimpleNamespace(steps=Steps(console()), children=Children(tmp_path, tmp_path))
+    end_commands(cast(Demo, demo))
+    assert demo.children.running == {}
 
 
 def test_refreshes_are_the_whole_json_lines_of_a_log(tmp_path: Path) -> None:
