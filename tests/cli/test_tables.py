@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 
-from ciml.cli.output import by_frequency, print_columns, print_table, status_line
+from ciml.cli import output
+from ciml.cli.output import by_frequency, counted_bar, print_columns, print_table, status_line
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -35,6 +37,25 @@ def test_a_wide_table_is_not_folded_in_a_pipe(capsys: pytest.CaptureFixture[str]
     long = "x" * 100
     print_table(["value"], [(long,)])
     assert any(long in line for line in printed(capsys))
+
+
+def test_a_number_may_be_of_numpy(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["text", "number"], [("x", np.int64(5000)), ("y", np.float32(0.5))])
+    cells = [line.split("│")[1:3] for line in printed(capsys) if line.startswith("│")]
+    assert cells == [[" x    ", "  5,000 "], [" y    ", "  0.500 "]]
+
+
+def test_a_counted_bar_is_quiet_for_its_first_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere than on a terminal. The caller prints the last counts with the result."""
+    now_s = 100.0
+    monkeypatch.setattr(output.time, "monotonic", lambda: now_s)
+    with counted_bar("list.jsonl") as show:
+        for number, now_s in enumerate((101.0, 106.0, 107.0, 112.0, 113.0)):  # noqa: B007 - read by the clock
+            show(number, 10, {"run": number})
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" lines")[0] for line in lines] == ["list.jsonl: 1 of 10", "list.jsonl: 3 of 10"]
 
 
 def test_the_most_frequent_comes_first_and_equal_ones_in_order() -> None:
