@@ -1,15 +1,15 @@
 """Gradient boosting over summaries of a run's windows, see `ciml.training.estimators.summaries`.
 
-The members are `HistGradientBoostingClassifier`s with different seeds, some over the levels and some over the shapes;
-each split of a tree considers a share of the numbers. Their probabilities are averaged: members with different errors
-generalise better to unseen machines and jobs.
+The members are `HistGradientBoostingClassifier`s, some over the levels and some over the shapes. Those over one view
+have different seeds. Each split of a tree considers a random share of the numbers. The members' probabilities are
+averaged, because members with different errors generalise better together to unseen machines and jobs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -32,24 +32,39 @@ DEFAULTS = {
 }
 
 
+class _Member(NamedTuple):
+    """A fitted member: a classifier of some numbers of a view.
+
+    Attributes:
+      view: the view.
+      numbers: int64 [k], the positions of its numbers.
+      model: a `HistGradientBoostingClassifier` of float32 [n, k].
+    """
+
+    view: View
+    numbers: np.ndarray
+    model: Any
+
+
 class BoostedViews:
     """An ensemble over views of runs, with scikit-learn's interface.
 
     Attributes:
-      members: number of boosters by view.
-      columns: share of the columns that each member uses, drawn for each.
+      members: how many boosters there are over each view.
+      column_share: share of the columns that a member uses. They are drawn for each member of a view; the first member
+        of each view has the same seed and the same columns, as have the second ones, and so on.
       parameters: parameters of each `HistGradientBoostingClassifier`.
-      seed: the members' seeds follow from it.
+      seed: of the first member of each view; each further member has the next one.
       classes_: int64 [C], the classes of the training runs.
     """
 
-    def __init__(self, members: dict[View, int], columns: float, parameters: dict[str, Any], seed: int):
+    def __init__(self, members: dict[View, int], column_share: float, parameters: dict[str, Any], seed: int):
         self.members = members
-        self.columns = columns
+        self.column_share = column_share
         self.parameters = parameters
         self.seed = seed
         self.classes_ = np.zeros(0, np.int64)
-        self._fitted: list[tuple[View, np.ndarray, Any]] = []
+        self._fitted: list[_Member] = []
 
     def fit(self, runs: Windows, labels: np.ndarray, sample_weight: np.ndarray | None = None) -> BoostedViews:
         """Fit all members on labels int64 [n], and perhaps weights float32 [n]."""
@@ -57,24 +72,23 @@ class BoostedViews:
 
         views = self._views(runs)
 
-        def member(view: View, number: int) -> tuple[View, np.ndarray, Any]:
+        def fit(view: View, index: int) -> _Member:
             values = views[view]
-            drawn = self._drawn_numbers(view, number, runs.inputs.shape[2])
+            drawn = self._drawn_numbers(view, index, runs.inputs.shape[2])
             usable = drawn[~np.isnan(values[:, drawn]).all(axis=0)]  # all runs are too short for the other numbers
-            model = HistGradientBoostingClassifier(**self.parameters, random_state=self.seed + number)
-            return view, usable, model.fit(values[:, usable], labels, sample_weight)
+            model = HistGradientBoostingClassifier(**self.parameters, random_state=self.seed + index)
+            return _Member(view, usable, model.fit(values[:, usable], labels, sample_weight))
 
         with _one_thread():
-            self._fitted = [member(view, index) for view, count in self.members.items() for index in range(count)]
+            self._fitted = [fit(view, index) for view, count in self.members.items() for index in range(count)]
         self.classes_ = np.unique(labels)
         return self
 
     def predict_proba(self, runs: Windows) -> np.ndarray:
         """Return the mean of the members' probabilities, float64 [n, C]."""
         views = self._views(runs)
-
         with _one_thread():
-            answers = [model.predict_proba(views[view][:, usable]) for view, usable, model in self._fitted]
+            answers = [member.model.predict_proba(views[member.view][:, member.numbers]) for member in self._fitted]
         mean: np.ndarray = np.mean(answers, axis=0)
         return mean
 
@@ -91,38 +105,36 @@ class BoostedViews:
         from ciml.training.conversion.functions import convert
 
         tf = load_tensorflow()
-        members = [
-            (
-                view,
-                variables(usable),
-                convert(model, "predict_proba", variables, f"member {number} of boosted_summaries"),
-            )
-            for number, (view, usable, model) in enumerate(self._fitted)
-        ]
-        used = {view for view, _, _ in members}
+        members = []
+        for index, (view, numbers, model) in enumerate(self._fitted):
+            predict = convert(model, "predict_proba", variables, f"member {index} of boosted_summaries")
+            members.append((view, variables(numbers), predict))
+        used = sorted({member.view for member in self._fitted})
 
         def probabilities(inputs: Any, n_windows: Any) -> Any:
-            views = {view: view_of(inputs, n_windows, view, tf.experimental.numpy) for view in sorted(used)}
+            views = {view: view_of(inputs, n_windows, view, tf.experimental.numpy) for view in used}
             answers = [
-                predict(tf.cast(tf.gather(views[view], usable, axis=1), tf.float64))
-                for view, usable, predict in members
+                predict(tf.cast(tf.gather(views[view], numbers, axis=1), tf.float64))
+                for view, numbers, predict in members
             ]
             return tf.add_n(answers) / len(answers)
 
         return probabilities
 
-    def _drawn_numbers(self, view: View, number: int, columns: int) -> np.ndarray:
-        """Return the positions of the numbers of a view that a member uses, int64 [numbers]."""
-        draw = np.random.default_rng([self.seed, number])
-        chosen = draw.choice(columns, max(1, round(self.columns * columns)), replace=False)
+    def _drawn_numbers(self, view: View, index: int, columns: int) -> np.ndarray:
+        """Return the positions of the numbers of a view that its member uses, int64 [k]: those of the drawn columns."""
+        draw = np.random.default_rng([self.seed, index])
+        chosen = draw.choice(columns, max(1, round(self.column_share * columns)), replace=False)
         return np.flatnonzero(np.isin(columns_of(view, columns), chosen).all(axis=1))
 
     def _views(self, runs: Windows) -> dict[View, np.ndarray]:
         return {view: summarise(*runs, view) for view, count in self.members.items() if count}
 
 
-def boosted_summaries(experiment: Experiment, smallest: int) -> BoostedViews:
-    """Build the ensemble of an experiment. Its inputs are as recorded, since ratios and ticks need those numbers.
+def boosted_summaries(experiment: Experiment, _smallest: int) -> BoostedViews:
+    """Build the ensemble of an experiment, for any number of runs in its smallest class.
+
+    Its inputs are not normalised, since ratios and ticks need the recorded numbers.
 
     Raises:
       CimlError: for an invalid number of members or share of columns.
@@ -134,19 +146,19 @@ def boosted_summaries(experiment: Experiment, smallest: int) -> BoostedViews:
             raise CimlError(f"experiment: parameters.{view}: invalid number of members {count!r}; use 0 to 100")
     if not any(members.values()):
         raise CimlError("experiment: parameters: levels and shapes are both 0: the ensemble has no members")
-    columns = options.pop("columns")
-    if not isinstance(columns, int | float) or not 0 < columns <= 1:
-        raise CimlError(f"experiment: parameters.columns: invalid share {columns!r}; use more than 0 and at most 1")
+    share = options.pop("columns")
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+        raise CimlError(f"experiment: parameters.columns: invalid share {share!r}; use more than 0 and at most 1")
     weights = {} if experiment.class_weights == "none" else {"class_weight": experiment.class_weights}
-    return BoostedViews(members, columns, {"early_stopping": False, **options, **weights}, experiment.seed)
+    return BoostedViews(members, share, {"early_stopping": False, **options, **weights}, experiment.seed)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Limit boosting to one thread.
 
-    Threads spin while they wait for each other at every split: on a busy machine, that is many times slower than one
-    thread. Concurrent members would also share Python's warning filters.
+    Threads spin while they wait for each other at every split. On a busy machine, that is many times slower than one
+    thread.
     """
     from threadpoolctl import threadpool_limits
 

@@ -29,6 +29,14 @@ def test_each_member_has_a_seed_and_columns_of_its_own() -> None:
     assert len({tuple(usable) for _, usable, _ in members}) == 3
 
 
+def test_members_of_two_views_share_seeds_and_columns_in_order() -> None:
+    """Other seeds would change trained models."""
+    members = fitted(levels=2, shapes=2, columns=0.5)._fitted
+    assert [(member.view, member.model.random_state) for member in members] == [
+        ("levels", 5), ("levels", 6), ("shapes", 5), ("shapes", 6),
+    ]  # fmt: skip
+
+
 def test_members_learn_by_the_weights_of_runs_and_of_classes() -> None:
     share = fitted().predict_proba(RUNS)[:, 1].mean()
     heavy = np.where(LABELS == 1, 3.0, 1.0).astype(np.float32)
@@ -36,7 +44,9 @@ def test_members_learn_by_the_weights_of_runs_and_of_classes() -> None:
         assert model.predict_proba(RUNS)[:, 1].mean() > share + 0.15
 
 
-@pytest.mark.parametrize(("key", "value"), [("levels", 101), ("shapes", -1), ("columns", 1.01), ("columns", 0)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("levels", 101), ("shapes", -1), ("columns", 1.01), ("columns", 0), ("columns", True)]
+)
 def test_a_number_beyond_its_limits_is_named(key: str, value: float) -> None:
     with pytest.raises(CimlError, match=f"parameters.{key}: invalid"):
         fitted(**{key: value})
