@@ -1,4 +1,4 @@
-"""Compare two sets of examples; the report has findings for people and programs, and their numbers.
+"""Compare two sets of examples. The report has findings for people and programs, and the figures behind them.
 
 Features are compared in *slices* of the runs, weighted so that a changed mix of runs has no effect
 (`ciml.transforms.drift.detect`). `ciml.transforms.drift.counts` compares the mix itself.
@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from itertools import chain
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -32,9 +33,12 @@ from ciml.transforms.drift.detect import (
 from ciml.transforms.drift.statistics import Statistics
 
 Kind = Literal["lost_column", "new_column", "unit", "shift", "lost_group", "new_group", "mix"]
-KINDS: tuple[Kind, ...] = ("lost_column", "new_column", "unit", "shift", "lost_group", "new_group", "mix")
-_DIMENSIONS = ("job", "provider", "flavour", "class")  # of a cell, in order
-_EXAMPLE = "example"  # as a reason of exclusion: the run is not excluded
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Dimension = Literal["job", "provider", "flavour", "class"]
+#: The dimensions of a cell, in the order of its fields.
+_DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
+#: Counts as a reason of exclusion: the run is not excluded.
+_EXAMPLE = "example"
 _INSEPARABLE = "drift; too few comparable runs to separate it from the mix"
 _ALL = Slice()
 
@@ -55,11 +59,12 @@ class Side:
     columns: Columns | None = None
     excluded: Mapping[str, int] = field(default_factory=dict)
 
-    def categories(self, dimension: int) -> dict[str, int]:
-        """Return the runs by job (0), provider (1), flavour (2) or class (3)."""
+    def categories(self, dimension: Dimension) -> dict[str, int]:
+        """Return the numbers of runs by job, provider, flavour or class."""
+        index = _DIMENSIONS.index(dimension)
         counts: dict[str, int] = {}
         for cell, runs in zip(self.statistics.cells, self.statistics.runs.tolist(), strict=True):
-            counts[cell[dimension]] = counts.get(cell[dimension], 0) + runs
+            counts[cell[index]] = counts.get(cell[index], 0) + runs
         return counts
 
 
@@ -69,15 +74,15 @@ class Finding:
 
     Attributes:
       kind: see docs/drift.md.
-      what: the feature, the column, or the dimension (``job``, ``provider``, ``flavour``, ``class``, ``exclusions``).
+      what: the feature, the column, the dimension (`Dimension`), or ``exclusions``.
       build_name, provider: the slice; None means all.
-      rest: whether the slice is without the runs of findings about the same feature that come before.
+      rest: whether the runs of earlier findings about the same feature are left out of the slice.
       before, after: means of the runs' means, or shares.
       psi, ks: size of the drift; None if it does not apply.
       p: probability of such drift by chance in any of the comparison's tests.
       runs_before, runs_after: number of runs.
       verdict: text for people.
-      since: the first span of the change, as estimated by `ciml.transforms.drift.change_points`; None if it is not.
+      since: the first span of the change; None unless `ciml.transforms.drift.change_points` has estimated it.
     """
 
     kind: Kind
@@ -111,8 +116,8 @@ class Report:
       before, after: the compared sides.
       policy: the thresholds.
       findings: the detected drifts, by kind.
-      with_the_mix: features that drifted only with the mix of runs.
-      undecided: features that drifted, with too few comparable runs to separate this from a drift of the mix.
+      with_the_mix: features that drifted only with the mix of runs, which itself is a finding.
+      undecided: features that drifted, as did the mix, with too few comparable runs to separate the two.
       measures: by feature.
       small_slices: slices with too few runs.
       tests: number of tests.
@@ -134,6 +139,7 @@ class Report:
         return min(int(side.statistics.runs.sum()) for side in (self.before, self.after)) >= self.policy.min_runs
 
     def to_json(self) -> dict[str, Any]:
+        """Encode the report. The keys ``untold``, ``as_they_are`` and ``weighted_alike`` are stored names."""
         return {
             "before": _side_to_json(self.before),
             "after": _side_to_json(self.after),
@@ -159,6 +165,15 @@ def compare(before: Side, after: Side, policy: DriftPolicy | None = None) -> Rep
     return _Comparison(before, after, policy or DriftPolicy()).report()
 
 
+class _Scope(NamedTuple):
+    """The runs that a finding is about; see `Finding`."""
+
+    slice: Slice
+    runs_before: int
+    runs_after: int
+    rest: bool = False
+
+
 class _Comparison:
     """One comparison. Tests are counted first, because their thresholds depend on their number."""
 
@@ -169,14 +184,17 @@ class _Comparison:
         old = before.statistics
         new = after.statistics
         self.sides = Sides.of(old, new)
-        self.runs = int(old.runs.sum()), int(new.runs.sum())
+        self.all_runs = _Scope(_ALL, int(old.runs.sum()), int(new.runs.sum()))
+        # The tests of features.
         self.parts, self.small_slices = parts_of(self.sides, policy.min_runs)
         self.pairs = {name: Pair.of(self.sides, old, new, name) for name in old.series if name in new.series}
+        # The tests of columns, which are exact for any number of runs.
         self.presence = Presence.of(before.columns or {}, after.columns or {})
-        column_parts, _ = parts_of(self.presence.sides, 1)  # the test of a column is exact, for any number of runs
+        parts, _ = parts_of(self.presence.sides, 1)
         self.varying = {
-            name: [part for part in column_parts if self.presence.varies(name, part)] for name in self.presence.columns
+            name: [part for part in parts if self.presence.varies(name, part)] for name in self.presence.columns
         }
+        # The tests of counts.
         counts = self._category_counts()
         self.groups = [
             (name, group) for name in _DIMENSIONS if name in counts for group in one_sided_groups(*counts[name])
@@ -192,13 +210,14 @@ class _Comparison:
     def _category_counts(self) -> dict[str, tuple[Mapping[str, int], Mapping[str, int]]]:
         """Return the numbers of runs by dimension and category, before and after."""
         counts: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = {}
-        for index, dimension in enumerate(_DIMENSIONS):
-            categories = self.before.categories(index), self.after.categories(index)
-            if categories not in counts.values():  # the class may be the provider, or the job
+        for dimension in _DIMENSIONS:
+            categories = self.before.categories(dimension), self.after.categories(dimension)
+            is_alias = categories in counts.values()  # the class may be the provider or the job
+            if not is_alias:
                 counts[dimension] = categories
         counts["exclusions"] = (
-            {_EXAMPLE: self.runs[0], **self.before.excluded},
-            {_EXAMPLE: self.runs[1], **self.after.excluded},
+            {_EXAMPLE: self.all_runs.runs_before, **self.before.excluded},
+            {_EXAMPLE: self.all_runs.runs_after, **self.after.excluded},
         )
         return counts
 
@@ -211,33 +230,31 @@ class _Comparison:
         return mixes
 
     def report(self) -> Report:
-        column_findings = list(self._column_findings())
-        count_findings = list(self._count_findings())
         measures = {name: self._measures(pair) for name, pair in self.pairs.items()}
-        feature_findings = []
-        pooled_drifts = []  # features that drifted over all runs, but in no slice
-        for name, (pooled, slices) in measures.items():
-            findings: list[Finding] = []
-            if any(self._is_drift(measure) for _, measure in slices):
-                findings = list(self._feature_findings(name, self.pairs[name]))
-            feature_findings += findings
-            if not findings and self._is_drift(pooled) and min(self.runs) >= self.policy.min_runs:
-                pooled_drifts.append(name)
-        is_comparable = bool(self.parts) and self.parts[0].slice == _ALL
-        if not count_findings:  # without a drift of the mix, the features drifted by themselves
-            kind: Kind = "mix" if is_comparable else "shift"
-            verdict = "drift with the mix" if is_comparable else _INSEPARABLE
-            feature_findings += [self._finding(kind, name, measures[name].pooled, verdict) for name in pooled_drifts]
-            pooled_drifts = []
-        findings = [*column_findings, *feature_findings, *count_findings]
+        by_feature = {name: list(self._feature_findings(name, of_name)) for name, of_name in measures.items()}
+        count_findings = list(self._count_findings())
+        findings = [*self._column_findings(), *chain.from_iterable(by_feature.values()), *count_findings]
+        pooled = {
+            name: measures[name].pooled
+            for name, feature_findings in by_feature.items()
+            if not feature_findings and self._is_pooled_drift(measures[name].pooled)
+        }
+        # The features of ``pooled`` drifted over all runs, but in no slice. If a count drifted too, the mix explains them;
+        # else they are findings themselves. Without a slice of all runs, the two causes cannot be separated.
+        is_separable = bool(self.parts) and self.parts[0].slice == _ALL
+        if not count_findings:
+            kind: Kind = "mix" if is_separable else "shift"
+            verdict = "drift with the mix" if is_separable else _INSEPARABLE
+            findings += [self._finding(kind, name, measure, verdict) for name, measure in pooled.items()]
+        explained = tuple(pooled) if count_findings else ()
         findings.sort(key=lambda finding: (KINDS.index(finding.kind), -(finding.ks or 0.0)))
         return Report(
             before=self.before,
             after=self.after,
             policy=self.policy,
             findings=tuple(findings),
-            with_the_mix=tuple(pooled_drifts) if is_comparable else (),
-            undecided=() if is_comparable else tuple(pooled_drifts),
+            with_the_mix=explained if is_separable else (),
+            undecided=() if is_separable else explained,
             measures=measures,
             small_slices=tuple(self.small_slices),
             tests=self.tests,
@@ -255,7 +272,14 @@ class _Comparison:
     def _is_drift(self, measure: Measure) -> bool:
         return measure.psi >= self.policy.psi and self._corrected_p(measure.p) <= self.policy.alpha
 
-    def _feature_findings(self, name: str, pair: Pair) -> Iterator[Finding]:
+    def _is_pooled_drift(self, measure: Measure) -> bool:
+        runs = min(self.all_runs.runs_before, self.all_runs.runs_after)
+        return runs >= self.policy.min_runs and self._is_drift(measure)
+
+    def _feature_findings(self, name: str, measures: FeatureMeasures) -> Iterator[Finding]:
+        if not any(self._is_drift(measure) for _, measure in measures.slices):
+            return
+        pair = self.pairs[name]
         measure = partial(measure_slices, pair, self.sides)
         for drifted in drifted_slices(self.parts, self.sides, measure, self._is_drift, self.policy.min_runs):
             before, after = distributions(pair, self.sides, drifted.part)
@@ -273,9 +297,9 @@ class _Comparison:
         old = self.before.statistics.series
         new = self.after.statistics.series
         for name in (name for name in old if name not in new):
-            yield self._finding("lost_column", name, Measure(math.nan, 1.0, 0.0, 0.0, 1.0, 0.0), "no feature now")
+            yield self._finding("lost_column", name, _share_measure(1.0, 0.0, p=0.0, ks=1.0), "no feature now")
         for name in (name for name in new if name not in old):
-            yield self._finding("new_column", name, Measure(math.nan, 1.0, 0.0, 0.0, 0.0, 1.0), "a new feature")
+            yield self._finding("new_column", name, _share_measure(0.0, 1.0, p=0.0, ks=1.0), "a new feature")
         for name, parts in self.varying.items():
             measure = partial(self.presence.measure, name)
             for drifted in drifted_slices(parts, self.presence.sides, measure, self._is_column_drift, 1):
@@ -296,75 +320,56 @@ class _Comparison:
                 continue
             job = group.name if dimension == "job" else None
             provider = group.name if dimension == "provider" else None
-            before = group.before / max(self.runs[0], 1)
-            after = group.after / max(self.runs[1], 1)
-            measure = Measure(math.nan, math.nan, group.p, 0.0, before, after)
+            before = group.before / max(self.all_runs.runs_before, 1)
+            after = group.after / max(self.all_runs.runs_after, 1)
             kind: Kind = "new_group" if group.after else "lost_group"
             verdict = f"{dimension} {group.name or '(none)'} {'appeared' if group.after else 'disappeared'}"
-            runs = group.before, group.after
-            yield self._finding(kind, dimension, measure, verdict, Slice(job, provider), runs)
-        for dimension, mix in self.mixes.items():
+            scope = _Scope(Slice(job, provider), group.before, group.after)
+            yield self._finding(kind, dimension, _share_measure(before, after, p=group.p), verdict, scope)
+        for what, mix in self.mixes.items():
             if mix.psi >= self.policy.psi and self._corrected_p(mix.p) <= self.policy.alpha:
                 verdict = f"another mix: {mix.grown or '(none)'} {mix.before:.1%} → {mix.after:.1%}"
-                measure = Measure(mix.psi, math.nan, mix.p, 0.0, mix.before, mix.after)
-                yield self._finding("mix", dimension, measure, verdict)
+                measure = _share_measure(mix.before, mix.after, p=mix.p, psi=mix.psi)
+                yield self._finding("mix", what, measure, verdict)
 
     def _slice_finding(self, kind: Kind, what: str, drifted: DriftedSlice, verdict: str) -> Finding:
         part = drifted.part
-        runs = part.runs_before, part.runs_after
-        return self._finding(kind, what, drifted.measure, verdict, part.slice, runs, drifted.rest)
+        scope = _Scope(part.slice, part.runs_before, part.runs_after, drifted.rest)
+        return self._finding(kind, what, drifted.measure, verdict, scope)
 
-    def _finding(
-        self,
-        kind: Kind,
-        what: str,
-        measure: Measure,
-        verdict: str,
-        where: Slice = _ALL,
-        runs: tuple[int, int] | None = None,
-        rest: bool = False,
-    ) -> Finding:
-        """Return a finding, by default of all runs. A size that does not apply is NaN in the measure."""
+    def _finding(self, kind: Kind, what: str, measure: Measure, verdict: str, scope: _Scope | None = None) -> Finding:
+        """Return a finding, by default about all runs. A size that does not apply is NaN in the measure."""
+        scope = scope or self.all_runs
         return Finding(
             kind,
             what,
-            where.build_name,
-            where.provider,
-            rest,
+            scope.slice.build_name,
+            scope.slice.provider,
+            scope.rest,
             measure.before,
             measure.after,
             psi=None if math.isnan(measure.psi) else measure.psi,
             ks=None if math.isnan(measure.ks) else measure.ks,
             p=self._corrected_p(measure.p),
-            runs_before=(runs or self.runs)[0],
-            runs_after=(runs or self.runs)[1],
+            runs_before=scope.runs_before,
+            runs_after=scope.runs_after,
             verdict=verdict,
         )
+
+
+def _share_measure(before: float, after: float, *, p: float, psi: float = math.nan, ks: float = math.nan) -> Measure:
+    """Return the measure of a share of the runs, by default without a size."""
+    return Measure(psi=psi, ks=ks, p=p, weight=0.0, before=before, after=after)
 
 
 def _side_to_json(side: Side) -> dict[str, Any]:
     return {
         "name": side.name,
         "runs": int(side.statistics.runs.sum()),
-        **{name: side.categories(index) for index, name in enumerate(("jobs", "providers", "flavours", "classes"))},
+        "jobs": side.categories("job"),
+        "providers": side.categories("provider"),
+        "flavours": side.categories("flavour"),
+        "classes": side.categories("class"),
         "excluded": dict(side.excluded),
-        "features": {name: summary_of(side.statistics, name) for name in side.statistics.series},
-    }
-
-
-def summary_of(statistics: Statistics, name: str) -> dict[str, float]:
-    """Summarise a series over all cells: count of windows, mean, std, min, max and the share of zeros."""
-    series = statistics.series[name]
-    count = int(series.count.sum())
-    if not count:
-        return {"count": 0}
-    mean = float((series.count * series.mean).sum() / count)
-    spread = float((series.count * (series.std**2 + (series.mean - mean) ** 2)).sum() / count)
-    return {
-        "count": count,
-        "mean": mean,
-        "std": math.sqrt(spread),
-        "min": float(series.minimum.min()),
-        "max": float(series.maximum.max()),
-        "zeros": float(series.zeros.sum() / count),
+        "features": {name: series.summary() for name, series in side.statistics.series.items()},
     }

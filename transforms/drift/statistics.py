@@ -8,6 +8,7 @@ A *cell* is the runs with equal job, provider, flavour and class. A *bucket* is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -61,6 +62,22 @@ class Series:
     cell: np.ndarray
     bucket: np.ndarray
     runs: np.ndarray
+
+    def summary(self) -> dict[str, float]:
+        """Summarise the windows of all cells: count, mean, std, min, max and the share of zeros."""
+        count = int(self.count.sum())
+        if not count:
+            return {"count": 0}
+        mean = float((self.count * self.mean).sum() / count)
+        variance = float((self.count * (self.std**2 + (self.mean - mean) ** 2)).sum() / count)
+        return {
+            "count": count,
+            "mean": mean,
+            "std": math.sqrt(variance),
+            "min": float(self.minimum.min()),
+            "max": float(self.maximum.max()),
+            "zeros": float(self.zeros.sum() / count),
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
