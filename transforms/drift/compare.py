@@ -239,8 +239,8 @@ class _Comparison:
             for name, feature_findings in by_feature.items()
             if not feature_findings and self._is_pooled_drift(measures[name].pooled)
         }
-        # The features of ``pooled`` drifted over all runs, but in no slice. If a count drifted too, the mix explains them;
-        # else they are findings themselves. Without a slice of all runs, the two causes cannot be separated.
+        # The features of ``pooled`` drifted over all runs, but in no slice. If a count drifted too, the mix explains
+        # them, else they are findings themselves. Without a slice of all runs, the two causes cannot be separated.
         is_separable = bool(self.parts) and self.parts[0].slice == _ALL
         if not count_findings:
             kind: Kind = "mix" if is_separable else "shift"
