@@ -154,10 +154,11 @@ class StoredRunLog:
 
 def find_rows(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RunRecord]:
     """Return the last rows of those runs that are stored, by run id. The manifest is read once for all runs."""
-    missing = set(run_ids)
+    wanted = set(run_ids)
     rows: dict[str, RunRecord] = {}
-    for _, delta in StoredRunLog(log).since(0):
-        rows |= {row.mention.run_id: row for row in delta.rows if row.mention.run_id in missing}
+    if wanted:
+        for _, delta in StoredRunLog(log).since(0):
+            rows |= {row.mention.run_id: row for row in delta.rows if row.mention.run_id in wanted}
     return rows
 
 

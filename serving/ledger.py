@@ -6,18 +6,20 @@ of the gate, push, rollback, promotion, withdrawal, hold and release.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError, UnknownModelError
 from ciml.manifest.log import Delta
-from ciml.serving.model_files import check_digests, file_digests
-from ciml.serving.push import Pushed, WithdrawnError, check_not_held, write_config
+from ciml.serving.model_files import check_label
+from ciml.serving.push import Pushed, WithdrawnError, check_not_held, check_version_files, write_config
 from ciml.serving.registry import STABLE, Registry, RegistryState, Signature
 
 _UNSIGNED = Signature("", "")
+_LOG = logging.getLogger(__name__)
 
 
 def hold(registry: Registry, signed: Signature) -> None:
@@ -56,7 +58,8 @@ def promote(registry: Registry, version: int, signed: Signature, *, label: str =
       IntegrityError: its files were altered.
     """
     signed.check()
-    _check_files(registry, version)
+    check_label(label)
+    check_version_files(registry, version)
 
     def build(state: RegistryState) -> Delta | None:
         check_not_held(registry.model, state.hold, label)
@@ -103,14 +106,14 @@ def unlabel(registry: Registry, label: str, signed: Signature) -> int:
 def withdraw(registry: Registry, versions: list[int], signed: Signature) -> dict[str, int | None]:
     """Take versions out of service permanently: no rollback without their numbers, and no refresh, restores them.
 
-    A label that names one of them moves to the highest lower version that is not withdrawn. Without one, the label is
-    removed, and the model has no such version any more. A hold ends, if it held one of them.
+    A label that names one of them moves to the highest lower version that is neither withdrawn nor altered. Without
+    one, the label is removed, and the model has no such version any more. A hold ends, if it held one of them.
 
     Returns:
       By label that moved, the version that it names now; None for a label that was removed.
 
     Raises:
-      CimlError: a version was never pushed, or the version that would replace it was altered.
+      UnknownModelError: a version was never pushed.
     """
     signed.check()
     moved: dict[str, int | None] = {}
@@ -123,10 +126,8 @@ def withdraw(registry: Registry, versions: list[int], signed: Signature) -> dict
         new = [number for number in versions if not state.versions[number].withdrawn]
         for label, number in state.labels.items():
             if number in new:
-                moved[label] = state.predecessor(number, without=new)
+                moved[label] = _intact_predecessor(registry, state, number, new)
         labels = {label: number for label, number in moved.items() if number is not None}
-        for number in set(labels.values()):
-            _check_files(registry, number)
         removed = [label for label, number in moved.items() if number is None]
         changes = {"labels": labels, "withdrawn": new, "removed": removed}
         return {"kind": "labels", "action": "withdraw", **changes, **asdict(signed)} if new else None
@@ -157,18 +158,20 @@ def rollback(
       IntegrityError: its files were altered.
     """
     registry = Registry(data, model)
-    state = registry.state
-    labelled = state.labels.get(label)
+    labelled = registry.state.labels.get(label)
     if labelled is None:
         raise UnknownModelError(f"model {model}: no version has the label {label}")
-    target = state.predecessor(labelled) if version is None else version
-    if target is None:
-        raise CimlError(f"model {model}: version {labelled} has no predecessor; nothing to roll back to")
-    _check_files(registry, target)
+    check_label(label)
 
     def build(state: RegistryState) -> Delta | None:
         check_not_held(registry.model, state.hold, label)
         present = state.labels.get(label, 0)
+        if version is None and present != labelled:
+            return None  # another person has moved the label meanwhile
+        target = state.predecessor(labelled) if version is None else version
+        if target is None:
+            raise CimlError(f"model {model}: version {labelled} has no predecessor; nothing to roll back to")
+        check_version_files(registry, target)
         if present == target:
             return None
         stable = None if label == STABLE else state.labels.get(STABLE)
@@ -178,17 +181,21 @@ def rollback(
         return {"kind": "labels", "action": "rollback", **changes, **asdict(signed)}
 
     registry.commit(build)
-    return _labelled(registry, label, target)
+    return _labelled(registry, label, registry.state.labels[label])
 
 
-def _check_files(registry: Registry, version: int) -> None:
-    """Compare the files of a pushed version with the registry. Raises `IntegrityError` if they were altered."""
-    files = registry.state.files(version)
-    folder = registry.folder(version)
-    try:
-        check_digests(folder.root, file_digests(folder), files)
-    except FileNotFoundError:
-        raise IntegrityError(f"{folder.root} is missing") from None
+def _intact_predecessor(registry: Registry, state: RegistryState, number: int, without: Collection[int]) -> int | None:
+    """Return the highest lower version that is not withdrawn, not in ``without``, and whose files were not altered."""
+    passed_over = set(without)
+    while (lower := state.predecessor(number, without=passed_over)) is not None:
+        try:
+            check_version_files(registry, lower)
+        except IntegrityError as error:
+            _LOG.warning("model %s: version %d cannot replace version %d: %s", registry.model, lower, number, error)
+            passed_over.add(lower)
+        else:
+            return lower
+    return None
 
 
 def _labelled(registry: Registry, label: str, version: int) -> Pushed:

@@ -68,6 +68,13 @@ def check_model_name(name: str) -> str:
     return name
 
 
+def check_label(label: str) -> str:
+    """Return the label of a version if it is safe in a path, a URL and a metric; else raise `CimlError`."""
+    if not _NAME.fullmatch(label):
+        raise CimlError(f"invalid label {label!r:.120}: use up to 100 letters, digits, -, . or _")
+    return label
+
+
 def parse_config(text: str) -> tuple[ModelEntry, ...]:
     """Read a ModelServerConfig in text form.
 

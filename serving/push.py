@@ -18,7 +18,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,9 +31,12 @@ from ciml.manifest.log import Delta
 from ciml.serving.model_files import (
     CONFIG_NAME,
     LAST_FILE,
+    ModelEntry,
     check_digests,
+    check_label,
     file_digests,
     list_versions,
+    parse_config,
     read_files,
     render_config,
 )
@@ -44,6 +47,8 @@ from ciml.storage.local import sync_folder
 
 _LOG = logging.getLogger(__name__)
 _STAGING = "staging-"
+#: For a candidate that was not compared with a champion.
+ANY_CHAMPION = -1
 
 
 class NotBlessedError(CimlError):
@@ -56,6 +61,10 @@ class WithdrawnError(CimlError):
 
 class HeldError(CimlError):
     """A person holds the served version of the model."""
+
+
+class ChampionChangedError(CimlError):
+    """The candidate was compared with a champion that does not serve any more."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +113,29 @@ def push(
 
 
 def push_candidate(
-    registry: Registry, candidate_id: str, *, label: str = STABLE, check: bool = True, lineage: Lineage = OFF
+    registry: Registry,
+    candidate_id: str,
+    *,
+    label: str = STABLE,
+    check: bool = True,
+    lineage: Lineage = OFF,
+    champion: int | None = ANY_CHAMPION,
 ) -> Pushed:
-    """Push a recorded and blessed candidate. Idempotent: a repeated push adds no version. See `push`."""
+    """Push a recorded and blessed candidate. Idempotent: a repeated push adds no version. See `push`.
+
+    Args:
+      registry: the model's registry.
+      candidate_id: names the candidate.
+      label: of the new version.
+      check: see `push`.
+      lineage: see `push`.
+      champion: the version that the gate compared the candidate with, None for none; it must still serve.
+
+    Raises:
+      ChampionChangedError: another version serves now.
+      NotBlessedError, HeldError, WithdrawnError, IntegrityError: see `push`.
+    """
+    check_label(label)
     state = registry.state
     candidate = state.candidates.get(candidate_id)
     decision = state.decisions.get(candidate_id)
@@ -114,14 +143,23 @@ def push_candidate(
         reason = "; ".join(decision.reasons) if decision else "no decision of the gate is recorded"
         raise NotBlessedError(f"model {registry.model}: candidate {candidate_id} is not blessed: {reason}")
     with lineage.step(f"push.{registry.model}", lambda: _describe_inputs(registry, candidate)) as step:
-        pushed = _push(registry, candidate, label, check)
+        pushed = _push(registry, candidate, label, check, champion)
         step.describe(lambda: _describe_version(registry, candidate, pushed.version, label))
     return pushed
 
 
-def _push(registry: Registry, candidate: Candidate, label: str, check: bool) -> Pushed:
+def _push(registry: Registry, candidate: Candidate, label: str, check: bool, champion: int | None) -> Pushed:
     reconcile(registry)
-    check_not_held(registry.model, registry.state.hold, label)
+
+    def check_state(state: RegistryState) -> None:
+        check_not_held(registry.model, state.hold, label)
+        if champion not in (ANY_CHAMPION, state.champion):
+            former, present = (f"version {number}" if number else "no version" for number in (champion, state.champion))
+            raise ChampionChangedError(
+                f"model {registry.model}: it was compared with {former}, and {present} serves now; refresh again"
+            )
+
+    check_state(registry.state)
     if check:
         from ciml.serving.contract import check_candidate
 
@@ -135,7 +173,9 @@ def _push(registry: Registry, candidate: Candidate, label: str, check: bool) -> 
             if number in registry.state.in_state("abandoned"):
                 raise _abandoned(registry, number) from error
             raise
-    _commit(registry, number, label)
+    elif number in registry.state.in_state("pushed"):
+        check_version_files(registry, number)
+    _commit(registry, number, label, check_state)
     write_config(registry.data)
     return Pushed(registry.model, number, label, candidate.id)
 
@@ -193,11 +233,11 @@ def _rename(staged: Store, folder: Store) -> None:
         raise EngineError(f"cannot rename {staged.root} to {folder.root}: {error.strerror or error}") from error
 
 
-def _commit(registry: Registry, number: int, label: str) -> None:
+def _commit(registry: Registry, number: int, label: str, check_state: Callable[[RegistryState], None]) -> None:
     """Record a staged version as pushed with its label; for a pushed version, record the label."""
 
     def build(state: RegistryState) -> Delta | None:
-        check_not_held(registry.model, state.hold, label)
+        check_state(state)
         version_state = state.versions[number].state
         if version_state == "staged":
             return {"kind": "pushed", "model_version": number, "labels": {label: number}}
@@ -218,6 +258,16 @@ def check_not_held(model: str, hold: Hold | None, label: str) -> None:
         raise HeldError(f"model {model} is held by {hold.author}: {hold.reason}; ciml models release ends that")
 
 
+def check_version_files(registry: Registry, version: int) -> None:
+    """Compare the files of a pushed version with the registry. Raises `IntegrityError` if they were altered."""
+    files = registry.state.files(version)
+    folder = registry.folder(version)
+    try:
+        check_digests(folder.root, file_digests(folder), files)
+    except FileNotFoundError:
+        raise IntegrityError(f"{folder.root} is missing") from None
+
+
 def _abandoned(registry: Registry, number: int) -> CimlError:
     if registry.lease:
         return LostLeaseError(f"model {registry.model}: another trainer has taken over, and abandoned version {number}")
@@ -228,22 +278,37 @@ def _abandoned(registry: Registry, number: int) -> CimlError:
 def write_config(data: DataRoot) -> bool:
     """Write the server's configuration from the registries; return whether it changed.
 
+    A model whose registry is damaged keeps its present entry, so that the others can still be changed.
+
     Safe for concurrent pushers: each reads the registries again after its write, so the last writer has seen the last
     commit.
     """
     models = data.models
     changed = False
     while True:
-        entries = [Registry(data, name).entry() for name in registered_models(data)]
-        text = render_config([entry for entry in entries if entry is not None]).encode()
         try:
             current: bytes | None = models.read(CONFIG_NAME)
         except FileNotFoundError:
             current = None
-        if text == current or (current is None and not any(entries)):
+        entries = list(_entries(data, current))
+        text = render_config(entries).encode()
+        if text == current or (current is None and not entries):
             return changed
         models.replace(CONFIG_NAME, text)
         changed = True
+
+
+def _entries(data: DataRoot, current: bytes | None) -> Iterator[ModelEntry]:
+    """Yield the entries of all served models, given the present configuration."""
+    for name in registered_models(data):
+        try:
+            entry = Registry(data, name).entry()
+        except IntegrityError as error:
+            _LOG.warning("model %s keeps its entry in %s: %s", name, CONFIG_NAME, error)
+            present = parse_config(current.decode()) if current else ()
+            entry = next((entry for entry in present if entry.name == name), None)
+        if entry is not None:
+            yield entry
 
 
 def reconcile(registry: Registry) -> list[str]:

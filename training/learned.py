@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ciml.data_root import DataRoot
+from ciml.data_root import DataRoot, StoredDataset
+from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError, EngineError
 from ciml.events.records import RunFacts
+from ciml.manifest.log import ManifestLog
+from ciml.runs.run_log import stored_rows
 from ciml.serving.registries import registered_models
 from ciml.serving.registry import Candidate, Registry
-from ciml.training.data.snapshot import facts_of_spans, read_snapshot
+from ciml.training.data.snapshot import Snapshot, facts_of_spans, joined_facts, read_snapshot
 from ciml.training.exclusions import Exclusions, exclusions_of, stored_exclusions
 
 #: Run ids that a warning lists; it counts the others.
@@ -122,12 +125,26 @@ def _learned_runs(data: DataRoot, model: str, candidate: Candidate, exclusions: 
     if not exclusions:
         return []
     snapshot = read_snapshot(data.trainer(model), facts["snapshot"])
-    learned = [(run.run_id, run.build_name) for run in snapshot.runs("train", "dev")]
-    run_facts = {run_id: RunFacts(run_id, "", job) for run_id, job in learned}
+    learned = {run.run_id: RunFacts(run.run_id, "", run.build_name) for run in snapshot.runs("train", "dev")}
+    known: list[Mapping[str, RunFacts]] = [learned]
     if exclusions.needs_facts:
-        versions = [state.spans[span.span][span.version] for span in snapshot.spans]
-        run_facts |= facts_of_spans(dataset.raw(state), versions)
-    return [run_id for run_id, _ in learned if exclusions.reason(run_facts[run_id]) is not None]
+        stored = _stored_facts(dataset, state, snapshot)
+        known = [stored, joined_facts(dataset, state, stored)]  # a fact of either excludes a run, as in training
+    return [run_id for run_id in learned if any(exclusions.reason(facts_of[run_id]) is not None for facts_of in known)]
+
+
+def _stored_facts(dataset: StoredDataset, state: DatasetState, snapshot: Snapshot) -> dict[str, RunFacts]:
+    """Return the facts of all runs of a snapshot by run id, as known when they were stored.
+
+    Raises:
+      IntegrityError: if the raw manifest does not have a run.
+    """
+    raw = dataset.raw(state)
+    # A data set that was built again may have other spans.
+    spans = (state.spans.get(span.span, {}).get(span.version) for span in snapshot.spans)
+    facts = facts_of_spans(raw, [span for span in spans if span is not None])
+    missing = {run.run_id for run in snapshot.runs()} - facts.keys()
+    return facts | {run_id: row.facts for run_id, row in stored_rows(ManifestLog(raw), missing).items()}
 
 
 @dataclass(frozen=True)

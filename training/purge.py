@@ -86,10 +86,15 @@ def purge(
     by_model: dict[str, list[ModelWithExcludedRuns]] = {}
     for version in versions_that_learned(data, exclusions, models):
         by_model.setdefault(version.model, []).append(version)
-    return [
-        _purge_model(Registry(data, model), versions, exclusions, signed, retrain)
-        for model, versions in by_model.items()
-    ]
+    purged = []
+    for model, versions in by_model.items():
+        try:
+            purged.append(_purge_model(Registry(data, model), versions, exclusions, signed, retrain))
+        except EngineError:
+            raise
+        except CimlError as error:  # the other models are purged nevertheless
+            purged.append(Purged(model, (), None, None, (f"cannot be purged: {error}",)))
+    return purged
 
 
 def _purge_model(

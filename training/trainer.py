@@ -20,7 +20,14 @@ from ciml.progress import Progress, no_progress
 from ciml.serving.lease import leased
 from ciml.serving.ledger import withdraw
 from ciml.serving.model_files import check_digests, copy_model
-from ciml.serving.push import HeldError, NotBlessedError, WithdrawnError, push_candidate, reconcile
+from ciml.serving.push import (
+    ChampionChangedError,
+    HeldError,
+    NotBlessedError,
+    WithdrawnError,
+    push_candidate,
+    reconcile,
+)
 from ciml.serving.registry import CANARY, STABLE, Decision, Registry, Signature
 from ciml.storage import open_store
 from ciml.training.evaluation.candidate import Champion
@@ -35,8 +42,8 @@ class TrainResult:
     """The result of `run_once`.
 
     Attributes:
-      outcome: ``pushed``; ``rejected`` by the gate or the model server; ``held``: blessed, but a person holds the
-        model; ``nothing_new``.
+      outcome: ``pushed``; ``rejected`` by the gate or the model server, or overtaken by a person's decision; ``held``:
+        blessed, but a person holds the model; ``nothing_new``.
       reasons: of the outcome, a line each.
       version: the pushed version.
       champion: the version that was served before.
@@ -148,11 +155,15 @@ def _push_pending(registry: Registry, config: TrainConfig, progress: Progress, l
         return None
     progress("push", 1, 1)
     try:
-        pushed = push_candidate(registry, candidate.id, label=config.label, lineage=lineage)
+        pushed = push_candidate(
+            registry, candidate.id, label=_label(config, state.champion), lineage=lineage, champion=state.champion
+        )
     except EngineError:
         raise
     except CimlError:
         return None
+    if excluded := _withdraw_excluded(registry, pushed.version):
+        return TrainResult("rejected", (excluded,), champion=candidate.facts.get("champion"), candidate=candidate.id)
     return TrainResult(
         outcome="pushed",
         reasons=("blessed earlier; its push was interrupted",),
@@ -219,12 +230,12 @@ def _push(
     try:
         recorded = registry.record_candidate(folder, facts)
         registry.record_decision(recorded.id, decision)
-        label = STABLE if champion is None and config.label == CANARY else config.label
-        version = push_candidate(registry, recorded.id, label=label, lineage=lineage).version
+        label = _label(config, champion)
+        version = push_candidate(registry, recorded.id, label=label, lineage=lineage, champion=champion).version
         outcome = "pushed"
     except NotBlessedError:
         pass  # the push has recorded the candidate and its decision
-    except (HeldError, WithdrawnError) as error:
+    except (HeldError, WithdrawnError, ChampionChangedError) as error:
         outcome = "held" if isinstance(error, HeldError) else "rejected"
         reasons = (str(error), *reasons)
     except IntegrityError as error:
@@ -246,6 +257,11 @@ def _push(
         folder=candidate.folder,
         seconds={**candidate.timings, "push": time.perf_counter() - start},
     )
+
+
+def _label(config: TrainConfig, champion: int | None) -> str:
+    """Return the label of a version to push. The first version is stable, since nothing else is served."""
+    return STABLE if champion is None and config.label == CANARY else config.label
 
 
 def _withdraw_excluded(registry: Registry, version: int) -> str:

@@ -126,9 +126,54 @@ def test_what_was_withdrawn_or_altered_is_not_promoted(registry: Registry, folde
     Path(registry.folder(2).root, "saved_model.pb").write_bytes(b"other")
     with pytest.raises(IntegrityError):
         promote(registry, 2, BOB)
-    with pytest.raises(IntegrityError):
-        withdraw(registry, [3], ANN)  # version 2 would be served
-    assert registry.state.champion == 3
+
+
+def test_an_altered_version_replaces_none_that_is_withdrawn(registry: Registry, folders: list[Path]) -> None:
+    for folder in folders[:3]:
+        pushed(registry, folder)
+    Path(registry.folder(2).root, "saved_model.pb").write_bytes(b"other")
+    assert withdraw(registry, [3], ANN) == {STABLE: 1}
+    Path(registry.folder(1).root, "saved_model.pb").write_bytes(b"other")
+    assert withdraw(registry, [1], ANN) == {STABLE: None}
+
+
+def test_an_altered_version_gets_no_label_by_a_repeated_push(registry: Registry, folders: list[Path]) -> None:
+    pushed(registry, folders[0])
+    pushed(registry, folders[1], CANARY)
+    Path(registry.folder(2).root, "saved_model.pb").write_bytes(b"other")
+    with pytest.raises(IntegrityError, match="was altered"):
+        pushed(registry, folders[1])
+    assert registry.state.champion == 1
+
+
+def test_a_rollback_passes_over_a_version_that_is_withdrawn_meanwhile(registry: Registry, folders: list[Path]) -> None:
+    for folder in folders[:3]:
+        pushed(registry, folder)
+    other = partial(withdraw, Registry(registry.data, "m"), [2], BOB)
+    with Steps(registry.data.url, 0, other).recording():
+        assert rollback(registry.data, "m", signed=ANN).version == 1
+    assert registry.state.champion == 1
+
+
+def test_a_damaged_registry_stops_no_decision_on_another_model(registry: Registry, folders: list[Path]) -> None:
+    pushed(registry, folders[0])
+    pushed(registry, folders[1])
+    push(registry.data, "other", open_store(folders[2]), Decision(True), check=False)
+    log = ManifestLog(registry.data.registry.child("other"))
+    Path(log.store.root, log.path(1)).write_bytes(b"{")
+    withdraw(registry, [2], ANN)
+    first, second = parse_config(registry.data.models.read("models.config").decode())
+    assert (first.name, dict(first.labels)) == ("m", {STABLE: 1})
+    assert (second.name, dict(second.labels)) == ("other", {STABLE: 1})  # as before
+
+
+@pytest.mark.parametrize("label", ["a\nb", "", "a b", "x" * 101])
+def test_a_label_is_one_that_a_server_can_read(registry: Registry, folders: list[Path], label: str) -> None:
+    pushed(registry, folders[0])
+    for change in (lambda: promote(registry, 1, ANN, label=label), lambda: pushed(registry, folders[1], label)):
+        with pytest.raises(CimlError, match="invalid label"):
+            change()
+    assert registry.state.labels == {STABLE: 1}
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def judge_runs(
             if run_facts is None:
                 raise IntegrityError(f"data set {dataset.name!r}: run {run.run_id} is missing in the raw manifest")
             rule = ""
-            reason = exclusions.reason(run_facts)
+            reason = exclusions.reason(run_facts) or exclusions.reason(joined[run.run_id])
             omitted = None if reason is None else ("excluded", reason)
             if omitted is None:
                 trust = evaluate(policy, joined[run.run_id])

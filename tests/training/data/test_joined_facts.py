@@ -17,6 +17,7 @@ from ciml.runs.state import open_raw
 from ciml.runs.verify import verify_raw
 from ciml.training.data.examples import read_dataset
 from ciml.training.data.snapshot import Snapshot, make_snapshot
+from ciml.training.exclusions import Exclusion, Exclusions
 from ciml.transforms.examples.prepare import split_of
 from ciml.trust import TrustPolicy, evaluate
 from tests.pipelines.datasets.dataset_scenes import telemetry
@@ -112,6 +113,14 @@ def test_updates_after_a_span_was_sealed_count_in_the_next_snapshot(data: DataRo
     assert update_dataset(data.dataset("cpu")).sealed == ()
     assert verify_dataset(data.dataset("cpu")) == []
     assert verify_raw(data.raw).findings == []
+
+
+def test_a_fact_that_comes_later_excludes_its_run(data: DataRoot, source: Source) -> None:
+    """The branch of a run is told by another event, after the run was stored and its span was sealed."""
+    source.commit(says("all", review="approved"), says("change:7", branch="wild"))
+    made = make_snapshot(data.dataset("cpu"), POLICY, Exclusions((Exclusion("bad branch", branch="wild"),)))
+    assert numbers(made) == set(range(1, RUNS + 1)) - {7}
+    assert made.excluded == {"bad branch": 1}
 
 
 def test_a_known_change_decides_the_split_and_a_later_one_moves_nothing(data: DataRoot, source: Source) -> None:

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError, EngineError, UnknownModelError
+from ciml.errors import CimlError, EngineError, IntegrityError, UnknownModelError
+from ciml.pipelines.datasets.build import remove_dataset
+from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.serving.ledger import history
 from ciml.serving.model_files import parse_config
 from ciml.serving.registries import RegistryVerifier
@@ -133,6 +136,27 @@ def test_a_version_that_a_trainer_pushes_meanwhile_is_withdrawn(golden: DataRoot
     assert purged.missing == ("nothing serves: it is worse",)
 
 
+@pytest.mark.parametrize("keys", [{"span_runs": 1000}, {"slicer": ":15", "span_runs": 5, "raw_version": 1}])
+def test_the_runs_of_a_data_set_that_was_built_again_are_known(golden: DataRoot, keys: dict[str, Any]) -> None:
+    dataset = golden.dataset("provider")
+    definition = dataset.state().definition
+    assert definition is not None
+    remove_dataset(dataset)
+    create_dataset(golden, definition.replace(**keys))
+    update_dataset(golden.dataset("provider"), seal=True)
+    (version,) = versions_that_learned(golden, Exclusions((Exclusion("all", since_us=1),)))
+    assert (version.runs, version.fault) == (tuple(runs(golden, "train", "dev")), "")
+
+
+def test_a_model_that_cannot_be_purged_stops_no_other(golden: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    def withdraw(registry: Registry, *_: object) -> None:
+        raise IntegrityError("models/provider/1 is missing")
+
+    monkeypatch.setattr(purge_module, "withdraw", withdraw)
+    (purged,) = purge(golden, forged(golden), ANN, None)
+    assert (purged.champion, purged.missing) == (None, ("cannot be purged: models/provider/1 is missing",))
+
+
 def test_a_model_that_does_not_exist_is_named_and_nothing_is_excluded(golden: DataRoot) -> None:
     with pytest.raises(UnknownModelError, match=r"no model 'provide' in .*; choose from provider"):
         purge(golden, forged(golden), ANN, None, models=["provider", "provide"])
@@ -210,7 +234,7 @@ def test_a_pending_candidate_is_pushed_only_while_its_runs_are_known_and_not_exc
     candidate = state.candidates[state.versions[1].candidate]
     pending = replace(candidate, facts={**candidate.facts, "champion": 1})
     monkeypatch.setattr(RegistryState, "pending", lambda state: pending)
-    monkeypatch.setattr(trainer_module, "push_candidate", lambda *_, **__: SimpleNamespace(version=2))
+    monkeypatch.setattr(trainer_module, "push_candidate", lambda *_, **__: SimpleNamespace(version=1))
     monkeypatch.setattr(trainer_module, "refresh", lambda *_, **__: Skipped("the same", SimpleNamespace()))  # type: ignore[arg-type]
     config = TrainConfig(golden, "provider", "provider")
     assert run_once(config).outcome == "pushed"

@@ -140,6 +140,38 @@ def test_the_first_version_of_a_trainer_of_canaries_is_stable(config: TrainConfi
         assert Registry(config.data, "m").state.labels == labels
 
 
+def test_so_is_the_first_version_whose_push_was_interrupted(config: TrainConfig, scripted: Scripted) -> None:
+    canaries = replace(config, label=CANARY)
+    scripted(1)
+    with Steps(config.data.url, 6).recording() as steps:
+        run_once(canaries)
+    assert steps.is_dead
+    assert Registry(config.data, "m").state.pending() is not None
+    assert run_once(canaries).reasons == ("blessed earlier; its push was interrupted",)
+    assert Registry(config.data, "m").state.labels == {STABLE: 2}  # the first number is abandoned
+
+
+def test_a_candidate_is_not_pushed_over_a_champion_that_it_was_not_compared_with(
+    config: TrainConfig, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2):
+        scripted(seed)
+        run_once(config)
+    refreshing = scripted(3)
+
+    def refresh(*arguments: Any, **options: Any) -> Any:
+        rollback(config.data, "m", signed=Signature("ann", "it is wrong"))
+        return refreshing(*arguments, **options)
+
+    monkeypatch.setattr(trainer_module, "refresh", refresh)
+    result = run_once(config)
+    assert (result.outcome, result.version) == ("rejected", None)
+    assert result.reasons[0] == "model m: it was compared with version 2, and version 1 serves now; refresh again"
+    assert Registry(config.data, "m").state.labels == {STABLE: 1}
+    scripted(3)
+    assert run_once(config).version == 3  # compared again
+
+
 @pytest.mark.parametrize("spoil", ["nan", "signature", "python"])
 def test_what_a_fooled_gate_blesses_is_still_not_pushed(config: TrainConfig, scripted: Scripted, spoil: str) -> None:
     scripted(1, spoil=spoil)
