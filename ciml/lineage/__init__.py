@@ -1,8 +1,8 @@
 """Lineage: the data that the steps of training read and write, sent to an endpoint of OpenLineage.
 
-A step is reported as a run: START, then COMPLETE, FAIL or ABORT, with its data. Reporting never fails or delays a step.
-A thread sends the events in order, a description that raises is logged, and `Lineage.close` waits for a few seconds at
-most. This module is light: the thread imports `ciml.lineage.openlineage` and the library of that name.
+A step is reported as a run: START, then COMPLETE, FAIL or ABORT, with its data. Reporting never fails or delays a step:
+a thread sends the events in order, an exception in a description is logged, and `Lineage.close` waits for a few seconds
+at most. This module is light: only the thread imports `ciml.lineage.openlineage`, and with it the library OpenLineage.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Data:
 
     Attributes:
       address: a folder or ``s3://`` prefix; stable over versions.
-      version: of the data, such as a digest; "" if unknown.
-      columns: (name, type) of its columns.
+      version: version of the data, such as a digest; "" if unknown.
+      columns: (name, type) of each column.
       rows: number of rows; None if unknown.
       facts: further facts by name, as JSON.
     """
@@ -58,9 +58,9 @@ class Description:
     """The description of a step: its data, and its results.
 
     Attributes:
-      inputs, outputs: its data.
-      parameters: of the step by name, as JSON.
-      checks: each check by name, and whether it passed.
+      inputs, outputs: the data that the step reads and writes.
+      parameters: parameters of the step by name, as JSON.
+      checks: name of each check, and whether it passed.
       facts: figures of the step by name, as JSON.
     """
 
@@ -80,7 +80,7 @@ class StepEvent:
       job: name of the step, such as ``snapshot.provider``.
       state: what happened.
       time: when, in UTC.
-      description: the data and facts that are known by now.
+      description: the data and facts that are known at that time.
       error: the exception's text, with FAIL.
     """
 
@@ -92,22 +92,23 @@ class StepEvent:
     error: str = ""
 
 
-Describe = Callable[[], Description]
+#: Returns the description of a step. Called only if lineage is on.
+DescriptionSource = Callable[[], Description]
 
 
 class Step:
-    """An execution of a step.
-
-    Attributes:
-      description: returns the description of the completed step; None for the one of its start.
-    """
+    """An execution of a step, which may be described once more when it has completed."""
 
     def __init__(self) -> None:
-        self.description: Describe | None = None
+        self._source: DescriptionSource | None = None
 
-    def describe(self, description: Describe) -> None:
-        """Set the description that is reported when the step has completed. It is called only if lineage is on."""
-        self.description = description
+    def describe(self, source: DescriptionSource) -> None:
+        """Set the source of the description that is reported when the step has completed."""
+        self._source = source
+
+    def final_description(self, first: Description) -> Description:
+        """Return the description of the completed step; by default the description of the start."""
+        return first if self._source is None else _description_of(self._source, first)
 
 
 class Lineage:
@@ -116,38 +117,36 @@ class Lineage:
     An event that cannot be sent is lost, with a warning. `OFF` reports nothing.
 
     Args:
-      data: the data root; None to report nothing.
+      data: the data root.
       close_s: how long `close` waits, seconds.
     """
 
-    def __init__(self, data: DataRoot | None = None, close_s: float = CLOSE_S) -> None:
+    def __init__(self, data: DataRoot, close_s: float = CLOSE_S) -> None:
         self._close_s = close_s
         self._waiting: queue.Queue[StepEvent | None] = queue.Queue(_MAX_WAITING)
+        self._closed = False
         self._given_up = threading.Event()
-        self._thread: threading.Thread | None = None
-        if data is not None:
-            # A daemon: a request that never ends must not keep the process.
-            self._thread = threading.Thread(target=self._send_all, args=(data,), name="lineage", daemon=True)
-            self._thread.start()
+        self._all_sent = threading.Event()
+        # A daemon: a request that never ends must not keep the process.
+        self._thread = threading.Thread(target=self._send_all, args=(data,), name="lineage", daemon=True)
+        self._thread.start()
 
     @contextmanager
-    def step(self, job: str, description: Describe | None = None) -> Iterator[Step]:
+    def step(self, job: str, source: DescriptionSource | None = None) -> Iterator[Step]:
         """Report the execution of a block.
 
         Args:
           job: name of the step.
-          description: returns the data that it will read; called only if lineage is on.
+          source: returns the data that the step will read.
 
         Example:
           >>> with OFF.step("snapshot.provider") as step:
           ...     step.describe(lambda: Description(outputs=(Data("data/trainer/provider/snapshots", "5f1c…"),)))
         """
-        step = Step()
-        if self._thread is None:
-            yield step
-            return
-        first = StepEvent(_new_id(), job, "START", datetime.now(UTC), _make_description(description, Description()))
+        description = Description() if source is None else _description_of(source, Description())
+        first = StepEvent(_new_id(), job, "START", datetime.now(UTC), description)
         self.emit(first)
+        step = Step()
         try:
             yield step
         except BaseException as error:
@@ -155,11 +154,14 @@ class Lineage:
             text = f"{type(error).__name__}: {error}"
             self.emit(replace(first, state=state, time=datetime.now(UTC), error=text))
             raise
-        result = _make_description(step.description, first.description)
-        self.emit(replace(first, state="COMPLETE", time=datetime.now(UTC), description=result))
+        description = step.final_description(first.description)
+        self.emit(replace(first, state="COMPLETE", time=datetime.now(UTC), description=description))
 
     def emit(self, event: StepEvent) -> None:
         """Queue an event, without waiting."""
+        if self._closed:
+            _LOG.warning("lineage: %s of %s is lost: lineage is closed", event.state, event.job)
+            return
         try:
             self._waiting.put_nowait(event)
         except queue.Full:
@@ -167,13 +169,12 @@ class Lineage:
 
     def close(self) -> None:
         """Wait until all events are sent, for ``close_s`` at most."""
-        if self._thread is None:
-            return
+        self._closed = True
         until_s = time.monotonic() + self._close_s
         with suppress(queue.Full):
             self._waiting.put(None, timeout=self._close_s)
         self._thread.join(max(until_s - time.monotonic(), 0.0))
-        if self._thread.is_alive():
+        if not self._all_sent.is_set():
             self._given_up.set()
             _LOG.warning("lineage: events were not sent within %g s and are lost", self._close_s)
 
@@ -185,31 +186,51 @@ class Lineage:
 
                 client = client or openlineage.make_client(data)
                 client.emit(openlineage.run_event(event, data))
-            except Exception as error:  # noqa: BLE001  # whatever an endpoint does, the step goes on
+            except Exception as error:  # noqa: BLE001  # whatever an endpoint does, the step continues
                 text = redact_text(" ".join(f"{type(error).__name__}: {error}".split()))[:_ERROR_CHARACTERS]
                 _LOG.warning("lineage: %s of %s was not sent: %s", event.state, event.job, text)
+        if not self._given_up.is_set():
+            self._all_sent.set()
         if client is not None:
             client.close(0)
 
 
-OFF = Lineage()
+class _Off(Lineage):
+    """Reports nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    @contextmanager
+    def step(self, job: str, source: DescriptionSource | None = None) -> Iterator[Step]:
+        yield Step()
+
+    def emit(self, event: StepEvent) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
-def _make_description(description: Describe | None, otherwise: Description) -> Description:
-    """Return the description, or ``otherwise`` if there is none or it raises."""
-    if description is None:
-        return otherwise
+OFF = _Off()
+
+
+def _description_of(source: DescriptionSource, default: Description) -> Description:
+    """Return the description of a step; ``default`` if its source raises."""
     try:
-        return description()
-    except Exception:  # noqa: BLE001  # the step goes on
+        return source()
+    except Exception:  # noqa: BLE001  # the step continues
         _LOG.warning("lineage: a step cannot be described", exc_info=True)
-        return otherwise
+        return default
 
 
 def _new_id() -> str:
     """Return a UUID of version 7: later ones are greater."""
-    stamp = int(time.time() * 1000) << 80
-    return str(uuid.UUID(int=stamp | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)))
+    milliseconds = int(time.time() * 1000)
+    version = 7
+    variant = 2
+    number = milliseconds << 80 | version << 76 | secrets.randbits(12) << 64 | variant << 62 | secrets.randbits(62)
+    return str(uuid.UUID(int=number))
 
 
 @contextmanager
@@ -217,12 +238,12 @@ def lineage_of(data: DataRoot, enabled: bool) -> Iterator[Lineage]:
     """Yield the `Lineage` that reports the steps on a data root, and close it after the block.
 
     Args:
-      data: the data root; its address is the namespace of the jobs, and it gets the events unless OpenLineage is
+      data: the data root. Its address is the namespace of the jobs, and the events go there unless OpenLineage is
         configured otherwise.
-      enabled: whether lineage is on; if not, nothing is imported.
+      enabled: whether lineage is on. If not, nothing is imported, and `OFF` is yielded.
 
     Raises:
-      CimlError: it is on, and ``ciml[lineage]`` is not installed.
+      CimlError: lineage is on, and ``ciml[lineage]`` is not installed.
     """
     if not enabled:
         yield OFF

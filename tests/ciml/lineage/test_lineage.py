@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -280,6 +281,31 @@ def test_no_endpoint_fails_or_delays_a_step(
     else:
         assert "lineage: START of train.m0 was not sent: " in caplog.text
     assert not data.exists()
+
+
+def test_a_step_after_the_end_is_reported_as_lost(data: DataRoot, caplog: pytest.LogCaptureFixture) -> None:
+    lineage = Lineage(data)
+    lineage.close()
+    with lineage.step("train.late"):
+        pass
+    for state in ("START", "COMPLETE"):
+        assert f"lineage: {state} of train.late is lost: lineage is closed" in caplog.text
+    assert not data.exists()
+
+
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_only_events_that_are_not_sent_are_reported_at_the_end(
+    data: DataRoot, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_sent: bool
+) -> None:
+    ended = threading.Event()
+    blocking = {"close" if is_sent else "emit": lambda _: ended.wait(60)}
+    monkeypatch.setattr("ciml.lineage.openlineage.make_client", lambda data: Mock(**blocking))
+    lineage = Lineage(data, close_s=0.3)
+    with lineage.step("train.m"):
+        pass
+    lineage.close()
+    ended.set()
+    assert ("events were not sent" in caplog.text) == (not is_sent)
 
 
 def test_a_missing_extra_is_one_line(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
