@@ -184,7 +184,7 @@ def _groups(dataset: InMemoryDataset, positions: np.ndarray, hold_out: Sequence[
                 "hold out another one, or none"
             )
     keys = [tuple(values) if all(values) else (run.run_id,) for run, *values in zip(runs, *columns, strict=True)]
-    frequencies = Counter("/".join(key) for key in set(keys))
+    frequencies = Counter(map("/".join, set(keys)))
     # Values may contain a slash: ("a/b", "c") and ("a", "b/c") are different groups.
     names = {key: "/".join(key) if frequencies["/".join(key)] == 1 else " / ".join(map(repr, key)) for key in keys}
     return np.array([names[key] for key in keys])
