@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,17 +174,15 @@ def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:
       IntegrityError: for a file that is not part of a SavedModel, an irregular file, or a limit exceeded.
     """
     total = 0
-    count = 0
     local = isinstance(folder, LocalStore)
-    for path in _local_paths(Path(folder.root)) if local else folder.list():
-        if not _ALLOWED.fullmatch(path):
-            raise IntegrityError(f"{folder.url(path)} is not part of a SavedModel; move it out of the model's folder")
-        count += 1
-        if count > MAX_MODEL_FILES:
-            raise IntegrityError(f"{folder.root} holds more than {MAX_MODEL_FILES} files")
+    for path in _model_paths(folder):
         max_bytes = min(_FILE_BYTES.get(path, MAX_MODEL_BYTES), MAX_MODEL_BYTES - total)
         limit = max_bytes + 1
-        data = _read_regular(Path(folder.root, path), limit) if local else folder.read_range(path, 0, limit)
+        if local:
+            with _open_regular(Path(folder.root, path)) as file:
+                data = file.read(limit)
+        else:
+            data = folder.read_range(path, 0, limit)
         if len(data) > max_bytes:
             raise IntegrityError(
                 f"{folder.url(path)} is larger than {max_bytes} bytes"
@@ -191,6 +190,19 @@ def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:
             )
         total += len(data)
         yield path, data
+
+
+def _model_paths(folder: Store) -> Iterator[str]:
+    """Yield the relative paths of a model folder, sorted. Raises as `read_files` does, except for limits of size."""
+    paths = _local_paths(Path(folder.root)) if isinstance(folder, LocalStore) else folder.list()
+    count = 0
+    for path in paths:
+        if not _ALLOWED.fullmatch(path):
+            raise IntegrityError(f"{folder.url(path)} is not part of a SavedModel; move it out of the model's folder")
+        count += 1
+        if count > MAX_MODEL_FILES:
+            raise IntegrityError(f"{folder.root} holds more than {MAX_MODEL_FILES} files")
+        yield path
     if not count:
         raise FileNotFoundError(f"no model at {folder.root}")
 
@@ -214,19 +226,33 @@ def _local_paths(root: Path) -> list[str]:
     return sorted(paths)
 
 
-def _read_regular(path: Path, max_bytes: int) -> bytes:
-    """Return at most the first ``max_bytes`` bytes of a regular file."""
+def _open_regular(path: Path) -> BufferedReader:
+    """Open a regular file. Raises `IntegrityError` for another one."""
     # O_NONBLOCK: opening a FIFO must not wait for its writer. It has no effect on regular files.
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise IntegrityError(f"{path} is not a regular file")
-        return file.read(max_bytes)
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise IntegrityError(f"{path} is not a regular file")
+    return file
 
 
-def file_digests(folder: Store) -> dict[str, str]:
-    """Return the hex sha256 of each file of a model folder, by relative path. Raises as `read_files` does."""
-    return {path: hashlib.sha256(data).hexdigest() for path, data in read_files(folder)}
+def file_digests(folder: Store, *, limited: bool = True) -> dict[str, str]:
+    """Return the hex sha256 of each file of a model folder, by relative path. Raises as `read_files` does.
+
+    Args:
+      folder: of a model.
+      limited: whether a size beyond a limit is an error. Without, a local file of any size takes little memory.
+    """
+    if limited:
+        return {path: hashlib.sha256(data).hexdigest() for path, data in read_files(folder)}
+    return {path: _digest(folder, path) for path in _model_paths(folder)}
+
+
+def _digest(folder: Store, path: str) -> str:
+    if not isinstance(folder, LocalStore):
+        return hashlib.sha256(folder.read(path)).hexdigest()
+    with _open_regular(Path(folder.root, path)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_digest(files: Mapping[str, str]) -> str:

@@ -367,7 +367,8 @@ class Registry:
           CimlError: if there is no model at ``folder``; `IntegrityError` if it holds forbidden files.
         """
         try:
-            files = file_digests(folder)
+            # A model beyond the limits of size is recorded, too: the push rejects it, and the decision is recorded.
+            files = file_digests(folder, limited=False)
         except FileNotFoundError:
             raise CimlError(f"no model at {folder.root}") from None
         digest = model_digest(files)

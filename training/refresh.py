@@ -147,7 +147,8 @@ def refresh(
     Args:
       config: of the trainer. ``DATA/trainer/<model>`` holds its files.
       champion: the model served now, or None.
-      last_key: `refresh_key` of the last candidate (its fact ``refresh``); an equal key skips the refresh.
+      last_key: `refresh_key` of the last candidate (its fact ``refresh``), unless another policy of the gate rejected
+        it; an equal key skips the refresh.
       work: local folder for candidates; by default below the trainer's folder, or in the user's cache if that is not on
         local disk.
       progress: called at each step.
@@ -174,7 +175,7 @@ def refresh(
         check_use(experiment, snapshot.resolved, config.allow_modules, served=True)
         key = refresh_key(snapshot.digest, experiment)
         if key == last_key:
-            return Skipped("nothing new: same runs and same experiment as the last candidate", snapshot)
+            return Skipped("nothing new: runs, experiment and gate are those of the last candidate", snapshot)
         write_snapshot(trainer, snapshot)
     folder = _work_folder(trainer, work)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -293,6 +294,7 @@ def _train_candidate(
     if failure:
         against = () if decision.blessed or not figures else decision.reasons
         decision = Decision(False, (failure, *against), decision.metrics)
+    decision = replace(decision, metrics={**decision.metrics, "gate": config.gate.to_json()})
     metrics = {
         **figures,
         "training": fitted.to_json(),

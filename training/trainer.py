@@ -31,6 +31,7 @@ from ciml.serving.push import (
 from ciml.serving.registry import CANARY, STABLE, Decision, Registry, Signature
 from ciml.storage import open_store
 from ciml.training.evaluation.candidate import Champion
+from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.evaluation.text import figure_lines
 from ciml.training.experiment import Experiment
 from ciml.training.learned import candidate_learned_excluded, models_with_excluded_runs
@@ -123,7 +124,7 @@ def _refresh_and_push(
         candidate = refresh(
             replace(config, experiment=config.experiment or last_experiment(registry)),
             champion=_copy_champion(registry, champion_version, Path(temporary)),
-            last_key=_last_key(registry),
+            last_key=_last_key(registry, config.gate),
             work=work,
             progress=progress,
             lineage=lineage,
@@ -173,12 +174,18 @@ def _push_pending(registry: Registry, config: TrainConfig, progress: Progress, l
     )
 
 
-def _last_key(registry: Registry) -> str | None:
-    """Return the `refresh_key` of the last candidate; None if its push is pending, or it has no decision."""
+def _last_key(registry: Registry, gate: GatePolicy) -> str | None:
+    """Return the `refresh_key` of the last candidate.
+
+    None if its push is pending, or it has no decision, or another policy of the gate rejected it.
+    """
     state = registry.state
     last = state.candidates.get(state.last_candidate)
     is_due = state.pending() is not None and state.hold is None
     if last is None or last.id not in state.decisions or is_due:
+        return None
+    decision = state.decisions[last.id]
+    if not decision.blessed and decision.metrics.get("gate", gate.to_json()) != gate.to_json():
         return None
     key = last.facts.get("refresh")
     return key if isinstance(key, str) else None

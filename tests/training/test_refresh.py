@@ -134,6 +134,7 @@ def test_the_same_again_is_nothing_new_and_another_experiment_is(first: First):
     last = done.facts()["refresh"]
     steps: list[str] = []
     config = TrainConfig(data, "providers", "m", QUICK)
+    assert done.decision.metrics["gate"] == config.gate.to_json()  # a later refresh compares them
     again = refresh(config, last_key=last, progress=lambda step, *_: steps.append(step))
     assert isinstance(again, Skipped)
     assert again.snapshot.digest == done.snapshot.digest

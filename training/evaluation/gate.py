@@ -93,7 +93,7 @@ class GatePolicy:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "accept_baselines": list(self.accept_baselines)}
 
 
 def decide(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champion: bool) -> Decision:

@@ -16,6 +16,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
 from ciml.metrics import Board
 from ciml.services.trainer import registry_families
+from ciml.serving import model_files
 from ciml.serving.client import ModelClient
 from ciml.serving.contract import check_candidate
 from ciml.serving.ledger import history, hold, release, rollback
@@ -25,6 +26,7 @@ from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.storage import open_store
 from ciml.training import trainer as trainer_module
 from ciml.training.evaluation.candidate import Champion
+from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.experiment import Experiment
 from ciml.training.export import load_exported
 from ciml.training.refresh import Candidate, Skipped, TrainConfig
@@ -59,7 +61,8 @@ class Refreshing:
         if last_key == key:
             return Skipped("nothing new", FakeSnapshot())  # type: ignore[arg-type]
         folder = self._saved(seed, spoil)
-        decision = Decision(blessed, ("better",) if blessed else ("worse",), {"accuracy": 0.5})
+        metrics = {"accuracy": 0.5, "gate": GatePolicy().to_json()}
+        decision = Decision(blessed, ("better",) if blessed else ("worse",), metrics)
 
         class Made(Candidate):
             def facts(self) -> dict[str, Any]:
@@ -116,8 +119,10 @@ def test_push_refuse_and_nothing_new(config: TrainConfig, scripted: Scripted) ->
     second = run_once(config, reason="60 new trusted runs")
     assert (second.outcome, second.version, second.champion, second.reasons) == ("rejected", None, 1, ("worse",))
     assert run_once(config).outcome == "nothing_new"  # a refused one is not tried again on the same runs
-    assert refreshing.champions == [1, 1]
-    assert refreshing.lasts == ["key1", "key2"]
+    lenient = replace(config, gate=GatePolicy(tolerance=0.5))
+    assert [run_once(each).outcome for each in (lenient, config)] == ["rejected", "nothing_new"]  # by another policy
+    assert refreshing.champions == [1, 1, 1, 1]
+    assert refreshing.lasts == ["key1", "key2", None, "key2"]
     state = Registry(config.data, "m").state
     assert state.champion == 1
     assert [state.decisions[one].blessed for one in state.candidates] == [True, False]
@@ -297,6 +302,18 @@ def test_a_candidate_names_the_champion_that_it_was_compared_with(
     assert (run_once(config).champion, refreshing.champions) == (2, [2])
     state = twice.state
     assert (state.champion, state.candidates[state.last_candidate].facts["champion"]) == (1, 2)
+
+
+@pytest.mark.parametrize("blessed", [True, False])
+def test_a_candidate_beyond_a_limit_of_size_is_rejected_once(
+    config: TrainConfig, scripted: Scripted, monkeypatch: pytest.MonkeyPatch, blessed: bool
+) -> None:
+    scripted(5, blessed=blessed)
+    monkeypatch.setattr(model_files, "_FILE_BYTES", {"saved_model.pb": 10})
+    result = run_once(config)
+    assert result.outcome == "rejected"
+    assert ("saved_model.pb is larger than 10 bytes" in result.reasons[0]) is blessed
+    assert run_once(config).outcome == "nothing_new"
 
 
 def test_altered_champion_is_no_measure(config: TrainConfig, scripted: Scripted) -> None:
