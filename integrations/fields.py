@@ -23,6 +23,7 @@ from ciml.limits import MAX_TEXT_CHARACTERS, MAX_URL_CHARACTERS
 
 _EMPTY: Mapping[str, Any] = {}
 _EPOCH = re.compile(r"\d{9,10}(?:\.\d{1,9})?")
+_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _NO_TIME = "0001-01-01T00:00:00Z"  # as programs in Go write a time that is not set
 _KIND = re.compile(r"[a-z0-9_]{1,80}")
 _SPACED_TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d{1,9})?) (?:UTC|([+-]\d\d)(\d\d))")
@@ -106,6 +107,18 @@ def required_number(body: Mapping[str, Any], *path: str) -> int:
     if type(number) is not int or not 1 <= number < 1 << 63:
         raise RejectedInput("bad_field", f"{'.'.join(path)}: want a whole number from 1, not {kind_of(number)}")
     return number
+
+
+def number_at(body: Mapping[str, Any], *path: str) -> int:
+    """Return a number from 1 of at most ten digits, which may be a text.
+
+    Raises:
+      RejectedInput: ``missing_field``, or ``bad_field`` for anything else.
+    """
+    text = required_text(body, *path)
+    if not _NUMBER.fullmatch(text):
+        raise RejectedInput("bad_field", f"{'.'.join(path)}: want a number from 1, not {shown(text)}")
+    return int(text)
 
 
 def text_at(body: Mapping[str, Any], *path: str) -> str:

@@ -26,6 +26,7 @@ from ciml.integrations.fields import (
     commit_subject,
     known_subjects,
     non_empty,
+    number_at,
     object_at,
     phases_by_status,
     required_text,
@@ -38,7 +39,6 @@ NO_BUILD = "an event of a job's configuration reports no build"
 QUEUE = "an event of the queue names no build"
 NODE = "an event of a node reports no build"
 
-_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _TYPE = re.compile(r"org\.jenkinsci\.(job|queue|node)\.([a-z_]+)")
 #: Owner and name at the end of a repository's address, in the form of GitHub's events.
 _REPOSITORY = re.compile(r"[/:]([^/:]+/[^/:]+?)(?:\.git)?/?$")
@@ -91,9 +91,7 @@ class _Job(NamedTuple):
 
 
 def _run_fields(data: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
-    number = required_text(data, "build", "number")
-    if not _NUMBER.fullmatch(number):
-        raise RejectedInput("bad_field", f"build.number: want a number from 1, not {shown(number)}")
+    number = number_at(data, "build", "number")
     job = _job(data)
     page = address_at(data, "build", "fullUrl")
     source = object_at(data, "build", "scmState")

@@ -23,6 +23,7 @@ from ciml.integrations.fields import (
     epoch_at,
     event_id,
     non_empty,
+    number_at,
     object_at,
     objects_at,
     required_text,
@@ -48,7 +49,6 @@ _REVIEWS = {"veto": "changes_requested", "withdrawal": "dismissed", "approval": 
 _OWN = (("change", "owner"), ("patchSet", "uploader"), ("patchSet", "author"))
 #: Kinds of patch sets with the same code as the one before. Gerrit creates them when it submits a change.
 _SAME_CODE = frozenset({"TRIVIAL_REBASE", "TRIVIAL_REBASE_WITH_MESSAGE_UPDATE", "NO_CODE_CHANGE", "NO_CHANGE"})
-_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _VOTE = re.compile(r"[+-]?[0-9]{1,2}")
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _DEPENDS_ON = re.compile(r"^[ \t]*depends-on[ \t]*:", re.MULTILINE | re.IGNORECASE)
@@ -88,7 +88,7 @@ def _change_merged(body: Mapping[str, Any]) -> Said:
     else:
         updates = [_review(body, "merged")]
     if _made_by_submit(body):
-        updates.append(_review(body, PARTLY_APPROVED, patchset=_number(body, "patchSet", "number") - 1))
+        updates.append(_review(body, PARTLY_APPROVED, patchset=number_at(body, "patchSet", "number") - 1))
     commits = (text_at(body, "patchSet", "revision"), text_at(body, "newRev"))
     return (*updates, *_merged(_project(body), _branch(body), commits))
 
@@ -116,7 +116,7 @@ def _made_by_submit(body: Mapping[str, Any]) -> bool:
     submitter = _account(body, "submitter")
     created, submitted = (value_at(body, *path) for path in (("patchSet", "createdOn"), ("eventCreatedOn",)))
     return (
-        _number(body, "patchSet", "number") > 1
+        number_at(body, "patchSet", "number") > 1
         and text_at(body, "patchSet", "kind") in _SAME_CODE
         and bool(submitter)
         and uploader == submitter
@@ -153,7 +153,7 @@ def _event_id(delivery: Delivery, body: Mapping[str, Any], kind: str) -> str:
 
 def _identity(body: Mapping[str, Any], kind: str) -> list[Any] | None:
     """Return the fields that identify an event; None if it has none. A vote can be given again, at another time."""
-    patchset = [kind, _project(body), _number(body, "change", "number"), _number(body, "patchSet", "number")]
+    patchset = [kind, _project(body), number_at(body, "change", "number"), number_at(body, "patchSet", "number")]
     if kind in ("patchset-created", "change-merged"):
         return patchset
     created = body.get("eventCreatedOn")
@@ -213,16 +213,16 @@ def _review(body: Mapping[str, Any], review: str, *, patchset: int | None = None
 
 def _subject(body: Mapping[str, Any], patchset: int | None = None) -> str:
     """Return the subject of the runs of a patch set, by default of the event's."""
-    return _subjects(body, _number(body, "patchSet", "number") if patchset is None else patchset)[0]
+    return _subjects(body, number_at(body, "patchSet", "number") if patchset is None else patchset)[0]
 
 
 def _change_subject(body: Mapping[str, Any]) -> str:
     """Return the subject of the runs of all patch sets of a change."""
-    return _subjects(body, _number(body, "patchSet", "number"))[1]
+    return _subjects(body, number_at(body, "patchSet", "number"))[1]
 
 
 def _subjects(body: Mapping[str, Any], patchset: int) -> tuple[str, ...]:
-    subjects = change_subjects(_project(body), str(_number(body, "change", "number")), str(patchset))
+    subjects = change_subjects(_project(body), str(number_at(body, "change", "number")), str(patchset))
     if not subjects:
         raise RejectedInput("bad_field", "change.project: too long, or it holds a secret")
     return subjects
@@ -239,13 +239,6 @@ def _project(body: Mapping[str, Any]) -> str:
         if name:
             return name
     raise RejectedInput("missing_field", "change.project")
-
-
-def _number(body: Mapping[str, Any], *path: str) -> int:
-    text = required_text(body, *path)
-    if not _NUMBER.fullmatch(text):
-        raise RejectedInput("bad_field", f"{'.'.join(path)}: want a number from 1, not {shown(text)}")
-    return int(text)
 
 
 def _vote(approval: Mapping[str, Any], name: str) -> int:
