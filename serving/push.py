@@ -340,14 +340,14 @@ def _abandon_versions(registry: Registry) -> Iterator[str]:
 
 
 def _abandon_staged(number: int, state: RegistryState) -> Delta | None:
-    """Build the delta that abandons a version; None if its pusher has completed or abandoned it."""
+    """Build the delta that abandons a version; None if a pusher has completed or abandoned the version."""
     if state.versions[number].state != "staged":
         return None
     return {"kind": "abandoned", "model_version": number}
 
 
 def _remove_abandoned_folders(registry: Registry) -> Iterator[str]:
-    """Remove the folders of abandoned versions, also those that an earlier call or a renaming pusher left."""
+    """Remove the folders of abandoned versions, also folders that an earlier call or a renaming pusher left."""
     abandoned = registry.state.in_state("abandoned")
     if not abandoned:
         return
@@ -385,7 +385,7 @@ def _remove(folder: Store) -> None:
 
 
 def _describe_inputs(registry: Registry, candidate: Candidate) -> Description:
-    """Describe the candidate that is pushed. The key of the refresh that trained it is its version."""
+    """Describe the candidate that is pushed. The version of this data is the key of the refresh that trained it."""
     facts = {"candidate": candidate.id, "digest": candidate.digest}
     version = str(candidate.facts.get("refresh", candidate.id))
     return Description((Data(registry.data.candidates(registry.model), version, facts=facts),))

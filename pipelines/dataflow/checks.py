@@ -22,9 +22,9 @@ _LOOPBACK = re.compile(r"(^|,|//)(localhost|127\.[0-9.]+|\[::1\]|0\.0\.0\.0)(:|,
 #: Variables of S3 clients that are secret.
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _SECRET_OPTION = re.compile(r"password|secret_access_key|session_token|api_key|private_key")
-#: Base64 of bz2 or zlib data, at every place where it may begin, so that no false beginning hides a true one. bz2 data
-#: begins with "BZh", zlib data with byte 78 and one of 01, 5e, 9c and da, for its level. The third character of a zlib
-#: text also has two bits of the data.
+#: Base64 of bz2 or zlib data, wherever it may begin: a false beginning hides no true one. bz2 data begins with "BZh".
+#: zlib data begins with the byte 78 and, depending on the level, 01, 5e, 9c or da. The third character of the base64
+#: also has two bits of the third byte, so it has four values.
 _PACKED = re.compile(rb"(?=((?:Qlpo|eA[E-H]|eF[4-7]|eJ[w-z]|eN[o-r])[A-Za-z0-9+/]{8,}={0,2}))")
 
 

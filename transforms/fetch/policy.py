@@ -47,7 +47,7 @@ LOG_PATHS = (
 )
 #: Names of a job's artifact. Each names the job: the artifacts of all jobs of a workflow run are in one list.
 ARTIFACT_NAMES = ("ciml-{id}", "ciml-{job}", "dstat-{id}", "dstat-{job}")
-#: Paths of a job's output in the folder of a run: those of Zuul, and of `ciml record`.
+#: Paths of a job's output in the folder of a run, as Zuul and `ciml record` write them.
 OUTPUT_PATHS = ("job-output.txt.gz", "job-output.txt", "console.log")
 _ARTIFACT_WORDS = frozenset({"{id}", "{job}", "{attempt}"})
 _POSITIVE = msgspec.Meta(gt=0)

@@ -267,10 +267,10 @@ class _DatasetWindows:
 
     Attributes:
       dataset: the data set.
-      indices: indices of its columns among the columns of the run.
+      indices: indices of the data set's columns among the columns of the run.
       day_us: the midnight from which the windows count, epoch microseconds.
       policy: when windows are published.
-      open: by number of each window that was computed and is not final, its number of samples at that time.
+      open: sizes of the windows that were computed and are not final, by number; the size is in samples, as computed.
       final_below: windows with smaller numbers are final.
     """
 
