@@ -111,18 +111,19 @@ def _without_early_messages() -> Iterator[None]:
         yield
         return
     sys.stderr.flush()
-    try:
-        stderr = os.dup(2)
-    except OSError:  # closed since
-        yield
-        return
-    with tempfile.TemporaryFile() as written, open(stderr, "wb") as original:
+    with ExitStack() as files:
+        try:
+            original = files.enter_context(open(os.dup(2), "wb"))
+            written = files.enter_context(tempfile.TemporaryFile())
+        except OSError:  # standard error was closed since, or no file can be stored: nothing is discarded
+            yield
+            return
         os.dup2(written.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
-            os.dup2(stderr, 2)
+            os.dup2(original.fileno(), 2)
             written.seek(0)
             original.writelines(line for line in written if not _EARLY_MESSAGE.match(line))
 

@@ -114,7 +114,11 @@ first.join()
     assert lines == [f"line {number}" for number in range(8)]
 
 
-@pytest.mark.parametrize("code", ["", "import os; os.close(2)\n"], ids=["at the start", "since"])
-def test_tensorflow_is_imported_with_standard_error_closed(code: str, tmp_path: Path) -> None:
-    process = run_with_fake(code + "print(t.load_tensorflow().threads)", tmp_path, "" if code else "2>&-")
+@pytest.mark.parametrize(
+    ("code", "shell"),
+    [("", "2>&-"), ("import os; os.close(2)\n", ""), ("import tempfile; tempfile.tempdir = '/missing'\n", "")],
+    ids=["closed at the start", "closed since", "no place for a file"],
+)
+def test_tensorflow_is_imported_without_standard_error(code: str, shell: str, tmp_path: Path) -> None:
+    process = run_with_fake(code + "print(t.load_tensorflow().threads)", tmp_path, shell)
     assert (process.stdout, process.returncode) == ("3\n", 0)
