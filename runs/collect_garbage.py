@@ -39,7 +39,8 @@ class Collected:
       packs: removed packs, replaced or unreferenced.
       outputs: removed texts of outputs, expired or unreferenced.
       held: packs that would be removed, but are kept for readers of the table of telemetry.
-      faults: packs that differ from their manifest, a line each. Objects that they replace are kept.
+      faults: packs that differ from their manifest, and damaged manifests of packs, a line each. The objects of their
+        folders are kept.
     """
 
     objects: int = 0
@@ -130,11 +131,6 @@ class GarbageCollector:
                 self._collect_folder(folder)
 
     def _collect_folder(self, folder: _Folder) -> None:
-        if folder.faults:
-            self.collected.faults += folder.faults
-            if folder.lacks_pack:
-                self.incomplete_folders.add(folder.name)
-            return
         self._each(self._raw.delete, folder.unneeded)
         self.collected.objects += len(folder.unneeded)
         self.collected.objects_bytes += sum(entry.size for entry in folder.unneeded)
@@ -160,7 +156,10 @@ class GarbageCollector:
             yield chunk
 
     def _folders(self, chunk: Iterable[Entry], is_due: Callable[[str], bool] | None = None) -> Iterator[_Folder]:
-        """Yield the folders of runs in a chunk of a listing that may be collected; with ``is_due`` only due ones."""
+        """Yield the folders of runs in a chunk of a listing that may be collected; with ``is_due`` only due ones.
+
+        Nothing of a folder with faults may be: its objects may be the last copies of runs in a damaged pack.
+        """
         by_folder: dict[str, list[Entry]] = {}
         for entry in chunk:
             parts = split_path(entry.path.removeprefix(f"{SWEPT}/"))
@@ -174,8 +173,18 @@ class GarbageCollector:
         if by_folder:
             # Read after the listing, so that later commits are included.
             recent_names = self._recent_names()
-            for folder, entries in by_folder.items():
-                yield _examine(self._raw, folder, entries, recent_names.get(folder, frozenset()), self._before_us)
+            for name, entries in by_folder.items():
+                examined = _examine(self._raw, name, entries, recent_names.get(name, frozenset()), self._before_us)
+                if not examined.faults:
+                    yield examined
+                    continue
+                self._add_faults(*examined.faults)
+                if examined.lacks_pack:
+                    self.incomplete_folders.add(name)
+
+    def _add_faults(self, *faults: str) -> None:
+        """Add faults to the result, each once: several steps examine the same folder."""
+        self.collected.faults += [fault for fault in faults if fault not in self.collected.faults]
 
     def _recent_names(self) -> dict[str, set[str]]:
         """Return the file names of the runs after the packed version, by folder."""
@@ -195,7 +204,11 @@ class GarbageCollector:
         for folder in folders:
             # Listed before the manifest is read, so that every pack of the listing that is present is in its state.
             entries = [entry for entry in self._raw.entries(f"{PACKS}/{folder}") if split_pack(entry.path) is not None]
-            state = pack_state(self._raw, folder)
+            try:
+                state = pack_state(self._raw, folder)
+            except IntegrityError as error:
+                self._add_faults(str(error))
+                continue
             old = [entry for entry in entries if entry.path not in state.packs]
             removable = [entry for entry in old if self._is_removable(entry, state)]
             if removable and self._find_faults(folder, state):
@@ -207,7 +220,7 @@ class GarbageCollector:
             self.collected.held += len(removable) - len(unread)
             if len(unread) == len(old):
                 self.clean_folders.append(folder)
-        self.collected.faults += table.faults
+        self._add_faults(*table.faults)
 
     def collect_outputs(self, before: str, forgotten_s: float, *, everything: bool = False) -> None:
         """Remove the texts of outputs of earlier days, and outputs of runs that are not stored.
@@ -245,7 +258,10 @@ class GarbageCollector:
 
     def _stored_runs(self, folder: str) -> set[str] | None:
         """Return the ids of the runs of a folder; None if they are not known for certain."""
-        packs = load_packs(self._raw, folder)
+        try:
+            packs = load_packs(self._raw, folder)
+        except IntegrityError:  # reported by `collect_packs`
+            return None
         if folder in self._pending or packs.missing or packs.broken:
             return None
         names = {*packs.runs, *packs.state.alone, *self._recent_names().get(folder, ())}
@@ -259,7 +275,7 @@ class GarbageCollector:
     def _find_faults(self, folder: str, state: PackState) -> bool:
         """Read the present packs of a folder back; return whether one is damaged or missing."""
         faults = [fault for file in state.packs.values() if (fault := prove_pack(self._raw, file))]
-        self.collected.faults += faults
+        self._add_faults(*faults)
         if faults and not all(self._raw.exists(path) for path in state.packs):
             self.incomplete_folders.add(folder)
         return bool(faults)
@@ -280,7 +296,7 @@ class _Folder:
       unneeded: objects of runs in an intact pack that is older than the grace.
       referenced: objects of runs that are in no pack, but in a manifest.
       unreferenced: objects that no manifest names.
-      faults: its missing and damaged packs, a line each.
+      faults: its missing and damaged packs, or the damage of their manifest, a line each.
       lacks_pack: whether a pack is missing.
     """
 
@@ -302,7 +318,10 @@ def _examine(raw: Store, name: str, entries: Iterable[Entry], recent: AbstractSe
       recent: names of its runs that the raw manifest has after the packed version.
       before_us: the time before which a pack is older than the grace, epoch microseconds.
     """
-    packs = load_packs(raw, name)
+    try:
+        packs = load_packs(raw, name)
+    except IntegrityError as error:  # of the manifest of its packs
+        return _Folder(name, [], [], [], [str(error)], lacks_pack=False)
     state = packs.state
     names = {entry: _file_name(entry.path) for entry in entries}
     pack_of = {entry: packs.runs[run].pack.file for entry, run in names.items() if run in packs.runs}

@@ -84,7 +84,7 @@ def compact(
 
     Raises:
       EngineError: if the store does not answer.
-      IntegrityError: if a manifest is inconsistent. The result lists broken runs.
+      IntegrityError: if the raw manifest is inconsistent. The result lists broken runs, packs and manifests of packs.
     """
     started_s = clock()
 
@@ -96,15 +96,21 @@ def compact(
     packer = FolderPacker(raw, min_runs, pack_bytes, clock)
     planned_runs = 0
     packed_runs = 0
+    unpacked: dict[str, int] = {}
     for window in windows(raw, cursor, is_due, window_runs):
         planned_runs += window.runs
         for folder, folder_runs in sorted(window.named.items()):
-            if packer.pack(folder, folder_runs):
-                packer.merge(folder)
-            cursor.tidy[folder] = int(clock() * 1e6)
+            try:
+                if packer.pack(folder, folder_runs):
+                    packer.merge(folder)
+                cursor.tidy[folder] = int(clock() * 1e6)
+            except IntegrityError as error:  # other folders are packed nevertheless
+                packer.counts.faults.append(str(error))
+                unpacked.setdefault(folder, window.first[folder])
             packed_runs += len(folder_runs)
             progress("packing runs", packed_runs, planned_runs)
         cursor.advance(window, is_due)
+        cursor.pending |= unpacked
         save_cursor(raw, cursor)
     if everything:
         for folder in pack_folders(raw):
@@ -116,9 +122,9 @@ def compact(
     result.swept = _collect_garbage(raw, cursor, is_due, before_s, forgotten_s, progress, everything=everything)
     before = "" if keep_outputs_s is None else _expire_outputs(raw, clock() - keep_outputs_s)
     if before or everything:
-        unpacked = GarbageCollector(raw, cursor.version, cursor.pending, before_s, progress)
-        unpacked.collect_outputs(before, forgotten_s, everything=everything)
-        result.swept.outputs = unpacked.collected.outputs
+        collector = GarbageCollector(raw, cursor.version, cursor.pending, before_s, progress)
+        collector.collect_outputs(before, forgotten_s, everything=everything)
+        result.swept.outputs = collector.collected.outputs
         raw.delete_leftovers(OUTPUTS, before_s)
     save_cursor(raw, cursor)
     return result
@@ -160,6 +166,7 @@ class Window:
 
     Attributes:
       named: the objects to pack, by folder, then by file name.
+      first: the first version with an object to pack, by folder.
       waiting: folders that are not due, and the first version with an object there.
       to_version: the last version of the range.
       digest: the digest of that delta.
@@ -167,6 +174,7 @@ class Window:
     """
 
     named: dict[str, dict[str, NamedRun]] = field(default_factory=dict)
+    first: dict[str, int] = field(default_factory=dict)
     waiting: dict[str, int] = field(default_factory=dict)
     to_version: int = 0
     digest: str = ""
@@ -251,6 +259,7 @@ def windows(raw: Store, cursor: CompactionCursor, is_due: Callable[[str], bool],
                 is_packed_now = version >= due_since.get(folder, first_new)
             if is_packed_now:
                 window.named.setdefault(folder, {})[run.name] = run
+                window.first.setdefault(folder, version)
                 window.runs += 1
         window.to_version = version
         if window.runs >= size:

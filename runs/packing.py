@@ -59,7 +59,8 @@ class PackCounts:
       packs, packs_bytes: number and size of the packs that were written and committed.
       merged: number of packs that were merged into larger ones, or written again.
       alone: number of runs that are not packed because their folder has too few.
-      faults: runs that cannot be packed and the reason, a line each. They keep their objects.
+      faults: runs that cannot be packed, damaged packs and damaged manifests of packs, a line each. These runs keep
+        their objects, and these packs are left in place.
     """
 
     runs: int = 0
@@ -97,6 +98,9 @@ class FolderPacker:
         Args:
           folder: ``job=…/date=…``.
           named_runs: the runs that the raw manifest names there, by file name.
+
+        Raises:
+          IntegrityError: the manifest of the folder's packs is damaged.
         """
         written = None
         while written is None:
@@ -127,23 +131,29 @@ class FolderPacker:
     def merge(self, folder: str, *, renew: bool = False) -> bool:
         """Merge the small packs of a folder that have the same columns; return whether a pack was written.
 
-        Nothing is merged if another process changes the packs meanwhile, or if a run cannot be packed again. Such a
-        run's fault is reported by a verification.
+        Nothing is merged if another process changes the packs meanwhile, or if a run cannot be packed again. A damaged
+        pack is a fault; that of a single run is reported by a verification.
 
         Args:
           folder: ``job=…/date=…``.
           renew: also write the packs of older versions again.
         """
+        try:
+            return self._try_to_merge(folder, renew=renew)
+        except FileNotFoundError:  # merged by another process
+            return False
+        except IntegrityError as error:
+            self.counts.faults.append(str(error))
+            return False
+
+    def _try_to_merge(self, folder: str, *, renew: bool) -> bool:
         packs = load_packs(self._raw, folder)
         old_packs = _small_packs(packs.packs, self._pack_bytes)
         if renew:
             old_packs += [pack for pack in packs.packs if pack.renewable and pack not in old_packs]
         if packs.missing or not old_packs:
             return False
-        try:
-            written = self._write_again(folder, old_packs)
-        except FileNotFoundError:  # merged by another process
-            return False
+        written = self._write_again(folder, old_packs)
         replaced = [pack.file.path for pack in old_packs]
         if written.alone or not self._commit(folder, packs.state, written.packs, packs.state.alone, replaced):
             return False

@@ -157,8 +157,11 @@ def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]
                 singles.append(run.file_index)
             else:
                 names[run.file_index] = position.pack.names
-    for index, table in zip(singles, read_runs(store, [files[index] for index in singles]), strict=True):
-        names[index] = tuple(table.column_names)
+
+    def read(index: int) -> tuple[str, ...]:
+        return tuple(read_run(store, files[index]).column_names)
+
+    names |= zip(singles, _ahead(read, singles, default_threads(store)), strict=True)
     return [names[index] for index in range(len(files))]
 
 

@@ -199,6 +199,53 @@ def test_a_store_that_fails_before_each_step(data: DataRoot, busy: Busy) -> None
         after_all(raw)
 
 
+def flip(data: DataRoot, path: str, at: int) -> None:
+    """Flip a bit of an object."""
+    content = bytearray(data.raw.read(path))
+    content[at] ^= 1
+    data.raw.replace(path, bytes(content))
+
+
+@pytest.mark.parametrize(("place", "at"), [("pack", 40), ("pack", -20), ("manifest", 30)])
+def test_a_damaged_pack_or_manifest_of_packs_keeps_no_other_folder_from_being_packed(
+    data: DataRoot, place: str, at: int
+) -> None:
+    """Its faults are reported by each compaction, and its folder is packed once its backup is restored."""
+    raw = RawStore(data)
+    raw.add([run(1), run(2)])
+    squeeze(raw.store)
+    (pack,) = pack_state(raw.store, FIRST).packs
+    damaged = {"pack": pack, "manifest": pack_log(raw.store, FIRST).path(1)}[place]
+    backup = raw.store.read(damaged)
+    flip(data, damaged, at)
+    for number in range(3, 9, 3):  # two late runs of that day, and one of another day
+        raw.add([run(number), run(number + 1), run(number + 2, 1)])
+        for everything in (False, True):
+            done = squeeze(raw.store, everything=everything)
+            assert {*done.packing.faults, *done.swept.faults}, (number, everything)
+    assert sum(pack.runs for pack in pack_state(raw.store, SECOND).packs.values()) == 2
+    raw.store.replace(damaged, backup)
+    for _ in range(2):
+        squeeze(raw.store, everything=True)
+    all_there(raw.store)
+    assert objects(raw.store)["runs"] == 0
+
+
+def test_an_object_in_swept_whose_pack_is_damaged_is_kept(data: DataRoot) -> None:
+    """It is the last copy of a run that was committed and packed late."""
+    raw = RawStore(data)
+    raw.add([run(1)])
+    squeeze(raw.store, grace_s=3_000_000_000)  # packed; its object is kept
+    (path,) = named(raw.store)
+    raw.store.replace(f"swept/{path}", raw.store.read(path))
+    raw.store.delete(path)
+    (pack,) = pack_state(raw.store, FIRST).packs
+    flip(data, pack, -20)
+    done = squeeze(raw.store)
+    assert (len(done.swept.faults), done.swept.gone) == (1, 0)
+    all_there(raw.store)
+
+
 @pytest.mark.whole
 def test_readers_never_fail_while_runs_move(anywhere: DataRoot) -> None:
     raw = RawStore(anywhere)

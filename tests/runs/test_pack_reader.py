@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ from ciml.datasets.state import Position
 from ciml.digest import row_digest, telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.events.records import RawFile
+from ciml.runs import reader
 from ciml.runs.packing import GROUP_ROWS
 from ciml.runs.reader import Joined, read_columns, read_joined
 from ciml.runs.writer import write_run
-from ciml.storage import LocalStore
+from ciml.storage import LocalStore, Store
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.changes import SelectedRun
 from ciml.transforms.examples.downsample import downsample, downsample_joined, merge_windows
@@ -51,6 +54,27 @@ def test_examples_from_packs_and_objects_are_those_from_tables(
     assert found.table.num_rows + len(found.excluded) == len(chosen)
     assert found.table.num_rows > 0
     assert read_columns(raw, files) == [tuple(each.column_names) for each in tables]
+
+
+def test_names_of_columns_are_read_without_holding_the_telemetry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = LocalStore(tmp_path)
+    tables = {f"zuul~{number}~1": table(range(2), usr=[1.0, 2.0], load=[1.0, 1.0]) for number in range(5)}
+    files = [file_of(run_id, each) for run_id, each in tables.items()]
+    for file, each in zip(files, tables.values(), strict=True):
+        raw.create(file.path, write_run(each))
+    read_object = reader.read_object
+    held: list[weakref.ref[pa.Table]] = []
+
+    def read(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+        assert sum(table() is not None for table in held) <= 1
+        found = read_object(store, path, columns)
+        held.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(reader, "read_object", read)
+    assert read_columns(raw, files) == [tuple(each.column_names) for each in tables.values()]
 
 
 def test_what_is_read_of_a_pack_is_what_is_asked_for_in_its_order(tmp_path: Path) -> None:

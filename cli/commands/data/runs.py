@@ -294,7 +294,7 @@ def compact(options: CompactOptions) -> int:
 def _print_compacted(result: Compaction) -> None:
     packing = result.packing
     swept = result.swept
-    for line in (*packing.faults, *swept.faults):
+    for line in dict.fromkeys((*packing.faults, *swept.faults)):
         click.echo(f"BROKEN {line}")
     click.echo(
         f"{packing.runs:,} runs packed into {packing.packs:,} packs ({packing.packs_bytes:,} bytes), "
