@@ -64,7 +64,7 @@ class Causes:
             related.update(self._depending(facts.run_id))  # a reclaim replaces the attempt
             self._forget(facts.run_id)
             if attempt := self._attempt(facts, record.trust.trusted):
-                self._put(facts.run_id, attempt)
+                changed.update(self._put(facts.run_id, attempt))
             changed.add(facts.run_id)
         for correction in delta.corrections:
             run_id = correction.mention.run_id
@@ -76,7 +76,7 @@ class Causes:
             if attempt := self._attempts.get(change.run_id):
                 related.update(self._depending(change.run_id))
                 self._forget(change.run_id)
-                self._put(change.run_id, attempt._replace(trusted=change.trust.trusted))
+                changed.update(self._put(change.run_id, attempt._replace(trusted=change.trust.trusted)))
                 changed.add(change.run_id)
         return changed.union(filter(self._counts, related), *map(self._depending, changed))
 
@@ -149,10 +149,20 @@ class Causes:
                 for standing in STANDINGS[: attempt.standing + 1]:
                     yield from self._last(key, standing)
 
-    def _put(self, run_id: str, attempt: Attempt) -> None:
+    def _put(self, run_id: str, attempt: Attempt) -> list[str]:
+        """Add an attempt; return the ones that do not count any more, because of the limits."""
         self._enter(run_id, attempt)
+        displaced_ids = [
+            other
+            for key in attempt.series
+            for other in islice(
+                reversed(self._series[key, attempt.standing]), MAX_CAUSE_ATTEMPTS, MAX_CAUSE_ATTEMPTS + 1
+            )
+        ]
         if displaced := self._attempts.put(run_id, attempt, attempt.standing):
             self._leave(*displaced)
+            displaced_ids.append(displaced[0])
+        return displaced_ids
 
     def _forget(self, run_id: str) -> None:
         if attempt := self._attempts.pop(run_id):

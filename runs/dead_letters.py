@@ -147,9 +147,9 @@ def latest_dead_letters(log: ManifestLog, until: int) -> Iterator[DeadLetter]:
         for dead_letter in reversed(list(dead_letters_of(version, delta))):
             closing_version, became = closed.pop(dead_letter.key, (0, ()))
             yield replace(dead_letter, closed=closing_version, became=became)
-        for origin, run_id in delta["closes"]:  # keys of deferred runs are among them
-            key = (Origin.from_json(origin), run_id)
-            closed[key] = (version, _outcomes_of(delta, key))
+        if closes := closed_keys(delta) or _all_closes(delta):
+            outcomes = _outcomes_by_origin(delta)
+            closed |= {key: (version, _became(key, outcomes)) for key in closes}
 
 
 def closed_keys(delta: Delta) -> list[DeadLetterKey]:
@@ -157,13 +157,27 @@ def closed_keys(delta: Delta) -> list[DeadLetterKey]:
     return [(Origin.from_json(origin), run_id) for origin, run_id in delta.get("closed_letters", ())]
 
 
-def _outcomes_of(delta: Delta, key: DeadLetterKey) -> tuple[str, ...]:
+def _all_closes(delta: Delta) -> list[DeadLetterKey]:
+    """Return what a delta closes, deferred runs among them."""
+    return [(Origin.from_json(origin), run_id) for origin, run_id in delta["closes"]]
+
+
+#: Run ids and outcomes of records, by origin.
+_Outcomes = dict[Origin, list[tuple[str, str]]]
+
+
+def _outcomes_by_origin(delta: Delta) -> _Outcomes:
+    outcomes: _Outcomes = {}
+    for kind, record in records_of(delta):
+        outcome = f"{kind} {record.get('reason', '')}".rstrip()
+        run_id = record.get("mention", {}).get("run_id", "")
+        outcomes.setdefault(Origin.from_json(record["origin"]), []).append((run_id, outcome))
+    return outcomes
+
+
+def _became(key: DeadLetterKey, outcomes: _Outcomes) -> tuple[str, ...]:
     origin, run_id = key
-    return tuple(
-        f"{kind} {record.get('reason', '')}".rstrip()
-        for kind, record in records_of(delta)
-        if record["origin"] == origin.to_json() and run_id in ("", record.get("mention", {}).get("run_id", ""))
-    )
+    return tuple(outcome for other, outcome in outcomes.get(origin, ()) if run_id in ("", other))
 
 
 def dead_letters_of(version: int, delta: Delta) -> Iterator[DeadLetter]:

@@ -174,8 +174,11 @@ class Subjects:
         Parents that it states are subjects of the subject's runs, too.
         """
         subject = (update.source, update.subject)
-        self._statements[subject] = merge_statements(self.statements(subject), statements_of(update, event_key))
-        if "parents" in update.facts:
+        before = self.statements(subject)
+        merged = merge_statements(before, statements_of(update, event_key))
+        self._statements[subject] = merged
+        parents, known_parents = merged.get("parents"), before.get("parents")
+        if parents is not None and (known_parents is None or parents.value != known_parents.value):
             for standing in STANDINGS:
                 for facts in self.runs(subject, MAX_SUBJECT_RUNS, standing):
                     self._add_members(facts, standing)

@@ -171,6 +171,7 @@ def changed_runs(log: ManifestLog, state: RawState, since: int) -> set[str]:
       since: the version.
     """
     changed: set[str] = set()
+    subjects: set[tuple[str, str]] = set()
     for version, delta in log.since(since):
         if version > state.version:
             break
@@ -178,9 +179,9 @@ def changed_runs(log: ManifestLog, state: RawState, since: int) -> set[str]:
             changed.update(record["mention"]["run_id"] for record in delta.get(name, ()))
         changed.update(change["run_id"] for change in delta.get("trust_changes", ()))
         for record in delta.get("updates", ()):
-            for update in record["updates"]:
-                runs = state.index.subjects.runs((update["source"], update["subject"]), sys.maxsize)
-                changed.update(facts.run_id for facts in runs)
+            subjects.update((update["source"], update["subject"]) for update in record["updates"])
+    for subject in subjects:
+        changed.update(facts.run_id for facts in state.index.subjects.runs(subject, sys.maxsize))
     return changed
 
 
@@ -225,7 +226,7 @@ def attempts_of(
 ) -> list[Attempt]:
     """Return all attempts of a run's job, with the run itself, by number and start; none if they are not linked.
 
-    An attempt has the kind of its last record, or of its first one if it has a raw row.
+    An attempt with a raw row has the kind ``run``, another one that of its last record.
 
     Args:
       log: the raw manifest.
@@ -247,15 +248,16 @@ def attempts_of(
                 continue
             indexed = state.index.run(run_id)
             outcome = indexed.outcome if indexed else mention.get("outcome", "")
-            counted_kind = kind if run_id not in attempts or indexed is None else attempts[run_id].kind
             number = int(run_id.rpartition("~")[2])
-            attempts[run_id] = Attempt(run_id, number, outcome, mention.get("start_us"), counted_kind)
+            attempts[run_id] = Attempt(
+                run_id, number, outcome, mention.get("start_us"), kind if indexed is None else "run"
+            )
     return sorted(attempts.values(), key=lambda attempt: (attempt.attempt, attempt.start_us or 0, attempt.run_id))
 
 
 def _deltas_with(log: ManifestLog, until: int, text: str, progress: Progress) -> Iterator[tuple[int, Delta]]:
     """Yield the deltas that contain a JSON string, up to a version. The others are not parsed."""
-    needle = json.dumps(text, ensure_ascii=False).encode()  # as the manifest encodes it
+    needle = json.dumps(text, ensure_ascii=False).encode(errors="replace")  # as the manifest encodes it
     for version, data in log.raw_since(0):
         if version > until:
             return

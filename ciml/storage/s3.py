@@ -53,8 +53,8 @@ class _Exists(Exception):
         self.retried = retried
 
 
-class _Conflict(Exception):
-    """S3 does not know yet whether the object exists."""
+class _Conflict(EngineError):
+    """Another operation on the object is in progress."""
 
 
 class _BeyondEnd(Exception):
@@ -187,7 +187,7 @@ class S3Store(Store):
         if code in _EXISTS:
             return _Exists(key, retried=answer.get("ResponseMetadata", {}).get("RetryAttempts", 0) > 0)
         if code in _CONFLICT:
-            return _Conflict(key)
+            return _Conflict(f"{self.root}: {verb} of {key} conflicts with another operation; try again")
         if code in _BEYOND_END:
             return _BeyondEnd(key)
         if code in _BAD_CREDENTIALS:
@@ -296,7 +296,8 @@ class S3Store(Store):
             yield Entry(self._path(item["Key"]), int(item["Size"]), item["LastModified"].timestamp())
 
     def delete(self, path: str) -> None:
-        self._call("delete_object", Key=self._key(path))
+        with suppress(FileNotFoundError):
+            self._call("delete_object", Key=self._key(path))
 
     def child(self, path: str) -> S3Store:
         child = S3Store(f"{self.root}/{checked(path)}")

@@ -47,7 +47,7 @@ def update_tables(data: DataRoot, names: Iterable[str]) -> list[str]:
 
 
 def in_use(data: DataRoot, name: str) -> bool:
-    """Return whether a table was published: it, or for a new data set any that a data root has besides data sets."""
+    """Return whether a table is kept up to date: it was published, or any table besides those of data sets was."""
     return any(entry for table in (name, *NAMES) for entry in store_of(data, table).entries(FOLDER))
 
 

@@ -216,7 +216,7 @@ def run_table(runs: Sequence[StoredRun]) -> pa.Table:
     Returns:
       ``run_id``, ``build_uuid``, ``build_name``; ``outcome`` with corrections, and ``result``, the producer's own word
       unless the outcome was corrected; the other facts; ``start_time`` and ``end_time`` (timestamp[us, UTC], null if
-      unknown), ``labels`` (map); ``trusted`` and ``rule`` of the decision at ingestion; of the telemetry ``rows``,
+      unknown), ``labels`` (map); ``trusted`` and ``rule`` of the last decision; of the telemetry ``rows``,
       ``digest`` and ``path``; of the job's output ``output_bytes`` and ``output_lines`` (null without one), and
       ``output_missing``: why there is none, ``no_output`` if none was looked for, or "".
     """

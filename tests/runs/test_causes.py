@@ -156,6 +156,17 @@ def test_a_series_and_all_runs_have_limits(monkeypatch: pytest.MonkeyPatch) -> N
     assert [known.of(f"zuul~{number}~1") for number in range(1, 5)] == ["", "", "machine", ""]
 
 
+def test_an_attempt_that_leaves_the_limit_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causes, "MAX_CAUSE_ATTEMPTS", 2)
+    monkeypatch.setattr(causes, "MAX_CAUSE_RUNS", 3)
+    known = Causes(every)
+    known.add(delta(facts(1, "F"), facts(2, "F")))
+    assert known.of("zuul~1~1") == "code"
+    assert "zuul~1~1" in known.add(delta(facts(3, "F")))  # the limit of a series
+    assert known.of("zuul~1~1") == ""
+    assert "zuul~1~1" in known.add(delta(facts(4, "F", change="8")))  # the limit of all
+
+
 def test_runs_that_wait_for_their_review_are_not_displaced_by_a_fork() -> None:
     known = Causes(every)
     known.add(delta(facts(1, "F", auth="hmac-sha256"), facts(2, "P", auth="hmac-sha256"), trust=UNTRUSTED))

@@ -20,7 +20,8 @@ from ciml.manifest.checkpoints import Checkpoints, Limits
 from ciml.manifest.log import ManifestLog, catch_up, commit
 from ciml.runs import accounting
 from ciml.runs.accounting import reconcile
-from ciml.runs.latest_runs import latest_runs
+from ciml.runs.known_subjects import Subject, Subjects
+from ciml.runs.latest_runs import changed_runs, latest_runs
 from ciml.runs.state import RAW, RawState
 from ciml.runs.verify import Audit, Verification
 from ciml.storage import LocalStore
@@ -240,6 +241,23 @@ def test_an_approval_counts_in_any_order_once_all_parents_are_merged(manifest: M
         "github~2~1": PARTLY_APPROVED,
     }
     assert not list(verify_manifest(manifest.log.store))
+
+
+def test_the_runs_of_a_subject_are_read_once_for_all_of_its_updates(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Senders choose how many updates a subject has: its runs times its updates would be a quadratic cost."""
+    manifest.add(*map(manifest.message, (run(1), says(parents="abc"))))
+    manifest.add(*(manifest.message(says(owner=owner)) for owner in ("ann", "bob")))
+    read = Subjects.runs
+    subjects: list[Subject] = []
+    monkeypatch.setattr(
+        Subjects, "runs", lambda self, subject, *limits: (subjects.append(subject), read(self, subject, *limits))[1]
+    )
+    manifest.state.index.subjects.add_update(says(when=2, parents="abc"), "github 9")
+    assert subjects == []
+    assert changed_runs(manifest.log, manifest.state, 0) == {"github~1~1"}
+    assert subjects == [("github", "a")]
 
 
 facts_of_updates = st.sampled_from([

@@ -101,11 +101,15 @@ class Pin:
 
     def runs(self, start: int = 0, stop: int | None = None) -> Iterator[SelectedRun]:
         """Yield a range of the runs, in order, with the outcomes known at `version`."""
+        return (run for run, _ in self.corrected_runs(start, stop))
+
+    def corrected_runs(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[SelectedRun, Fix | None]]:
+        """Yield a range of the runs as `runs` does, each with its last valid correction."""
         decode = msgspec.json.Decoder(RunRecord).decode
         for row in self._rows[start:stop]:
             run = SelectedRun.of(row.position, decode(row.record))
-            changed, _ = apply_changes(run, self._changes.get(run.run_id, ()))
-            yield changed.caused(self.cause_of(run)).replace(near=self._history.near(run.run_id))
+            changed, fix = apply_changes(run, self._changes.get(run.run_id, ()))
+            yield changed.caused(self.cause_of(run)).replace(near=self._history.near(run.run_id)), fix
 
     def voters(self) -> Iterator[SelectedRun]:
         """Yield the runs that determine the classes: those trusted at `version`, or all if no run was trusted."""
@@ -115,11 +119,6 @@ class Pin:
     def cause_of(self, run: SelectedRun) -> str:
         """Return the cause of a run by its reruns up to `version`; "" if they do not show it."""
         return self._history.cause_of(run.run_id)
-
-    def fix_of(self, run: SelectedRun) -> Fix | None:
-        """Return the last valid correction of a run; None if there is none."""
-        _, fix = apply_changes(run, self._changes.get(run.run_id, ()))
-        return fix
 
 
 class PinnedPlan:
@@ -158,11 +157,11 @@ class PinnedPlan:
         sealed_spans = len(self._state.spans)
         resolved = self._state.resolved
         for number, start in enumerate(range(sealed_spans * size, len(pin), size), sealed_spans + 1):
-            runs = tuple(pin.runs(start, start + size))
+            corrected = list(pin.corrected_runs(start, start + size))
+            runs = tuple(run for run, _ in corrected)
             if resolved is None:
                 resolved = self._resolver(runs)
             is_last = start + size >= len(pin)
-            fixes = {run.run_id: pin.fix_of(run) for run in runs}
             causes = {run.run_id: pin.cause_of(run) for run in runs}
             yield Step(
                 base=self._base + number - sealed_spans - 1,
@@ -170,7 +169,7 @@ class PinnedPlan:
                 cursor=Position(pin.version + 1, 0) if is_last else self._cursor,
                 corrections_to=pin.version + 1 if is_last else self._corrections_to,
                 spans=(SpanPlan(number, 1, runs),),
-                corrections={run_id: fix for run_id, fix in fixes.items() if fix is not None},
+                corrections={run.run_id: fix for run, fix in corrected if fix is not None},
                 causes={run_id: cause for run_id, cause in causes.items() if cause},
             )
 

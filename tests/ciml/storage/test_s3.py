@@ -133,6 +133,14 @@ def test_a_create_that_conflicts_each_time_is_an_error(server: Server) -> None:
     assert (len(server.credentials), server.objects) == (5, {})
 
 
+@pytest.mark.parametrize("method", ["replace", "read"])
+def test_another_operation_that_conflicts_is_an_error_of_the_store(server: Server, method: str) -> None:
+    server.script = [409] * 9
+    arguments = ("a", b"mine") if method == "replace" else ("a",)
+    with pytest.raises(EngineError, match="conflicts with another operation; try again"):
+        getattr(S3Store("s3://bucket"), method)(*arguments)
+
+
 def test_a_body_that_is_cut_is_read_again(server: Server) -> None:
     server.objects["/bucket/a"] = (b"content", "")
     server.script = ["cut", "cut"]

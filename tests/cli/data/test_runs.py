@@ -70,6 +70,7 @@ def test_one_run_is_shown(tmp_path: Path, stored: RawStore) -> None:
     assert "corrections" in text
     unknown = ciml(tmp_path, "show", "zuul~9~1")
     assert "no run 'zuul~9~1' in " in str(unknown.exception)
+    assert "no run " in str(ciml(tmp_path, "show", "\udcff").exception)
 
 
 def test_compacted_and_verified(tmp_path: Path, stored: RawStore) -> None:
