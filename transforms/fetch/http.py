@@ -174,17 +174,18 @@ class HttpLogs:
         """Request an address and read its response, with one retry."""
         headers = [(b"Accept", accept), (b"Accept-Encoding", encoding), (b"User-Agent", b"ciml")]
         try:
-            return self._follow(address, read, headers)
+            with self._response(address, headers) as response:
+                return read(response)
         except LogUnavailableError as failure:
             if not failure.retry_now:
                 raise
         time.sleep(random.uniform(0.02, 0.2))  # noqa: S311  # spreads the retries of concurrent fetches
-        return self._follow(address, read, headers)
+        with self._response(address, headers) as response:
+            return read(response)
 
-    def _follow(
-        self, address: Address, read: Callable[[httpcore.Response], T], headers: list[tuple[bytes, bytes]]
-    ) -> T:
-        """Request an address and those that redirects lead to, until one answers."""
+    @contextmanager
+    def _response(self, address: Address, headers: list[tuple[bytes, bytes]]) -> Iterator[httpcore.Response]:
+        """Yield the response with status 200: of an address, or of the last one that its redirects lead to."""
         secret = self._credential(address)
         rules = self._policy.host_rules
         for _ in range(MAX_REDIRECTS + 1):
@@ -192,7 +193,8 @@ class HttpLogs:
             self._limits.count_request()
             with self._request(address, headers + secret) as response:
                 if response.status == 200:
-                    return read(response)
+                    yield response
+                    return
                 _drain(response)
             if response.status not in (301, 302, 303, 307, 308):
                 raise _failure(response)
