@@ -88,11 +88,17 @@ class GerritSession(Session):
         except OSError as error:
             raise CimlError(f"{where}: {self._position_file}: {error.strerror}; set state of [gerrit]") from None
 
+    def run(self, inbox: Inbox, stop: threading.Event) -> None:
+        super().run(inbox, stop)
+        while not self.may_end(inbox, stop):  # Gerrit does not repeat what waits for Kafka
+            inbox.settle()
+            time.sleep(_TICK_S)
+
     def serve(self, inbox: Inbox, stop: threading.Event) -> None:
         asyncio.run(self._serve(inbox, stop))
 
     async def _serve(self, inbox: Inbox, stop: threading.Event) -> None:
-        """Receive until ``stop`` is set. Deliveries of an earlier connection that wait for Kafka are settled too."""
+        """Receive until ``stop`` is set, and settle deliveries, also those of an earlier connection."""
         receiving = asyncio.create_task(self._receive(inbox))
         try:
             while not stop.is_set():
@@ -103,9 +109,6 @@ class GerritSession(Session):
         finally:
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
-        while not self.may_end(inbox, stop):
-            inbox.settle()
-            await asyncio.sleep(_TICK_S)
 
     async def _receive(self, inbox: Inbox) -> None:
         """Connect, and produce each event until the connection ends. Raises `Lost` then."""

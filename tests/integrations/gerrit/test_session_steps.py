@@ -127,6 +127,19 @@ def test_an_event_that_waits_for_kafka_survives_a_loss_of_the_connection(gerrit:
     thread.join(30)
 
 
+def test_an_event_that_waits_for_kafka_survives_a_stop_without_a_connection(gerrit: FakeGerrit) -> None:
+    now_s = int(time.time())
+    session = gerrit.session()
+    with running(session, acknowledges=False) as kept:
+        gerrit.wait_for_stream()
+        gerrit.write(event("change-merged", 1, now_s))
+        wait(lambda: kept.values, "the event is missing")
+        gerrit.stop()
+        wait(lambda: session.problem, "the loss is not noticed")
+        threading.Timer(1.0, kept.acknowledge).start()
+    assert kept.outcomes == {"accepted": 1}
+
+
 def test_both_times_of_a_position_are_of_the_same_moment(gerrit: FakeGerrit) -> None:
     """The next comparison begins early enough, however long this one takes, and wherever the server's clock jumps."""
     now_s = int(time.time())
