@@ -84,16 +84,17 @@ class ErasedRuns:
 
     Attributes:
       run_ids: the ids.
-      origins: of messages that name such a run and are stored, because they could not be processed; and of those that
-        name the owner of another person's run.
+      origins: of messages that name such a run and are stored, because they could not be processed.
       criteria: by which the runs were found.
       subjects: (source, subject) whose updates still have to name the owner, because some of its runs remain.
+      others: other people's runs, of which records that are not believed name the owner.
     """
 
     run_ids: frozenset[str]
     origins: frozenset[tuple[Any, ...]]
     criteria: RunCriteria
     subjects: frozenset[tuple[str, str]] = frozenset()
+    others: frozenset[str] = frozenset()
 
     def of(self, delta: Delta, file_of: Callable[[str, str], RawFile]) -> Delta:
         """Return a delta of the raw manifest after the erasure; an equal one if it names none of the runs.
@@ -126,9 +127,10 @@ class ErasedRuns:
             return _erased_record(kind, record, file_of)
         if any(map(self._concerns, record.get("updates", ()))):
             return {**record, "updates": [self._update(update) for update in record["updates"]], "event_key": ""}
-        if tuple(record["origin"]) in self.origins:
-            named = {name: self._without_owner(record[name]) for name in _FACTS if name in record}
-            return {name: value for name, value in record.items() if name not in ("payload", "detail")} | named
+        if mention is not None and mention["run_id"] in self.others:
+            record = {**record, **{name: self._without_owner(record[name]) for name in _FACTS if name in record}}
+        if record.get("payload") is not None and tuple(record["origin"]) in self.origins:
+            return {name: value for name, value in record.items() if name not in ("payload", "detail")}
         return record
 
     def _concerns(self, update: Mapping[str, Any]) -> bool:

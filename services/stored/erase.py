@@ -33,7 +33,7 @@ from ciml.runs.known_subjects import Subject, subjects_of
 from ciml.runs.pack_index import split_path
 from ciml.runs.state import RawState, open_raw
 from ciml.services.files import now_us
-from ciml.services.stored.erasure_steps import STEPS, Work, begin, published_tables, remove_unnamed
+from ciml.services.stored.erasure_steps import STEPS, Work, begin, is_of_other_run, published_tables, remove_unnamed
 from ciml.services.stored.findings import Kind, kind_of
 from ciml.services.stored.names import NOT_SEARCHED, OWNER, Names, contents
 from ciml.serving.registry import Signature
@@ -57,8 +57,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
       criteria: by which the runs were found.
       run_ids: the runs.
-      origins: of messages that name them and are stored, because they could not be processed; and of those that name
-        the owner of another person's run, and are not believed.
+      origins: of messages that name them and are stored, because they could not be processed.
       letters: paths of such messages, below the raw store.
       folders: those of the runs' objects.
       tables: names of the published tables.
@@ -66,6 +65,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       began_us: epoch microseconds.
       subjects: (source, subject) of runs of the owner that remain. Their updates still name the owner, because by these
         the next erasure finds the runs.
+      others: other people's runs, of which records that are not believed name the owner.
     """
 
     criteria: RunCriteria
@@ -78,6 +78,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str
     began_us: int
     subjects: tuple[Subject, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class Receipt:
       by: the criteria: ``owner``, ``change``, ``run``, ``before``.
       runs: ids of the erased runs, as they are now.
       changed: number of changed and removed objects by kind.
-      remaining: number of objects in which a name is left, by folder: a word like that of the owner, or an id in an
-        object that ciml did not write. Such an object also counts if it cannot be searched.
+      remaining: number of objects in which a name is left, by folder: a word like that of the owner, or an id in the
+        output of another run or in an object that ciml did not write. The latter also counts if it cannot be searched.
       searched_bytes: of the objects that were searched, compressed content included.
       began_us, time_us: of the first step and of the receipt, epoch microseconds.
     """
@@ -239,6 +240,7 @@ def _make_plan(
         reason=signed.reason,
         began_us=now_us(),
         subjects=tuple(selection.subjects),
+        others=tuple(selection.others),
     )
     if not data.erasures.create(PLAN, _encode(plan)):
         raise CimlError(f"{data.erasures.url(PLAN)}: another erasure has just begun; try again later")
@@ -262,6 +264,7 @@ class _Found(NamedTuple):
     letters: dict[str, None]
     folders: dict[str, None]
     subjects: dict[Subject, None]
+    others: dict[str, None]
 
 
 def _find(data: DataRoot, criteria: RunCriteria, most: int, progress: Progress) -> _Found:
@@ -270,14 +273,16 @@ def _find(data: DataRoot, criteria: RunCriteria, most: int, progress: Progress) 
     matching, subjects_of_owner = _select(log, state, criteria, progress)
     run_ids = dict.fromkeys(islice(matching, most))
     remaining = (subjects for run_id, subjects in subjects_of_owner.items() if run_id not in run_ids)
-    found = _Found(run_ids, {}, {}, {}, dict.fromkeys(chain.from_iterable(remaining)))
+    found = _Found(run_ids, {}, {}, {}, dict.fromkeys(chain.from_iterable(remaining)), {})
     for _, delta in log.since(0) if run_ids or criteria.owner else ():
         for _, record in records_of(delta):
-            run_id = record.get("mention", {}).get("run_id")
-            if run_id in run_ids:
+            mention = record.get("mention")
+            if mention is None:
+                continue
+            if mention["run_id"] in run_ids:
                 _add_record(found, record)
-            elif run_id not in subjects_of_owner and criteria.is_named(record):
-                # A record that is not believed names the owner of another person's run: only the name is removed.
+            elif mention["run_id"] not in subjects_of_owner and criteria.is_named(record):
+                found.others[mention["run_id"]] = None
                 _add_message(found, record)
     return found
 
@@ -321,24 +326,31 @@ def _select(
 
 def _add_record(found: _Found, record: Mapping[str, Any]) -> None:
     """Add what a record of a run to erase refers to."""
-    if record.get("payload") is not None:
-        _add_message(found, record)
+    _add_message(found, record)
     if (file := record.get("file")) is not None and (parts := split_path(file["path"])) is not None:
         found.folders[parts[0]] = None
 
 
 def _add_message(found: _Found, record: Mapping[str, Any]) -> None:
-    """Add the message of a record."""
-    found.origins[tuple(record["origin"])] = None
-    if path := (record.get("payload") or {}).get("object"):
-        found.letters[path] = None
+    """Add the message of a record, if it has one."""
+    payload = record.get("payload")
+    if payload is not None:
+        found.origins[tuple(record["origin"])] = None
+        if path := payload.get("object"):
+            found.letters[path] = None
 
 
 def _complete(
     data: DataRoot, plan: Plan, progress: Progress, erase_topics: Callable[[Collection[str]], None] | None
 ) -> Erased:
     """Do all steps of a plan until no id of its runs is left, and store the receipt."""
-    erased = ErasedRuns(frozenset(plan.run_ids), frozenset(plan.origins), plan.criteria, frozenset(plan.subjects))
+    erased = ErasedRuns(
+        run_ids=frozenset(plan.run_ids),
+        origins=frozenset(plan.origins),
+        criteria=plan.criteria,
+        subjects=frozenset(plan.subjects),
+        others=frozenset(plan.others),
+    )
     names = Names(plan.run_ids, plan.criteria.owner)
     work = Work(data, erased, names, plan.tables, plan.letters, plan.folders, Counter())
     for _ in range(_ROUNDS):
@@ -347,7 +359,11 @@ def _complete(
             progress(f"erase: {name}", number, len(STEPS))
             step(work)
         places, searched_bytes = _search(data, names, progress)
-        written = [path for path, kinds in places.items() if kinds != {OWNER} and not _is_foreign(path)]
+        written = [
+            path
+            for path, kinds in places.items()
+            if kinds != {OWNER} and not _is_foreign(path) and not is_of_other_run(work, path)
+        ]
         if not written:
             if erase_topics is not None:
                 erase_topics(plan.run_ids)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.state import ExampleFile, SpanVersion
 from ciml.digest import canonical_json
 from ciml.errors import UnknownDatasetError
+from ciml.events.records import records_of
 from ciml.events.run_id import ERASED, erased_id
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.log import Delta, ManifestLog, commit
@@ -30,7 +32,7 @@ from ciml.runs.tables import store_of
 from ciml.runs.tables.publish import list_tables, publish_tables
 from ciml.services.files import now_us
 from ciml.services.stored.findings import Kind, kind_of
-from ciml.services.stored.names import Names
+from ciml.services.stored.names import OWNER, RUN, Names, message_texts
 from ciml.serving.predict.log import prediction_checkpoints
 from ciml.serving.registries import registered_models
 from ciml.storage import Store
@@ -115,10 +117,14 @@ def erase_raw(work: Work) -> None:
     """Remove the runs from the raw manifest, then their telemetry, outputs and messages."""
     raw = work.data.raw
     file_of = partial(store_without_samples, raw)
-    work.rewrite(ManifestLog(raw), Kind.RAW_DELTAS, lambda delta: work.erased.of(delta, file_of), RAW)
-    for path in work.letters:
+    named = dict(_named_messages(work))
+    letters = {*work.letters, *filter(None, named.values())}
+    for path in sorted(letters):
+        # Before the manifest forgets it. The next call of one that was killed takes a missing message for a named one.
         if raw.exists(path):
             work.delete(raw, path)
+    erased = replace(work.erased, origins=work.erased.origins | named.keys())
+    work.rewrite(ManifestLog(raw), Kind.RAW_DELTAS, lambda delta: erased.of(delta, file_of), RAW)
 
     def is_named(name: str) -> bool:
         return run_of(name) in work.names.run_ids
@@ -131,6 +137,39 @@ def erase_raw(work: Work) -> None:
             # An output is named <run id>.<digest>.zst, a run <run id>.<digest>.parquet.
             if is_named(path.rpartition("/")[2]):
                 work.delete(raw, path)
+
+
+def _named_messages(work: Work) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Yield origin and object of each stored message that names an erased run or, undecoded, the owner; "" for none.
+
+    A decoded message is that of its run, and may have a word like the owner's name.
+    """
+    raw = work.data.raw
+
+    def kinds_in(data: bytes) -> set[str]:
+        return set[str]().union(*map(work.names.found_in, message_texts(data)))
+
+    @lru_cache(maxsize=1)  # the runs of a message follow each other
+    def kinds_of(path: str) -> set[str]:
+        try:
+            return kinds_in(raw.read(path))
+        except FileNotFoundError:
+            return {RUN}
+
+    for _, delta in ManifestLog(raw).since(0):
+        for _, record in records_of(delta):
+            payload = record.get("payload")
+            if payload is None:
+                continue
+            path = payload.get("object", "")
+            kinds = kinds_of(path) if path else kinds_in(canonical_json(payload))
+            if kinds - {OWNER} or (kinds and "mention" not in record):
+                yield tuple(record["origin"]), path
+
+
+def is_of_other_run(work: Work, path: str) -> bool:
+    """Return whether an object is the output of a run that is not erased. It may name an erased one."""
+    return kind_of(path) == Kind.OUTPUTS and run_of(path.rpartition("/")[2]) not in work.names.run_ids
 
 
 def remove_unnamed(work: Work, paths: Iterable[str]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from base64 import b64decode
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
@@ -12,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ciml.errors import IntegrityError
+from ciml.events.payloads import PAYLOAD_FOLDER
 from ciml.events.run_id import ERASED, erased_id
 from ciml.runs.outputs import decompressed
 
@@ -21,9 +25,19 @@ _RUN_ID_BYTES = re.compile(_RUN_ID.pattern.encode())
 #: A native id is searched on its own only if it can hardly be a word of another meaning, such as a build number.
 _NATIVE_ID = re.compile(r"[A-Za-z0-9_-]{16,}")
 _NATIVE_ID_BYTES = re.compile(_NATIVE_ID.pattern.encode())
+#: A character that JSON escapes by a letter, which is not a part of the word behind it.
+_ESCAPE = re.compile(rb"\\[bfnrt]")
 #: The keys of stored JSON whose values are accounts of people.
 _ACCOUNTS = frozenset({"owner", "by", "author", "reverted_by", "up", "down", "not_helpful"})
-_WORD = rb"[A-Za-z0-9_.@+-]"
+#: What is before and after an account that is not a part of a longer one: a full stop may end a sentence.
+_BEFORE = rb"(?<![A-Za-z0-9_@+])(?<![A-Za-z0-9][.-])"
+_AFTER = rb"(?![A-Za-z0-9_@+]|[.-][A-Za-z0-9])"
+
+#: The objects with messages, and a text of a message in one (`ciml.events.payloads`): value, key or header.
+_WITH_MESSAGES = ("raw/_manifest/", f"raw/{PAYLOAD_FOLDER}/")
+_ENCODED = re.compile(
+    rb'"(?:value|key)":"([A-Za-z0-9+/]+=*)"|\["(?i:content-type|ce_|ciml_|listing-)[^"\\]*","([A-Za-z0-9+/]+=*)"\]'
+)
 
 RUN = "run id"
 NATIVE = "id of the CI system"
@@ -45,6 +59,7 @@ class Names:
         self.owner = owner
         natives = (unquote(run_id.split("~")[1]) for run_id in self.run_ids)
         self.natives = frozenset(native for native in natives if _NATIVE_ID.fullmatch(native))
+        self._native_lengths = sorted(set(map(len, self.natives)))
 
     def without(self, value: Any) -> Any:
         """Return JSON in which erased names replace these: ids in any text, the owner where a key says an account."""
@@ -70,30 +85,53 @@ class Names:
         if "~" in text:
             text = _RUN_ID.sub(lambda match: erased_id(match[0]) if match[0] in self.run_ids else match[0], text)
         if self.natives and len(text) >= 16:
-            text = _NATIVE_ID.sub(lambda match: ERASED if match[0] in self.natives else match[0], text)
+            text = _NATIVE_ID.sub(lambda match: self._without_natives(match[0]), text)
         return text
 
+    def _without_natives(self, word: str) -> str:
+        """Return a word of `_NATIVE_ID` in which `ERASED` replaces native ids; dashes and underscores separate them."""
+        if word in self.natives:
+            return ERASED
+        if "-" not in word and "_" not in word:
+            return word
+        for length in self._native_lengths:
+            for start in range(len(word) - length + 1):
+                end = start + length
+                is_whole = (not start or word[start - 1] in "-_") and (end == len(word) or word[end] in "-_")
+                if is_whole and word[start:end] in self.natives:
+                    return f"{word[:start]}{ERASED}{self._without_natives(word[end:])}"
+        return word
+
     def found_in(self, data: bytes) -> set[str]:
-        """Return which of the names some bytes have: `RUN`, `NATIVE`, `OWNER`."""
+        """Return which of the names some bytes have, which may be JSON: `RUN`, `NATIVE`, `OWNER`."""
+        kinds = self._found_in(data)
+        return kinds | self._found_in(_ESCAPE.sub(b" ", data)) if _ESCAPE.search(data) else kinds
+
+    def _found_in(self, data: bytes) -> set[str]:
         kinds: set[str] = set()
         if any(match.decode() in self.run_ids for match in _RUN_ID_BYTES.findall(data)):
             kinds.add(RUN)
-        if self.natives and any(match.decode() in self.natives for match in _NATIVE_ID_BYTES.findall(data)):
+        if self.natives and any(self._has_native(match.decode()) for match in _NATIVE_ID_BYTES.findall(data)):
             kinds.add(NATIVE)
         if self.owner and self._owner.search(data):
             kinds.add(OWNER)
         return kinds
 
+    def _has_native(self, word: str) -> bool:
+        return self._without_natives(word) != word
+
     @cached_property
     def _owner(self) -> re.Pattern[bytes]:
-        return re.compile(rb"(?<!" + _WORD + rb")" + re.escape(self.owner.encode()) + rb"(?!" + _WORD + rb")")
+        forms = {self.owner, json.dumps(self.owner)[1:-1], json.dumps(self.owner, ensure_ascii=False)[1:-1]}
+        words = b"|".join(re.escape(form.encode()) for form in sorted(forms))
+        return re.compile(_BEFORE + rb"(?:" + words + rb")" + _AFTER)
 
 
 def contents(path: str, data: bytes) -> Iterator[bytes]:
-    """Yield the bytes of an object, and what is compressed in it.
+    """Yield the bytes of an object, and what is compressed or encoded in it.
 
     Args:
-      path: of the object: its ending says how it is compressed.
+      path: of the object below the data root: its ending says how it is compressed.
       data: its bytes.
 
     Raises:
@@ -101,15 +139,40 @@ def contents(path: str, data: bytes) -> Iterator[bytes]:
     """
     yield path.encode()
     yield data
+    has_messages = path.startswith(_WITH_MESSAGES)
+    if has_messages:
+        yield from message_texts(data)
     try:
         if path.endswith(".zst"):
-            yield from decompressed(data, path)
+            for lines in _whole_lines(decompressed(data, path)):
+                yield lines
+                if has_messages:
+                    yield from message_texts(lines)
         elif path.endswith(".parquet"):
             yield from _texts(pq.read_table(pa.BufferReader(data)))
         elif path.endswith(".arrow"):
             yield from _texts(pa.ipc.open_file(pa.BufferReader(data)).read_all())
     except (pa.ArrowException, OSError, ValueError) as error:
         raise IntegrityError(f"{path} cannot be searched: {error!s:.200}") from None
+
+
+def message_texts(data: bytes) -> Iterator[bytes]:
+    """Yield the values, keys and headers of the messages in stored JSON, which has them in base64."""
+    for match in _ENCODED.finditer(data):
+        with suppress(ValueError):  # of another form
+            yield b64decode(match[1] or match[2], validate=True)
+
+
+def _whole_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield pieces that end where a line ends, so that no name is cut."""
+    line: list[bytes] = []
+    for piece in pieces:
+        head, newline, tail = piece.rpartition(b"\n")
+        if newline:
+            yield b"".join((*line, head))
+            line = []
+        line.append(tail)
+    yield b"".join(line)
 
 
 def _texts(table: pa.Table) -> Iterator[bytes]:

@@ -242,6 +242,39 @@ def test_an_object_of_another_program_that_cannot_be_searched_remains(data: Data
 
 
 @pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+@pytest.mark.parametrize("size", [1, 1000])
+def test_messages_without_a_run_are_removed_if_they_name_the_owner(data: DataRoot, size: int) -> None:
+    """Such a message could not be decoded. A message of another person's run is only reported."""
+    theirs = corpus(1)[0][0].replace(run_id="zuul~carol~1", source="zuul", owner="carol")
+    payloads = [
+        payload_of(Message(n, f"{n} by {name}".encode() * size, (), timestamp_ms=7))
+        for n, name in enumerate((OWNER, NATIVE, OWNER))
+    ]
+    outcomes = [
+        Outcome("dead_letter", Origin("new", 0, 0), "new 0", reason="broken_json", payload=payloads[0]),
+        Outcome("dead_letter", Origin("new", 0, 1), "new 1", theirs, reason="bad_log", payload=payloads[1]),
+        Outcome("dead_letter", Origin("new", 0, 2), "new 2", theirs, reason="bad_log", payload=payloads[2]),
+    ]
+    Committer(data.raw).commit([Batch(OffsetRange("new", "N", 0, 0, 3), settled=outcomes)])
+    (erased,) = erase(data, BY_OWNER, SIGNED)
+    delta = ManifestLog(data.raw).read(ManifestLog(data.raw).end() - 1)
+    assert ["payload" in record for record in delta["dead_letters"]] == [False, False, True]
+    assert [line.rpartition(": ")[2] for line in erased.remaining] == ["owner"]
+    assert broken(data) == {}
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_the_output_of_another_run_that_names_an_erased_one_remains(data: DataRoot) -> None:
+    facts, tables, _ = corpus(1)
+    theirs = facts[0].replace(run_id="zuul~carol~1", source="zuul", owner="carol")
+    RawStore(data).add([(theirs, tables[0])], outputs={theirs.run_id: f"after {RUNS[0]}\n".encode()})
+    (erased,) = erase(data, BY_OWNER, SIGNED)
+    assert {line.rpartition(": ")[2] for line in erased.remaining} == {"id of the CI system, run id"}
+    assert all("zuul~carol~1." in line for line in erased.remaining)
+    assert broken(data) == {}
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_all_runs_before_a_time(data: DataRoot) -> None:
     list(erase(data, RunCriteria(before_us=1 << 62), SIGNED))
     assert all(is_erased(run.facts.run_id) for run in stored(data))

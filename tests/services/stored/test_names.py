@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
+from ciml.events.payloads import payload_of
+from ciml.events.records import Message
 from ciml.events.run_id import erased_id
 from ciml.services.stored.names import NATIVE, OWNER, RUN, Names, contents
 
@@ -23,6 +27,7 @@ NAMES = Names([ID, SHORT], "alice.s")
         ("a" * 16, "erased"),
         ("a" * 15, "a" * 15),  # may be a word
         (f"{'a' * 16}/log {'a' * 16}", "erased/log erased"),
+        (f"log-{'a' * 16}_{'a' * 16}-1 {'a' * 17}", f"log-erased_erased-1 {'a' * 17}"),
         ({SHORT: 1, "b": [SHORT]}, {erased_id(SHORT): 1, "b": [erased_id(SHORT)]}),
         ({"owner": "alice.s", "text": "alice.s"}, {"owner": "erased", "text": "alice.s"}),
         ({"up": ["gerrit:alice.s", "gerrit:bob"]}, {"up": ["gerrit:erased", "gerrit:bob"]}),
@@ -38,13 +43,23 @@ def test_names_are_replaced_in_json(value: Any, without: Any) -> None:
     [
         (f"{KEPT} {SHORT}", {RUN}),
         ("b/" + "a" * 16, {NATIVE}),
+        ("log-" + "a" * 16 + "_1", {NATIVE}),
+        ("log-" + "a" * 17, set()),
         ("by alice.s, with alice.smith", {OWNER}),
-        ("alice.smith malice.s alice-s a", set()),
+        ("by alice.s. (-alice.s-)", {OWNER}),
+        ("alice.smith malice.s alice-s a x.alice.s alice.s-x alice.s@x", set()),
+        (json.dumps(f"by:\nalice.s\n{SHORT}"), {OWNER, RUN}),
         (f"{ID} alice.s", {RUN, NATIVE, OWNER}),
     ],
 )
 def test_names_are_found_in_bytes(data: str, found: set[str]) -> None:
     assert NAMES.found_in(data.encode()) == found
+
+
+@pytest.mark.parametrize("owner", ["jürgen", "corp\\bob"])
+def test_an_owner_is_found_as_json_escapes_it(owner: str) -> None:
+    for text in (owner, json.dumps(owner), json.dumps(owner, ensure_ascii=False)):
+        assert Names((), owner).found_in(text.encode()) == {OWNER}
 
 
 def parquet(table: pa.Table) -> bytes:
@@ -65,6 +80,26 @@ def parquet(table: pa.Table) -> bytes:
 )
 def test_each_part_of_an_object_is_searched(path: str, table: pa.Table) -> None:
     assert set().union(*map(NAMES.found_in, contents(path, parquet(table)))) == {OWNER}
+
+
+def test_a_name_across_two_pieces_of_a_compressed_object_is_found() -> None:
+    text = b"-\n" * (1 << 19) + b"alice.s"  # `ciml.runs.outputs.decompressed` reads pieces of a MiB
+    for shift in range(7):
+        data = pa.compress(text[shift:], "zstd", asbytes=True)
+        assert set().union(*map(NAMES.found_in, contents("x.zst", data))) == {OWNER}
+
+
+@pytest.mark.parametrize("path", ["raw/_manifest/000000000001.json", "raw/letters/1.json"])
+@pytest.mark.parametrize("part", ["value", "key", "headers"])
+def test_messages_in_the_raw_store_are_decoded(path: str, part: str) -> None:
+    message = {
+        "value": b"",
+        "key": b"",
+        "headers": (),
+        part: (("ce_subject", b"alice.s"),) if part == "headers" else b"by alice.s",
+    }
+    payload = payload_of(Message(0, timestamp_ms=7, **message))
+    assert set().union(*map(NAMES.found_in, contents(path, canonical_json(payload)))) == {OWNER}
 
 
 @pytest.mark.parametrize("path", ["x.parquet", "x.arrow", "x.zst"])
