@@ -117,12 +117,10 @@ def erase_raw(work: Work) -> None:
     """Remove the runs from the raw manifest, then their telemetry, outputs and messages."""
     raw = work.data.raw
     file_of = partial(store_without_samples, raw)
+    # Messages are deleted before the manifest forgets them: the next call takes a missing one for one with a name.
+    _delete_present(work, work.letters)
     named = dict(_named_messages(work))
-    letters = {*work.letters, *filter(None, named.values())}
-    for path in sorted(letters):
-        # Before the manifest forgets it. The next call of one that was killed takes a missing message for a named one.
-        if raw.exists(path):
-            work.delete(raw, path)
+    _delete_present(work, {*named.values()} - {""})
     erased = replace(work.erased, origins=work.erased.origins | named.keys())
     work.rewrite(ManifestLog(raw), Kind.RAW_DELTAS, lambda delta: erased.of(delta, file_of), RAW)
 
@@ -137,6 +135,12 @@ def erase_raw(work: Work) -> None:
             # An output is named <run id>.<digest>.zst, a run <run id>.<digest>.parquet.
             if is_named(path.rpartition("/")[2]):
                 work.delete(raw, path)
+
+
+def _delete_present(work: Work, paths: Iterable[str]) -> None:
+    for path in paths:
+        if work.data.raw.exists(path):
+            work.delete(work.data.raw, path)
 
 
 def _named_messages(work: Work) -> Iterator[tuple[tuple[Any, ...], str]]:

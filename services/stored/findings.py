@@ -121,8 +121,8 @@ class RootFindings(Findings):
             raise
         except CimlError as error:
             self.add_fault(kind, f"{where}: {error}")
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            # JSON of another form than that of its kind.
+        except (LookupError, TypeError, ValueError, AttributeError, FileNotFoundError) as error:
+            # JSON of another form than that of its kind; or an object that is missing, or was removed meanwhile.
             self.add_fault(kind, f"{where} cannot be read: {type(error).__name__}: {error}")
 
     def verified(self, kind: Kind) -> int | None:

@@ -22,6 +22,7 @@ from ciml.manifest.log import ManifestLog
 from ciml.manifest.verify import verify_log
 from ciml.pipelines.ingest.committer import committer
 from ciml.runs.state import RAW, open_raw
+from ciml.runs.tables.publish import publish_tables
 from ciml.services.stored.examine import examine, rewrite
 from ciml.services.stored.findings import Kind, kind_of
 from ciml.serving.predict import answers
@@ -135,6 +136,32 @@ def test_checkpoints_of_version_0_1_are_made_again_with_trust(root: Callable[[st
         index = open_raw(LocalStore(place / "raw"))[1].index
         runs = [index.run(f"zuul~{number}~1") for number in (1, 2, 3)]
         assert [run is not None and run.trusted for run in runs] == trusted
+
+
+@pytest.mark.parametrize(
+    ("name", "faults"),
+    [
+        (re.compile(r"tables/.+\.parquet"), []),  # a publication removes them
+        (re.compile(r"experiments/.+/predictions-.+\.parquet"), ["BROKEN"]),
+    ],
+)
+def test_an_object_that_is_removed_meanwhile(
+    name: re.Pattern[str], faults: list[str], root: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its listing and its reading."""
+    data = root("data_root")
+    read = LocalStore.read
+
+    def read_late(self: LocalStore, path: str) -> bytes:
+        if name.search(self.url(path).removeprefix(f"{data}/")):
+            self.delete(path)
+        return read(self, path)
+
+    list(publish_tables(DataRoot.open(data)))
+    listed = [path for path in data.rglob("*.parquet") if name.search(str(path.relative_to(data)))]
+    monkeypatch.setattr(LocalStore, "read", read_late)
+    assert [line.split()[0] for line in examine(DataRoot.open(data)).lines() if "No such file" in line] == faults
+    assert any(not path.exists() for path in listed)
 
 
 @pytest.mark.whole

@@ -92,12 +92,8 @@ def test_a_name_across_two_pieces_of_a_compressed_object_is_found() -> None:
 @pytest.mark.parametrize("path", ["raw/_manifest/000000000001.json", "raw/letters/1.json"])
 @pytest.mark.parametrize("part", ["value", "key", "headers"])
 def test_messages_in_the_raw_store_are_decoded(path: str, part: str) -> None:
-    message = {
-        "value": b"",
-        "key": b"",
-        "headers": (),
-        part: (("ce_subject", b"alice.s"),) if part == "headers" else b"by alice.s",
-    }
+    message: dict[str, Any] = {"value": b"", "key": b"", "headers": ()}
+    message[part] = (("ce_subject", b"alice.s"),) if part == "headers" else b"by alice.s"
     payload = payload_of(Message(0, timestamp_ms=7, **message))
     assert set().union(*map(NAMES.found_in, contents(path, canonical_json(payload)))) == {OWNER}
 
