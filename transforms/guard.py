@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ciml.errors import CimlError, EngineError, RejectedInput, drop_frames
-from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun
+from ciml.events.records import UNJUDGED, Batch, Message, Origin, Outcome, PendingRun, Trust
 from ciml.limits import MAX_ERROR_CHARACTERS, MAX_TRACEBACK_BYTES
 
 #: The reason of an input for which a stage raised an unexpected exception.
@@ -180,9 +180,11 @@ def _join(
 
 
 def dead_letter(item: PendingRun | Outcome, rejected: RejectedInput) -> Outcome:
-    """Return the dead letter of a pending run or of its outcome."""
+    """Return the dead letter of a pending run or of its outcome. One without a decision on trust is not trusted."""
+    trust = Trust(False, rejected.reason, "") if item.trust == UNJUDGED and item.mention is not None else item.trust
     if isinstance(item, Outcome):
         return item.replace(
+            trust=trust,
             kind="dead_letter",
             reason=rejected.reason,
             detail=rejected.detail,
@@ -192,7 +194,7 @@ def dead_letter(item: PendingRun | Outcome, rejected: RejectedInput) -> Outcome:
             not_before_us=None,
         )
     payload = _payload_of(item.message) if item.message else None
-    return item.outcome("dead_letter", rejected.reason, rejected.detail, payload=payload)
+    return item.outcome("dead_letter", rejected.reason, rejected.detail, payload=payload).replace(trust=trust)
 
 
 def unread_dead_letter(origin: Origin, message: Message, rejected: RejectedInput) -> Outcome:

@@ -39,7 +39,7 @@ from ciml.manifest.id_index import (
     TableKind,
     run_steps,
 )
-from ciml.manifest.log import REWRITING, ManifestLog, State
+from ciml.manifest.log import REWRITING, ManifestLog, State, apply_delta
 from ciml.manifest.segments import Archive, Segment, line_of
 
 _FORMAT = 1
@@ -361,7 +361,7 @@ class Checkpoints(Generic[S]):
         size = 0
         work_at_step = 0
         for version, data in self.log.raw_since(state.version):
-            state.apply(version, self.log.parse(version, data))
+            apply_delta(self.log, state, version, self.log.parse(version, data))
             lines.append(line_of(data))
             size += len(data)
             if version == last if last else self._is_full(len(lines), state.records, size):

@@ -382,8 +382,9 @@ class PartFiles:
 
     def release(self, used: Container[str]) -> None:
         """Close all parts except those at the paths ``used``, and remove them from the cache."""
-        for path in [path for path in self._open if path not in used]:
-            self._open.pop(path, None)
+        for path in list(self._open):  # a copy: another thread may open parts meanwhile
+            if path not in used:
+                self._open.pop(path, None)
         if isinstance(self._store, S3Store) and (cache := self._cache_folder()).is_dir():
             for file in cache.glob("*.arrow"):
                 if f"{self._folder}/{file.name}" not in used:

@@ -44,6 +44,8 @@ REWRITING = "rewriting"
 _READ_AHEAD = 32
 #: Limit of the memory for one read, estimated from the size of the deltas before.
 _READ_AHEAD_BYTES = 16 << 20
+# Other programs may leave files next to checkpoints.
+_CHECKPOINT = re.compile(r".*/([0-9]{12})\.json")
 
 
 class State(Protocol):
@@ -52,7 +54,7 @@ class State(Protocol):
     version: int
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Apply the next delta. A `msgspec.ValidationError` means that it is malformed."""
+        """Apply the next delta. One that is malformed raises `msgspec.ValidationError`, or an error of its type."""
 
 
 S = TypeVar("S", bound=State)
@@ -83,7 +85,7 @@ def commit(log: ManifestLog, state: State, build: Callable[[], Delta | None]) ->
             return None
         version = state.version + 1
         if log.try_append(version, delta):
-            _apply(log, state, version, {**delta, "version": version})
+            apply_delta(log, state, version, {**delta, "version": version})
             return version
 
 
@@ -93,17 +95,19 @@ def catch_up(log: ManifestLog, state: S) -> S:
     Raises `IntegrityError` for a malformed delta.
     """
     for version, delta in log.since(state.version):
-        _apply(log, state, version, delta)
+        apply_delta(log, state, version, delta)
     return state
 
 
-def _apply(log: ManifestLog, state: State, version: int, delta: Delta) -> None:
+def apply_delta(log: ManifestLog, state: State, version: int, delta: Delta) -> None:
+    """Apply the next delta to a state. Raises `IntegrityError` if it is another one, or of another form."""
     if version != state.version + 1:
         raise IntegrityError(f"{log.url()}: version {version} follows {state.version}")
     try:
         state.apply(version, delta)
-    except msgspec.ValidationError as error:
-        raise IntegrityError(f"{log.url()}: version {version}: malformed record: {error}") from None
+    except (msgspec.ValidationError, LookupError, TypeError, AttributeError) as error:
+        text = f"{type(error).__name__} {error}" if isinstance(error, LookupError) else str(error)
+        raise IntegrityError(f"{log.url()}: version {version}: malformed record: {text}") from None
     state.version = version
 
 
@@ -190,7 +194,7 @@ class ManifestLog:
         for entry in self.store.entries(self.folder):
             if match := pattern.fullmatch(entry.path):
                 deltas[int(match[1])] = entry
-            elif deltas or entry.path > f"{self.folder}/a":
+            elif entry.path > f"{self.folder}/a":
                 break  # deltas begin with a digit: listings have them before the folders, which begin with a letter
         return deltas
 
@@ -202,7 +206,7 @@ class ManifestLog:
         """Return the versions of the present checkpoints after ``after``, in order."""
         folder = f"{self.folder}/checkpoints"
         paths = self.store.list(folder, after=self.checkpoint_path(after) if after else "")
-        return [int(path.rsplit("/", 1)[1].removesuffix(".json")) for path in paths]
+        return [int(match[1]) for match in map(_CHECKPOINT.fullmatch, paths) if match]
 
     def newest_checkpoint(self) -> int:
         """Return the newest checkpoint's version, 0 without one, listed now."""
@@ -272,7 +276,7 @@ class ManifestLog:
         link = Link()
         for path in paths:
             if path != self.path(link.version + 1):
-                return  # deltas missing from a concurrent listing are later than the listed ones
+                continue  # not a delta, or later than one that is missing from a concurrent listing
             data = self.store.read(path)
             link = self._link_after(link, data)
             yield link.version, data

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ from ciml.storage.json_files import RESTORE, seal_of
 UNSEALED = "0:"
 #: Number of versions whose segments share a folder.
 _FOLDER_VERSIONS = 1_000_000
+#: The path of a segment, with its last version. Other programs may leave files next to it.
+_PATH = re.compile(r".*/([0-9]{12})\.jsonl\.zst")
 
 
 def line_of(data: bytes) -> bytes:
@@ -182,9 +185,9 @@ class Segment:
         return segment
 
 
-def _last(path: str) -> int:
-    """Return the last version in the segment at a path."""
-    return int(path.rpartition("/")[2].partition(".")[0])
+def _lasts(paths: Iterable[str]) -> list[int]:
+    """Return the last versions of the segments at paths."""
+    return [int(match[1]) for match in map(_PATH.fullmatch, paths) if match]
 
 
 class _Listing(NamedTuple):
@@ -210,12 +213,12 @@ class Archive:
     def lasts(self, after: int = 0) -> list[int]:
         """Return the last versions of all segments beyond version ``after``, in order."""
         paths = self._store.list(self._folder, after=self.path(after) if after else "")
-        return [_last(path) for path in paths]
+        return _lasts(paths)
 
     def sizes(self) -> list[tuple[int, int]]:
         """Return the last version and the size in bytes of all segments, in order."""
         sizes = sorted((entry.path, entry.size) for entry in self._store.entries(self._folder))
-        return [(_last(path), size) for path, size in sizes]
+        return [(int(match[1]), size) for path, size in sizes if (match := _PATH.fullmatch(path))]
 
     def read(self, last: int) -> Segment:
         """Return the segment that ends with ``last``.
@@ -257,7 +260,7 @@ class Archive:
         """Return the last versions of the segments in a folder, by its number; at least those up to ``until``."""
         listing = self._listings.get(number)
         if listing is None or listing.complete_to < until:
-            lasts = [_last(path) for path in self._store.list(f"{self._folder}/{number:06d}")]
+            lasts = _lasts(self._store.list(f"{self._folder}/{number:06d}"))
             listing = _Listing(until, lasts)
             self._listings[number] = listing
         return listing.lasts

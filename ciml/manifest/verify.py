@@ -16,7 +16,7 @@ from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.manifest.checkpoints import Checkpoint, Checkpointed, Checkpoints, S
 from ciml.manifest.id_index import IdTable, IndexFileMissingError, PartFiles, run_steps
-from ciml.manifest.log import ManifestLog
+from ciml.manifest.log import ManifestLog, apply_delta
 from ciml.manifest.segments import Link, Segment, UnsealedDeltaError, line_of
 from ciml.progress import Progress, no_progress
 from ciml.storage import LocalStore
@@ -225,7 +225,7 @@ def _verify_checkpoints(
             if version > end:
                 break
             try:
-                replay.state.apply(version, log.parse(version, data))
+                apply_delta(log, replay.state, version, log.parse(version, data))
             except IntegrityError as error:
                 yield Fault("delta", str(error))
                 return

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-from ciml.errors import RejectedInput
+from ciml.errors import IntegrityError, RejectedInput
 from ciml.events.payloads import read_payload
 from ciml.events.records import Batch, Origin, records_of
 from ciml.integrations.registry import read_event
@@ -143,7 +143,10 @@ def _replay_part(config: ReplayConfig, dead_letters: list[DeadLetter], result: R
 def _read(config: ReplayConfig, dead_letter: DeadLetter) -> Batch | RejectedInput:
     """Read the input of a dead letter again."""
     outcome = dead_letter.outcome
-    payload = read_payload(config.raw, outcome.payload) if outcome.payload else None
+    try:
+        payload = read_payload(config.raw, outcome.payload) if outcome.payload else None
+    except IntegrityError as error:  # of the object of this one: others are tried
+        return RejectedInput("not_held", str(error))
     names = dict(config.names)
     return attempt("replay", read_again, outcome, payload, config.selection, names, config.logs, read_event)
 

@@ -221,8 +221,8 @@ class Projection:
     def _last_in(self, partition: int, first: int, end: int) -> int:
         """Return the last delta of which a partition holds messages; 0 for none.
 
-        It is read from the end, in growing steps. The messages of other shares may be many: a share that is new to a
-        topic reads all of it, once.
+        It is read from the end, in growing steps. Foreign messages and those of other shares may be many: a projection
+        that is new to such a topic reads all of it, once.
         """
         step = _FIRST_READ_BACK
         # A reader of its own: one in the pool may hold messages of a topic that was deleted.
@@ -233,13 +233,13 @@ class Projection:
                 last = max((version for version in versions if version is not None), default=None)
                 if last is not None:
                     return last
-                # So far there are only transaction markers, or messages of other shares.
+                # So far there are only transaction markers, foreign messages, or those of other shares.
                 step = 16 * step
                 end = start
         return 0
 
     def _version_of(self, message: Message) -> int | None:
-        """Return the delta of a message of this projection, 0 for a foreign one; None for one of another share.
+        """Return the delta of a message of this projection; None for a foreign one, or one of another share.
 
         Raises:
           IntegrityError: it is of another manifest.
@@ -248,7 +248,7 @@ class Projection:
         version = headers.get(VERSION)
         log = headers.get(LOG)
         if not version or not version.isdigit():
-            return None if self._share else 0
+            return None
         if log != self._log_digest.encode():
             raise IntegrityError(
                 f"topic {self._topic} holds another manifest than {self._log.store.url()}; publish to another "

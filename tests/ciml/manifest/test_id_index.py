@@ -138,6 +138,20 @@ def test_removed_ids_are_dropped_with_the_oldest_run(tmp_path: Path) -> None:
     assert set(ids) & set(as_dict(table)) == set(ids[60 + TIER :])
 
 
+def test_parts_are_released_while_another_thread_opens_some(tmp_path: Path) -> None:
+    files = PartFiles(LocalStore(tmp_path), "index")
+    first, second = (files.write(TableKind().rows([fingerprint(name)], {})) for name in "ab")
+    files.open(first)
+
+    class Used(list[str]):
+        def __contains__(self, path: object) -> bool:
+            files.open(second)
+            return path == second.path
+
+    files.release(Used())
+    assert list(files._open) == [second.path]
+
+
 def test_a_changed_or_missing_part_is_an_error_before_it_is_parsed(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     table = grown(IdTable(KIND, (), PartFiles(store, "index")), {fingerprint("a"): 1})

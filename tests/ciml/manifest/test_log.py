@@ -69,6 +69,30 @@ def test_a_state_gets_neither_a_malformed_delta_nor_one_out_of_order(
     assert (state.version, state.names) == (1, ["a"])
 
 
+@pytest.mark.parametrize("delta", [{}, {"names": 3}])
+def test_an_intact_delta_of_another_form_is_an_error(tmp_path: Path, delta: Delta) -> None:
+    class Plain(Names):
+        def apply(self, version: int, delta: Delta) -> None:
+            self.names += [name.lower() for name in delta["names"]]
+
+    log = ManifestLog(LocalStore(tmp_path))
+    assert log.try_append(1, delta)
+    with pytest.raises(IntegrityError, match="version 1: malformed record"):
+        catch_up(log, Plain())
+
+
+def test_files_of_other_programs_in_a_manifest_are_ignored(tmp_path: Path) -> None:
+    log = ManifestLog(LocalStore(tmp_path))
+    for version in (1, 2, 3):
+        assert log.try_append(version, {"names": [str(version)]})
+    for path in (".a", "000000000001.json.bak", "checkpoints/.DS_Store", "segments/000000/x.tmp"):
+        log.store.create(f"_manifest/{path}", b"")
+    log = ManifestLog(log.store)
+    assert (names(log), log.newest_checkpoint(), log.archive.sizes()) == (["1", "2", "3"], 0, [])
+    assert list(log.single_deltas()) == [1, 2, 3]
+    assert [version for version, _ in log.raw_of_listing(log.store.list(log.folder))] == [1, 2, 3]
+
+
 def test_the_losing_writer_computes_again(tmp_path: Path) -> None:
     log, state, rival = ManifestLog(LocalStore(tmp_path)), Names(), Names()
     seen: list[list[str]] = []

@@ -25,7 +25,7 @@ import ciml.trust
 from ciml.digest import telemetry_digest
 from ciml.events.cloudevents import finished_event
 from ciml.events.listing import open_listing
-from ciml.events.records import Batch, Message, OffsetRange, Outcome, RunFacts
+from ciml.events.records import UNJUDGED, Batch, Message, OffsetRange, Outcome, RunFacts
 from ciml.metrics import Board
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.ingest.committer import seal, seal_guarded, unseal
@@ -88,6 +88,7 @@ def check_dead_letters(dead_letters: Iterable[Outcome], first: int) -> None:
         assert (dead_letter.kind, dead_letter.reason) == ("dead_letter", "internal_error")
         assert dead_letter.origin.offset == offset
         check_detail(dead_letter.detail, f"{stage}: IndexError: ")
+        assert (dead_letter.trust == UNJUDGED) == (dead_letter.mention is None)
         assert "value" in (dead_letter.payload or {})
 
 

@@ -173,6 +173,13 @@ def test_a_large_message_is_found_beside_the_manifest(place: Place) -> None:
     (dead_letter,) = [record for delta in account(place.raw)[1] for record in delta["dead_letters"]]
     assert "object" in dead_letter["payload"]
     place.log_arrives(0)
+    path = dead_letter["payload"]["object"]
+    content = place.raw.read(path)
+    place.raw.delete(path)
+    place.take((b"{", []))
+    assert preview(place.replay_config()).untried == {"not_held": 1}
+    assert replay(place.replay_config()).still == {"not_held": 1, "broken_json": 1}  # the other one is tried
+    place.raw.create(path, content)
     assert replay(place.replay_config()).closed == 1
     (row,) = [record for delta in account(place.raw)[1] for record in delta["runs"]]
     assert row["mention"]["labels"] == labels

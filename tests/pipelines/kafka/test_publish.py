@@ -9,7 +9,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.events.records import Batch, OffsetRange
+from ciml.events.records import Batch, Message, OffsetRange
 from ciml.kafka import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.pipelines import processor
@@ -145,6 +145,18 @@ def test_shares_of_a_manifest_have_cursors_of_their_own(tmp_path: Path, monkeypa
                 project(other_log, share)
         cached = {id(projection(log, "runs", render, KafkaOptions("k:1"), share)) for share in (first, second, None)}
         assert len(cached) == 3
+
+
+def test_messages_of_other_programs_do_not_hide_the_cursor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "_FIRST_READ_BACK", 2)
+    log = manifest(tmp_path, *DELTAS)
+    with Topic().recording() as topic:
+        project(log)
+        for _ in range(3):
+            topic.stored.append(("", Message(topic.end, b"x")))
+            topic.end += 1
+        project(log)
+        assert len(topic.messages) == 5 + 3
 
 
 def test_a_topic_that_fails_does_not_stop_the_others() -> None:
