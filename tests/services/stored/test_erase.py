@@ -124,10 +124,11 @@ def test_an_account_without_runs_is_erased_from_reviews_and_notes(data: DataRoot
 
 
 def with_updates(data: DataRoot) -> None:
-    """Add a run of each of three changes. Updates give the first two to dave; the last one executes the second."""
+    """Add a run of each of three changes, its second subject. Updates give two to dave; the last one executes one."""
     facts, tables, _ = corpus(3)
     subjects = [f"change:{number}" for number in (80, 81, 82)]
-    changes = [one.replace(source="zuul", subjects=(subject,)) for one, subject in zip(facts, subjects, strict=True)]
+    both = [("topic:t", subject) for subject in subjects]
+    changes = [one.replace(source="zuul", subjects=each) for one, each in zip(facts, both, strict=True)]
     RawStore(data).add(
         [(one.replace(run_id=f"zuul~s{number}~1"), tables[number]) for number, one in enumerate(changes)]
     )
