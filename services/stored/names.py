@@ -24,6 +24,7 @@ _RUN_ID = re.compile(r"(?<![a-z0-9-])[a-z0-9][a-z0-9-]*~[A-Za-z0-9_.%-]+~[1-9][0
 _RUN_ID_BYTES = re.compile(_RUN_ID.pattern.encode())
 #: A native id is searched on its own only if it can hardly be a word of another meaning, such as a build number.
 _NATIVE_ID = re.compile(r"[A-Za-z0-9_-]{16,}")
+_SEPARATOR = re.compile("[-_]")
 _NATIVE_ID_BYTES = re.compile(_NATIVE_ID.pattern.encode())
 #: A character that JSON escapes by a letter, which is not a part of the word behind it.
 _ESCAPE = re.compile(rb"\\[bfnrt]")
@@ -59,7 +60,7 @@ class Names:
         self.owner = owner
         natives = (unquote(run_id.split("~")[1]) for run_id in self.run_ids)
         self.natives = frozenset(native for native in natives if _NATIVE_ID.fullmatch(native))
-        self._native_lengths = sorted(set(map(len, self.natives)))
+        self._native_lengths = sorted(set(map(len, self.natives)), reverse=True)
 
     def without(self, value: Any) -> Any:
         """Return JSON in which erased names replace these: ids in any text, the owner where a key says an account."""
@@ -92,15 +93,20 @@ class Names:
         """Return a word of `_NATIVE_ID` in which `ERASED` replaces native ids; dashes and underscores separate them."""
         if word in self.natives:
             return ERASED
-        if "-" not in word and "_" not in word:
-            return word
-        for length in self._native_lengths:
-            for start in range(len(word) - length + 1):
-                end = start + length
-                is_whole = (not start or word[start - 1] in "-_") and (end == len(word) or word[end] in "-_")
-                if is_whole and word[start:end] in self.natives:
-                    return f"{word[:start]}{ERASED}{self._without_natives(word[end:])}"
-        return word
+        parts: list[str] = []
+        done = 0
+        starts = [0, *(match.end() for match in _SEPARATOR.finditer(word))]
+        for start in starts if len(starts) > 1 else ():
+            if start < done:
+                continue  # within an id
+            ends = (start + length for length in self._native_lengths)
+            end = next(
+                (end for end in ends if word[end : end + 1] in ("", "-", "_") and word[start:end] in self.natives), 0
+            )
+            if end:
+                parts += [word[done:start], ERASED]
+                done = end
+        return "".join((*parts, word[done:]))
 
     def found_in(self, data: bytes) -> set[str]:
         """Return which of the names some bytes have, which may be JSON: `RUN`, `NATIVE`, `OWNER`."""
