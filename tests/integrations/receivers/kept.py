@@ -62,7 +62,7 @@ class Kept:
     @property
     def messages(self) -> list[Message]:
         """The deliveries as Kafka would hold them."""
-        pairs = zip(self.values, self.headers, strict=True)
+        pairs = zip(self.values, self.headers, strict=False)  # the session's thread may just add a delivery
         return [Message(offset, value, tuple(headers.items())) for offset, (value, headers) in enumerate(pairs)]
 
     @property
