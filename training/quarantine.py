@@ -63,8 +63,8 @@ def outliers(
     for index, group in enumerate(groups):
         by_group.setdefault(group, []).append(index)
     chosen: list[Outlier] = []
+    excluded = set(held)
     for indices in by_group.values():
-        excluded = set(held)
         for start in range(0, len(indices), _BLOCK_RUNS):
             block = indices[start : start + _BLOCK_RUNS]
             reference = indices[max(0, start + len(block) - REFERENCE_RUNS) : start + len(block)]
@@ -151,8 +151,11 @@ def release(store: Store, run_ids: Sequence[str], *, author: str, reason: str) -
     Raises:
       UnknownExclusionError: a run is not in quarantine; then none is released.
     """
-    by_run = {stored.exclusion.run_id: stored for stored in in_quarantine(store)}
+    held = in_quarantine(store)
+    held_ids = {stored.exclusion.run_id for stored in held}
     for run_id in run_ids:
-        if run_id not in by_run:
+        if run_id not in held_ids:
             raise UnknownExclusionError(f"run {run_id!r} is not in quarantine; list: ciml trust quarantine list")
-    return revert(store, [by_run[run_id].id for run_id in run_ids], author=author, reason=reason)
+    # Two trainers at a time may have excluded one run by two features.
+    released = [stored.id for stored in held if stored.exclusion.run_id in set(run_ids)]
+    return revert(store, released, author=author, reason=reason)

@@ -285,7 +285,7 @@ def _train_candidate(
             figures["cross_validated"] = cross_validated(experiment, dataset, snapshot, config.allow_modules)
     decide_on = partial(decide, figures or None, has_champion=champion is not None)
     decision = decide_on(replace(config.gate, min_agreement=0.0))
-    if decision.blessed and config.gate.min_agreement > 0:  # else a second training would be for nothing
+    if decision.blessed and not failure and config.gate.min_agreement > 0:  # else it would be for nothing
         with timer("stability"):
             reseeded = experiment.replace(seed=(experiment.seed + 1) % _SEEDS)
             twin = train(reseeded, rows, resolved, dev_from_train=dev_from_train, allow_modules=config.allow_modules)
@@ -368,10 +368,11 @@ def _describe_training(
 
 def _describe_candidate(inputs: tuple[Data, ...], output: Data, candidate: Candidate) -> Description:
     """Describe a candidate: experiment, figures with their intervals, the gate's decision, seconds by step."""
-    evaluation = candidate.metrics["evaluation"]
+    evaluation = candidate.metrics.get("evaluation")  # none of a candidate that cannot be loaded
     decision = candidate.decision
     facts: Mapping[str, Any] = {
-        "evaluation": {
+        "evaluation": evaluation
+        and {
             **{name: evaluation[name] for name in _LINEAGE_FIGURES},
             "calibration_error": evaluation["calibration"]["ece"],
         },

@@ -24,6 +24,8 @@ from ciml.training.experiment import Experiment
 
 #: Inputs up to this size, bytes, are kept in memory; larger ones are read in each epoch.
 _MAX_RESIDENT_BYTES = 1 << 30
+#: Of larger ones, so many runs are shuffled at a time, if they fit into that memory.
+_MAX_SHUFFLED_RUNS = 50_000
 
 
 def trained_roles(experiment: Experiment, *, dev_from_train: bool) -> tuple[Role, ...]:
@@ -181,7 +183,9 @@ def _streamed(read: Any, count: int, experiment: Experiment) -> Streamed | None:
     if "weights" in read.element_spec[0]:
         mean = np.mean([float(features["weights"]) for features, _ in read.as_numpy_iterator()])
         read = read.map(lambda features, label: ({**features, "weights": features["weights"] / mean}, label))
-    shuffled = read.shuffle(min(count, 50_000), seed=experiment.seed, reshuffle_each_iteration=True)
+    run_bytes = 4 * read.element_spec[0]["inputs"].shape.num_elements()
+    buffer = max(1, min(count, _MAX_SHUFFLED_RUNS, _MAX_RESIDENT_BYTES // run_bytes))
+    shuffled = read.shuffle(buffer, seed=experiment.seed, reshuffle_each_iteration=True)
     return Streamed(shuffled, counts, experiment.batch_size)
 
 

@@ -98,8 +98,11 @@ def test_age_counts_from_the_newest_run_that_is_trained_on() -> None:
         return JudgedRun(0, run, RunFacts("zuul~a~1", "a", end_us=end_s * 1_000_000), omitted)
 
     runs = [judged(9, "train"), judged(5, "train"), judged(20, "test"), judged(30, "train", ("untrusted", "rule"))]
-    assert newest_training_us(runs) == 9_000_000
-    assert newest_training_us(runs[2:]) == 0
+    assert newest_training_us(runs, 9_000_000) == 9_000_000
+    assert newest_training_us(runs[2:], 9_000_000) == 0
+    day_s = 24 * 3600
+    assert newest_training_us([*runs, judged(9 + day_s, "train")], 9_000_000) == (9 + day_s) * 1_000_000
+    assert newest_training_us([*runs, judged(10 + day_s, "train")], 9_000_000) == 9_000_000  # of a wrong clock
 
 
 def test_a_snapshot_of_all_runs_is_stored_as_before(snapshot: Snapshot) -> None:

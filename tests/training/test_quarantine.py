@@ -15,6 +15,7 @@ from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.training import quarantine as module
 from ciml.training import refresh as refresh_module
 from ciml.training.data.snapshot import make_snapshot
+from ciml.training.exclusions import Exclusion, add
 from ciml.training.experiment import Experiment
 from ciml.training.quarantine import (
     AUTHOR,
@@ -112,7 +113,10 @@ def test_a_quarantined_run_is_left_out_until_it_is_released_and_stays_so(dataset
     assert quarantine(dataset, OPEN) == []
     with pytest.raises(UnknownExclusionError, match="run 'zuul~1~1' is not in quarantine"):
         release(dataset.root.exclusions, ["zuul~7~9", "zuul~1~1"], author="ann", reason="a new test")
+    twice = Exclusion("quarantine: unusual 1m", "zuul~7~9")  # by another trainer at the same time
+    add(dataset.root.exclusions, [twice], author=AUTHOR)
     released = release(dataset.root.exclusions, sorted(ids), author="ann", reason="a new test")
+    assert len(released) == len(held) + 1
     assert {(stored.reverted_by, stored.revert_reason) for stored in released} == {("ann", "a new test")}
     assert not ids & {stored.exclusion.run_id for stored in quarantine(dataset, OPEN)}
     assert {run.run_id for run in make_snapshot(dataset, OPEN).runs()} >= ids

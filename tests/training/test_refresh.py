@@ -15,12 +15,14 @@ from filelock import FileLock
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
+from ciml.lineage import Data
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.runs.run_log import stored_rows
 from ciml.runs.writer import write_run
 from ciml.storage import Store
 from ciml.storage.json_files import read_object
+from ciml.training import refresh as refresh_module
 from ciml.training.data.analysis import AnalysisCache
 from ciml.training.data.examples import Examples, read_snapshot_examples
 from ciml.training.data.materialise import Materialised
@@ -28,7 +30,7 @@ from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot
 from ciml.training.evaluation.candidate import Champion, champion_probabilities
 from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.evaluation.metrics import predicted_classes
-from ciml.training.export import load_exported
+from ciml.training.export import UnservedError, load_exported
 from ciml.training.refresh import Candidate, Skipped, TrainConfig, _work_folder, refresh
 from ciml.trust import TrustPolicy
 from tests.ciml.lineage.recorded import Recorded, names, states
@@ -169,6 +171,20 @@ def test_a_candidate_that_learned_nothing_is_rejected(first: First, tmp_path: Pa
     )
     assert [path.parent.name for path in work.glob("*/records")] == [key]
     assert len(list(work.glob("*/model"))) == 5
+
+
+@pytest.mark.usefixtures("same_examples")
+def test_a_candidate_that_cannot_be_loaded_is_described_without_figures_or_a_second_training(
+    first: First, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: Any) -> Any:
+        raise UnservedError("the exported model cannot be loaded: it crashed")
+
+    monkeypatch.setattr("ciml.training.export.load_served", crash)
+    done = refreshed(TrainConfig(first[0], "providers", "m6", QUICK))
+    assert done.decision.reasons == ("the exported model cannot be loaded: it crashed",)
+    described = refresh_module._describe_candidate((), Data("file:///d"), done)
+    assert (described.facts["evaluation"], described.facts["blessed"]) == (None, False)
 
 
 @pytest.mark.usefixtures("same_examples")

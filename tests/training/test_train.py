@@ -8,6 +8,7 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.tensorflow import load_tensorflow
+from ciml.training import train as train_module
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot
 from ciml.training.estimators.networks import Trained
@@ -117,3 +118,15 @@ def test_class_weights_schedule_and_tensorboard(materialised: Materialised, snap
     losses = [value.simple_value for event in events for value in event.summary.value if value.tag == "loss"]
     assert losses == pytest.approx(done.history["loss"])
     assert done.history["loss"] != plain.history["loss"]
+
+
+def test_streamed_runs_are_shuffled_within_the_memory_for_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    tf = load_tensorflow()
+    monkeypatch.setattr(train_module, "_MAX_RESIDENT_BYTES", 1000)
+    monkeypatch.setattr(train_module, "_MAX_SHUFFLED_RUNS", 20)
+    buffers = []
+    for windows in (5, 1, 100):
+        read = tf.data.Dataset.from_tensors(({"inputs": tf.zeros([windows, 10])}, 0)).repeat(100)
+        monkeypatch.setattr(type(read), "shuffle", lambda self, buffer, **_: buffers.append(buffer) or self)
+        train_module._streamed(read, 100, QUICK)
+    assert buffers == [5, 20, 1]

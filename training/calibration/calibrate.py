@@ -64,8 +64,9 @@ def calibrate(
 ) -> Calibrated:
     """Fit the calibrator of an experiment, and the sets of verdicts where the label is a cause.
 
-    A temperature keeps the order of the scores, so the sets are calibrated on the runs that it was fitted to. An
-    isotonic calibrator follows its runs closely, so the sets need other runs: it is fitted to half of the changes.
+    A temperature keeps the order of the scores of two classes, and there are two causes. So the sets are calibrated on
+    the runs that it was fitted to. An isotonic calibrator follows its runs closely, so the sets need other runs: it is
+    fitted to half of the changes.
 
     Args:
       experiment: with a ``calibration``.

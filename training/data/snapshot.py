@@ -42,6 +42,8 @@ RECORDS_FOLDER = "records"
 ERASED_RUNS = "erased_runs"
 #: Weights of train, and of dev taken from train, if a definition gives dev no weight.
 _DEV_FROM_TRAIN = (17, 3, 0)
+#: How long after the last commit of its data set a run may end, microseconds: machines have their own clocks.
+_CLOCK_ERROR_US = 24 * 3600 * 1_000_000
 
 
 class SnapshotRun(Record, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -225,7 +227,7 @@ def snapshot_of(
     omitted: dict[str, Counter[str]] = {kind: Counter() for kind in ("untrusted", "excluded", "withheld")}
     accepted: dict[int, list[SnapshotRun]] = {}
     weights: dict[int, list[float]] = {}
-    newest_us = _newest_training_us(judged)
+    newest_us = _newest_training_us(judged, state.time_us)
     for decision in judged:
         if decision.omitted is None:
             accepted.setdefault(decision.span, []).append(decision.run)
@@ -275,7 +277,7 @@ def judge_runs(
             selected = SnapshotRun(run.run_id, run.split, role, run.label, rule, run.build_name, run.digest)
             judged.append(JudgedRun(index, selected, joined[run.run_id], omitted))
     if window is not None:
-        judged = _within(judged, window)  # before the caps, which are shares of what is learned
+        judged = _within(judged, window, state.time_us)  # before the caps, which are shares of what is learned
     return _capped(judged, policy, definition.salt) if policy.caps else judged
 
 
@@ -292,18 +294,21 @@ def _ended_us(facts: RunFacts) -> int:
     return facts.end_us or facts.start_us or 0
 
 
-def _newest_training_us(judged: Iterable[JudgedRun]) -> int:
-    """Return when the newest selected training run ended, epoch microseconds; 0 without one."""
+def _newest_training_us(judged: Iterable[JudgedRun], committed_us: int) -> int:
+    """Return when the newest selected training run ended, epoch microseconds; 0 without one.
+
+    An end after the last commit of the data set is of a wrong clock. All other runs would count as old by it.
+    """
     ends = (_ended_us(entry.facts) for entry in judged if entry.omitted is None and entry.run.role == "train")
-    return max(ends, default=0)
+    return max((end for end in ends if end <= committed_us + _CLOCK_ERROR_US), default=0)
 
 
-def _within(judged: list[JudgedRun], window: str) -> list[JudgedRun]:
+def _within(judged: list[JudgedRun], window: str, committed_us: int) -> list[JudgedRun]:
     """Return the decisions with the runs that are older than the window withheld, whatever their role.
 
     A model is tested on what it is for: held-out runs that are older would speak for a model of old data.
     """
-    since_us = _newest_training_us(judged) - seconds_of(window) * 1e6
+    since_us = _newest_training_us(judged, committed_us) - seconds_of(window) * 1e6
     omitted = "withheld", f"window: {window}"
     return [
         entry._replace(omitted=omitted) if entry.omitted is None and _ended_us(entry.facts) < since_us else entry
@@ -391,7 +396,10 @@ def snapshot_path(digest: str) -> str:
 
 
 def write_snapshot(trainer: Store, snapshot: Snapshot) -> str:
-    """Write a snapshot exclusively below ``DATA/trainer/<model>``; an existing one is equal. Return its path."""
+    """Write a snapshot exclusively below ``DATA/trainer/<model>``; return its path.
+
+    An existing one is kept. It has the same runs; its counts of omitted runs may be others.
+    """
     path = snapshot_path(snapshot.digest)
     trainer.create(path, seal(canonical_json({"digest": snapshot.digest, **snapshot.to_json()})))
     return path

@@ -88,8 +88,11 @@ class ScikitEstimator:
             if train.weights is not None:
                 further[_weights_argument(model) or "sample_weight"] = train.sample_weights()
             model.fit(features(self.view, names, train.inputs, train.n_windows), labels, **further)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise CimlError(f"{experiment.estimator}: {' '.join(str(error).split())}") from None
+        except CimlError:
+            raise
+        except Exception as error:  # noqa: BLE001 - lightgbm, xgboost and a user's class raise of all kinds
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise CimlError(f"{experiment.estimator}: {text}") from None
         return FittedScikit(model, self.view, names, present, training.classes, len(train))
 
 

@@ -1,7 +1,7 @@
 """The views of a run that an estimator can take, as arrays for training and as operations of a served model.
 
 - *windows*: the windows themselves, float32 [n, L, F], NaN in the padding;
-- *flat*: all windows of a column, then those of the next, float64 [n, F L + 1], zero in the padding;
+- *flat*: all windows of a column, then those of the next, float64 [n, F L + 1], zero in the padding of recorded runs;
 - *summary*: statistics of each column over the run's own windows, float64 [n, 10 F + 1].
 
 The last number of *flat* and *summary* is the number of windows. None is normalised.
@@ -55,7 +55,9 @@ def names_of(view: AnyView, features: Sequence[str], windows: int) -> list[str]:
 
 
 def values_of(view: AnyView, inputs: np.ndarray, n_windows: np.ndarray) -> Any:
-    """Compute a view of runs. A run's values depend neither on other runs nor on what its padding contains.
+    """Compute a view of runs.
+
+    A run's values do not depend on other runs, nor, except for *flat* and *unrolled*, on what its padding contains.
 
     Args:
       view: the view.
@@ -66,8 +68,8 @@ def values_of(view: AnyView, inputs: np.ndarray, n_windows: np.ndarray) -> Any:
       The values, as the module describes.
 
     Example:
-      >>> values_of("flat", np.array([[[1.0, 5.0], [2.0, 6.0]]], np.float32), np.array([1], np.int32))
-      array([[1., 0., 5., 0., 1.]])
+      >>> values_of("flat", np.array([[[1.0, 5.0], [2.0, 6.0]]], np.float32), np.array([2], np.int32))
+      array([[1., 2., 5., 6., 2.]])
     """
     with np.errstate(all="ignore"):
         return _VIEWS[view](inputs, n_windows, np)

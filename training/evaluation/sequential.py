@@ -255,8 +255,9 @@ class SequentialComparison(_Comparison):
 class AccuracyDrop:
     """The labelled predictions of a served version, in their order, compared with its held-out runs at the gate.
 
-    A model may be as good as at the gate for months, and then get worse. So a bet begins with every twentieth run, with
-    a share of the stake that decreases: 1/2, 1/6, 1/12, … The sum of such bets is an e-process, too. Half of the level
+    A model may be as good as at the gate for months, and then get worse. So a bet begins with every twentieth run, and
+    after 400 runs whenever the runs have grown by a twentieth: of n runs, there are about 20 ln(n / 400) more bets. The
+    share of the stake decreases: 1/2, 1/6, 1/12, … The sum of such bets is an e-process, too. Half of the level
     is that of the bets, and half that of the accuracy at the gate, which is known from few runs: the hypothesis is that
     the version is right at least as often as the lower end of an exact interval says (Clopper and Pearson). That
     interval takes the held-out runs for independent: it is too narrow if many of them are of the same change.
@@ -283,6 +284,7 @@ class AccuracyDrop:
         self._runs = np.zeros(0)
         self._log_wealth = np.zeros(0)
         self._most = 1.0
+        self._next_start = 0
 
     @cached_property
     def least(self) -> float:
@@ -295,7 +297,8 @@ class AccuracyDrop:
 
     def add(self, *, is_right: bool) -> None:
         """Add a labelled prediction."""
-        if self.served.runs % _STARTS == 0:
+        if self.served.runs == self._next_start:
+            self._next_start += max(_STARTS, self.served.runs // _STARTS)
             self._right, self._runs, self._log_wealth = (
                 np.append(values, 0.0) for values in (self._right, self._runs, self._log_wealth)
             )

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ciml.errors import CimlError, IntegrityError
+from ciml.events.records import RunFacts
 from ciml.progress import Progress
 from ciml.storage import Store
 from ciml.storage.json_files import read_stored, seal
@@ -33,7 +34,7 @@ from ciml.training.experiment import NORMALISATION, Experiment, refresh_key
 from ciml.training.experiments.results import RESULT, encode_predictions, experiment_store
 from ciml.training.normalise import Normalisation
 from ciml.training.train import trained_roles
-from ciml.transforms.examples.prepare import run_means, withhold_telemetry
+from ciml.transforms.examples.prepare import run_means, subject_of, withhold_telemetry
 from ciml.verdict_rules import LearnedRanges
 
 _FORMAT = 1
@@ -78,8 +79,8 @@ class Trial:
     def run_on(self, other: InMemoryDataset) -> StoredResult:
         """Evaluate the model on the test runs of another data set.
 
-        Runs that the model was trained on, the trial's dev runs, and runs of a class that the model does not have are
-        omitted; ``left_out`` of the result counts them.
+        Runs of changes that the model was trained on, or that have dev runs of the trial, and runs of a class that the
+        model does not have are omitted; ``left_out`` of the result counts them.
 
         Raises:
           CimlError: if the examples of the other data set have other features or another length.
@@ -149,11 +150,11 @@ class Trial:
     def _result_on(self, other: InMemoryDataset) -> dict[str, Any]:
         """Compute the result of `run_on`."""
         classes = self.dataset.snapshot.resolved.classes
-        train_runs = {self.dataset.facts[position].run_id for position in self.train_positions}
-        dev_runs = {self.dataset.facts[position].run_id for position in self.dev_positions}
+        train_subjects = {_subject_of(self.dataset.facts[position]) for position in self.train_positions}
+        dev_subjects = {_subject_of(self.dataset.facts[position]) for position in self.dev_positions}
         test = other.of("test")
-        untrained = [position for position in test if other.facts[position].run_id not in train_runs]
-        unseen = [position for position in untrained if other.facts[position].run_id not in dev_runs]
+        untrained = [position for position in test if _subject_of(other.facts[position]) not in train_subjects]
+        unseen = [position for position in untrained if _subject_of(other.facts[position]) not in dev_subjects]
         # Maps each label of the other data set to the model's label for the same class.
         own_label = {
             label: classes.index(name) for label, name in enumerate(other.snapshot.resolved.classes) if name in classes
@@ -347,3 +348,8 @@ def _shape(dataset: InMemoryDataset) -> dict[str, Any]:
         "sample_statistic": resolved.definition.sample_statistic,
         "aggregation_functions": list(resolved.definition.aggregation_functions),
     }
+
+
+def _subject_of(run: RunFacts) -> str:
+    """Return what a run is of: its change, or the run itself without one."""
+    return subject_of(run.project, run.change, run.run_id)

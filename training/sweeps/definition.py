@@ -146,6 +146,8 @@ def _name_values(place: str, value: Any) -> dict[str, Any]:
 def name_of(key: str, value: Any) -> str:
     """Return the default name of a value: ``3×100`` for three hidden layers of 100 units."""
     if key.endswith("hidden_layers"):
+        if not isinstance(value, str | list | tuple):
+            raise ValueError(f"{key}: expected a list of units for each value, such as [[100, 200], [32]]")
         units = value.split("/") if isinstance(value, str) else [str(unit) for unit in value]
         units = [unit for unit in units if unit]
         return f"{len(units)}×{units[0]}" if units and len(set(units)) == 1 else "/".join(units) or "none"

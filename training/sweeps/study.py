@@ -238,7 +238,7 @@ def _pruner(sweep: Sweep) -> Any:
 
     first_step = sweep.warmup + 1
     if sweep.pruner == "median":
-        return pruners.MedianPruner(sweep.startup_trials, sweep.warmup)
+        return pruners.MedianPruner(sweep.startup_trials, first_step)
     if sweep.pruner == "hyperband":
         return pruners.HyperbandPruner(first_step, max(first_step, sweep.most_steps))
     if sweep.pruner == "successive_halving":

@@ -129,6 +129,9 @@ def test_the_originals_svm_is_one_and_few_runs_are_reported(rows: Rows):
         fit(experiment("svm"), few, None, 2)
     with pytest.raises(CimlError, match="svm needs training runs of at least two classes"):
         fit(experiment("svm"), rows.take(np.array([0, 2])), None, 2)
+    beyond = {"bagging_fraction": 2.0, "bagging_freq": 1}
+    with pytest.raises(CimlError, match=r"lightgbm:LGBMClassifier: .*bagging_fraction"):
+        fit(Experiment(estimator="lightgbm:LGBMClassifier", parameters=beyond), rows, None, 2)
     with pytest.raises(CimlError, match="no training runs"):
         fit(experiment("dnn"), rows.take(np.array([], int)), None, 2)
     with pytest.raises(CimlError, match="hidden_layers: gru needs at least one layer"):

@@ -131,6 +131,16 @@ def test_half_of_the_level_is_that_of_the_gate_and_half_that_of_the_bets() -> No
     assert evidence[-2] < 2 / 0.1 <= evidence[-1]
 
 
+def test_the_number_of_bets_on_a_version_grows_with_the_logarithm_of_its_runs() -> None:
+    drop = AccuracyDrop(Arm(95, 100))
+    bets = []
+    for number in range(1, 20_001):
+        drop.add(is_right=True)
+        if number in (400, 20_000):
+            bets.append(len(drop._log_wealth))
+    assert bets == [20, 101]
+
+
 def served(accuracies: np.ndarray, seed: int, gate: Arm) -> int:
     """Return after how many runs a drop is shown, whose accuracies are given run by run; 0 for never."""
     drop = AccuracyDrop(gate)

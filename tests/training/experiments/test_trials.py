@@ -30,6 +30,7 @@ from ciml.training.evaluation.text import other_lines, result_lines
 from ciml.training.experiment import Experiment
 from ciml.training.experiments.results import create_experiment, experiment_names, load_experiment, results_of
 from ciml.training.experiments.trials import Trial
+from ciml.transforms.examples.prepare import subject_of
 from ciml.trust import TrustPolicy
 from tests.durable import Steps
 from tests.runs.scenes import RawStore
@@ -205,6 +206,12 @@ def other_set(data: DataRoot, **keys: Any) -> InMemoryDataset:
     return read_dataset(data.dataset(name), TrustPolicy.load())
 
 
+def subject(dataset: InMemoryDataset, position: int) -> str:
+    """Return the change of a run."""
+    run = dataset.facts[position]
+    return subject_of(run.project, run.change, run.run_id)
+
+
 def test_a_model_is_evaluated_on_another_data_set_by_the_names_of_classes(data: DataRoot, dataset: InMemoryDataset):
     classes = dataset.snapshot.resolved.classes
     # its classes are in another order, and one of them is renamed: the model does not have it
@@ -215,8 +222,8 @@ def test_a_model_is_evaluated_on_another_data_set_by_the_names_of_classes(data: 
     found, new = one.run_on(other)
     assert new
     assert one.run_on(other) == (found, False)
-    seen = {dataset.facts[position].run_id for position in one.train_positions}
-    unseen = [position for position in other.of("test") if other.facts[position].run_id not in seen]
+    seen = {subject(dataset, position) for position in one.train_positions}
+    unseen = [position for position in other.of("test") if subject(other, position) not in seen]
     names = {position: order[other.rows.labels[position]] for position in unseen}
     test = [position for position in unseen if names[position] in classes]
     left_out = {"trained_on": other.of("test").size - len(unseen), "unknown_class": len(unseen) - len(test)}
@@ -238,11 +245,11 @@ def test_dev_runs_are_not_tested_on_another_data_set(data: DataRoot, dataset: In
     other = other_set(data, name="other-split", salt="another")
     calibrated = trial(data, dataset, FOREST.replace(name="sure", calibration="temperature"))
     found, _ = calibrated.run_on(other)
-    test = {dataset.facts[position].run_id for position in dataset.of("test")}
-    tested = [position for position in other.of("test") if other.facts[position].run_id in test]
-    dev = {dataset.facts[position].run_id for position in dataset.of("dev")}
+    test = {subject(dataset, position) for position in dataset.of("test")}
+    tested = [position for position in other.of("test") if subject(other, position) in test]
+    dev = {subject(dataset, position) for position in dataset.of("dev")}
     assert found["test"]["runs"] == len(tested) > 0
-    assert found["left_out"]["dev"] == sum(other.facts[position].run_id in dev for position in other.of("test")) > 0
+    assert found["left_out"]["dev"] == sum(subject(other, position) in dev for position in other.of("test")) > 0
     assert f"{found['left_out']['dev']} dev" in other_lines(found)[0]
 
 

@@ -148,6 +148,7 @@ def test_values_have_names_and_a_data_set_is_named_by_its_content() -> None:
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
+        ({"vary": {"experiment": {"hidden_layers": [100, 200]}}}, "vary.experiment.hidden_layers: expected"),
         ({"vary": {}}, "vary: no varying key"),
         ({"vary": {"dataset": {"sample_interval": []}}}, "vary.dataset.sample_interval: no values"),
         ({"vary": {"dataset": {"sample_interval": "1s"}}}, "vary.dataset.sample_interval: expected a list of values"),
@@ -214,7 +215,7 @@ def test_the_median_pruner_prunes_worse_trials_after_its_startup_trials() -> Non
     assert not pruned(0.1, unknown)
     assert [pruned(value, metric="brier") for value in (0.1, 0.5)] == [False, True]
     assert not pruned(0.0, pruner="none")
-    assert not pruned(0.0, warmup=2)
+    assert [pruned(0.0, warmup=steps) for steps in (0, 1, 2)] == [True, False, False]
 
 
 @pytest.mark.parametrize("pruner", ["successive_halving", "hyperband"])
