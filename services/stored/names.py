@@ -93,6 +93,8 @@ class Names:
         """Return a word of `_NATIVE_ID` in which `ERASED` replaces native ids; dashes and underscores separate them."""
         if word in self.natives:
             return ERASED
+        if len(word) <= self._native_lengths[-1]:
+            return word
         parts: list[str] = []
         done = 0
         starts = [0, *(match.end() for match in _SEPARATOR.finditer(word))]
@@ -111,7 +113,7 @@ class Names:
     def found_in(self, data: bytes) -> set[str]:
         """Return which of the names some bytes have, which may be JSON: `RUN`, `NATIVE`, `OWNER`."""
         kinds = self._found_in(data)
-        return kinds | self._found_in(_ESCAPE.sub(b" ", data)) if _ESCAPE.search(data) else kinds
+        return kinds | self._found_in(_ESCAPE.sub(b" ", data)) if b"\\" in data else kinds
 
     def _found_in(self, data: bytes) -> set[str]:
         kinds: set[str] = set()
@@ -119,7 +121,7 @@ class Names:
             kinds.add(RUN)
         if self.natives and any(self._has_native(match.decode()) for match in _NATIVE_ID_BYTES.findall(data)):
             kinds.add(NATIVE)
-        if self.owner and self._owner.search(data):
+        if any(form in data for form in self._owner_forms) and self._owner.search(data):
             kinds.add(OWNER)
         return kinds
 
@@ -127,10 +129,14 @@ class Names:
         return self._without_natives(word) != word
 
     @cached_property
+    def _owner_forms(self) -> tuple[bytes, ...]:
+        """The owner's name as text, and as JSON has it; empty without an owner."""
+        texts = (self.owner, *(json.dumps(self.owner, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)))
+        return tuple({text.encode() for text in texts if text})
+
+    @cached_property
     def _owner(self) -> re.Pattern[bytes]:
-        forms = {self.owner, json.dumps(self.owner)[1:-1], json.dumps(self.owner, ensure_ascii=False)[1:-1]}
-        words = b"|".join(re.escape(form.encode()) for form in sorted(forms))
-        return re.compile(_BEFORE + rb"(?:" + words + rb")" + _AFTER)
+        return re.compile(_BEFORE + rb"(?:" + b"|".join(map(re.escape, self._owner_forms)) + rb")" + _AFTER)
 
 
 def contents(path: str, data: bytes) -> Iterator[bytes]:

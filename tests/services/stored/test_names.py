@@ -61,6 +61,10 @@ def test_names_are_found_in_bytes(data: str, found: set[str]) -> None:
     assert NAMES.found_in(data.encode()) == found
 
 
+def test_a_backslash_may_also_be_that_of_a_path() -> None:
+    assert Names(["backfill~b~1"]).found_in(rb"C:\logs\backfill~b~1") == {RUN}
+
+
 @pytest.mark.parametrize("owner", ["jürgen", "corp\\bob"])
 def test_an_owner_is_found_as_json_escapes_it(owner: str) -> None:
     for text in (owner, json.dumps(owner), json.dumps(owner, ensure_ascii=False)):
