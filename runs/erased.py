@@ -7,7 +7,7 @@ is derived from the run id. It recognises an event of the run that comes again, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ import msgspec
 import pyarrow as pa
 
 from ciml.digest import telemetry_digest
-from ciml.events.records import LISTS, Kind, RawFile, lists_of
+from ciml.events.records import LISTS, Kind, RawFile, lists_of, records_of
 from ciml.events.run_id import ERASED, erased_id
-from ciml.manifest.log import Delta
+from ciml.manifest.log import Delta, ManifestLog
 from ciml.runs.pack_index import RUNS, split_path
 from ciml.runs.state import RawState
 from ciml.runs.writer import write_run
@@ -49,6 +49,11 @@ class RunCriteria:
     change: str = ""
     project: str = ""
     before_us: int | None = None
+
+    @property
+    def by_time(self) -> bool:
+        """Whether the time alone decides."""
+        return self == RunCriteria(before_us=self.before_us)
 
     def matches(self, mention: Mapping[str, Any], owner: str, time_us: int) -> bool:
         """Return whether a record's run is to be erased.
@@ -179,22 +184,33 @@ def store_without_samples(raw: Store, path: str, run_id: str) -> RawFile:
     return RawFile(object_path, digest, 0, len(data))
 
 
-def erasing_delta(state: RawState, erased: ErasedRuns, time_us: int) -> Delta:
+def runs_without_time(log: ManifestLog, run_ids: Container[str]) -> set[str]:
+    """Return those of some runs of which a record has neither start nor end."""
+    mentions = (record.get("mention", {}) for _, delta in log.since(0) for _, record in records_of(delta))
+    return {
+        mention["run_id"]
+        for mention in mentions
+        if mention.get("run_id") in run_ids and mention.get("end_us") is None and mention.get("start_us") is None
+    }
+
+
+def erasing_delta(state: RawState, erased: ErasedRuns, time_us: int, without_time: Iterable[str] = ()) -> Delta:
     """Return the delta that begins an erasure: from then on, events of the runs are ignored, and no log is awaited.
 
     Args:
       state: of the raw manifest.
       erased: the runs.
       time_us: of the commit, epoch microseconds.
+      without_time: ids of runs that no time identifies (`runs_without_time`), for an erasure by time alone.
     """
     letters = [key for key, _ in state.index.dead_letters() if key[1] in erased.run_ids]
     waiting = [key for key in state.deferred if key[1] in erased.run_ids]
     closes = [[msgspec.to_builtins(origin), run_id] for origin, run_id in (*waiting, *letters)]
     before_us = erased.criteria.before_us
-    # The runs of an erasure by time alone are told by their time, since they may be millions. Those with an open record
-    # are named, so that a second call does not close it again.
-    by_time = erased.criteria == RunCriteria(before_us=before_us)
-    named = {run_id for _, run_id in closes} if by_time else erased.run_ids
+    # The runs of an erasure by time alone are recognised by their time, since they may be millions. Those with an open
+    # record are named, so that a second call does not close it again; and those without a time.
+    by_time = erased.criteria.by_time
+    named = {*without_time, *(run_id for _, run_id in closes)} if by_time else erased.run_ids
     return {
         "time_us": time_us,
         "offsets": {},

@@ -17,7 +17,7 @@ from typing import Any, cast
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError, RejectedInput
 from ciml.events.payloads import offload_payloads
-from ciml.events.records import Batch, OffsetRange, Outcome, facts_of_row, rows_of
+from ciml.events.records import Batch, OffsetRange, Outcome, RunFacts, Trust, facts_of_row, rows_of
 from ciml.kafka import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import Delta, ManifestLog
@@ -184,16 +184,25 @@ def seal(batch: Batch) -> bytes:
 
 
 def seal_guarded(batch: Batch) -> bytes:
-    """Seal a batch; an outcome that cannot be serialised becomes a dead letter of its origin."""
+    """Seal a batch; an outcome that cannot be serialised becomes a dead letter of its origin and its run."""
     sealed = attempt("seal", seal, batch)
     if not isinstance(sealed, RejectedInput):
         return sealed
     settled: list[Outcome] = []
     for part, sealed_part in bisect("seal", batch.settled, lambda part: seal(Batch(batch.covers, settled=list(part)))):
-        if isinstance(sealed_part, RejectedInput):  # only its origin is known to be valid
-            part = [Outcome("dead_letter", part[0].origin, reason=sealed_part.reason, detail=sealed_part.detail)]
-        settled += part
+        settled += [_unsealed(part[0], sealed_part)] if isinstance(sealed_part, RejectedInput) else part
     return seal(Batch(batch.covers, settled=settled))
+
+
+def _unsealed(outcome: Outcome, rejected: RejectedInput) -> Outcome:
+    """Return the dead letter of an outcome that cannot be serialised. Its origin is valid; its run id may be."""
+    dead_letter = Outcome("dead_letter", outcome.origin, reason=rejected.reason, detail=rejected.detail)
+    if not outcome.run_id:
+        return dead_letter
+    of_run = dead_letter.replace(
+        mention=RunFacts(outcome.run_id, build_uuid=""), trust=Trust(False, rejected.reason, "")
+    )
+    return dead_letter if isinstance(attempt("seal", seal, Batch(None, settled=[of_run])), RejectedInput) else of_run
 
 
 def unseal(data: bytes) -> Batch:

@@ -23,7 +23,7 @@ from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.log import Delta, ManifestLog, commit
 from ciml.manifest.rewrite import rewrite_log
 from ciml.runs.arrow import read_parquet
-from ciml.runs.erased import ErasedRuns, erasing_delta, store_without_samples
+from ciml.runs.erased import ErasedRuns, erasing_delta, runs_without_time, store_without_samples
 from ciml.runs.outputs import TEMPLATES, TEXTS
 from ciml.runs.pack_index import RUNS, SWEPT, pack_log, run_of
 from ciml.runs.packing import FolderPacker
@@ -103,9 +103,10 @@ class Work(NamedTuple):
 def begin(work: Work) -> None:
     """Commit that the runs are erased: from then on their events are ignored."""
     log, state = open_raw(work.data.raw)
+    without_time = runs_without_time(log, work.erased.run_ids) if work.erased.criteria.by_time else ()
 
     def build() -> Delta | None:
-        delta = erasing_delta(state, work.erased, now_us())
+        delta = erasing_delta(state, work.erased, now_us(), without_time)
         is_known = state.erased.issuperset(delta["erases"])
         return None if is_known and state.erased_before_us >= delta.get("erases_before_us", 0) else delta
 

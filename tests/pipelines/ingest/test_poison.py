@@ -25,11 +25,13 @@ import ciml.trust
 from ciml.digest import telemetry_digest
 from ciml.events.cloudevents import finished_event
 from ciml.events.listing import open_listing
-from ciml.events.records import UNJUDGED, Batch, Message, OffsetRange, Outcome, RunFacts
+from ciml.events.records import UNJUDGED, Batch, Message, OffsetRange, Origin, Outcome, RunFacts
 from ciml.metrics import Board
 from ciml.pipelines.backfill.backfill import backfill
 from ciml.pipelines.ingest.committer import seal, seal_guarded, unseal
 from ciml.pipelines.ingest.replay import replay
+from ciml.runs.accounting import reconcile
+from ciml.runs.state import RawState
 from ciml.services.ingest import raw_families
 from ciml.storage import LocalStore, Store
 from ciml.transforms.beam import run_here
@@ -135,6 +137,16 @@ def test_an_outcome_that_is_no_text_costs_itself() -> None:
     ]  # fmt: skip
     assert batch.settled[1].reason == "internal_error"
     assert batch.settled[1].detail.startswith("seal: UnicodeEncodeError: ")
+
+
+def test_each_run_of_an_event_that_is_no_text_is_a_dead_letter() -> None:
+    facts = [RunFacts(run_id, "u", labels={"x": "\ud800"}) for run_id in ("zuul~a~1", "zuul~b~1", "zuul~\ud800~1")]
+    settled = [Outcome("ignored", Origin("events", 0, 0), "e", each, "cancelled") for each in facts]
+    batch = unseal(seal_guarded(Batch(OffsetRange("events", "id", 0, 0, 1), settled=settled)))
+    assert [each.run_id for each in batch.settled] == ["zuul~a~1", "zuul~b~1", ""]
+    delta = reconcile(RawState(), [batch], 0)
+    assert delta is not None
+    assert len(delta["dead_letters"]) == 3
 
 
 def digests(raw: Store) -> dict[str, str]:

@@ -286,6 +286,21 @@ def test_all_runs_before_a_time(data: DataRoot) -> None:
 
 
 @pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_a_run_without_times_that_was_erased_by_time_stays_erased(data: DataRoot) -> None:
+    facts, tables, _ = corpus(1)
+    run = facts[0].replace(run_id="zuul~untimed~1", start_us=None, end_us=None)
+    RawStore(data).add([(run, tables[0])])
+    list(erase(data, RunCriteria(before_us=1 << 62), SIGNED))
+    before = len(stored(data))
+    again = Outcome("ignored", Origin("later", 0, 0), "zuul again", run, reason="not_finished")
+    Committer(data.raw).commit([Batch(OffsetRange("later", "X", 0, 0, 1), settled=[again])])
+    delta = ManifestLog(data.raw).read(ManifestLog(data.raw).end())
+    assert [record["reason"] for record in delta["ignored"]] == ["erased"]
+    assert len(stored(data)) == before
+    assert broken(data) == {}
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_each_time_of_a_retention_is_kept(data: DataRoot) -> None:
     """By it, later events of these runs are ignored."""
     facts, tables, _ = corpus(1)
