@@ -160,10 +160,10 @@ class Processor(ABC, Generic[C, S, R]):
             check_still_that_topic(self.config.kafka, topic, topic_id)
 
     def cover_expired(self, listing: Listing) -> None:
-        """Commit offsets that expired before the topic was first read as covered, so that later losses are noticed.
+        """Cover the offsets that expired before their partition was first read, so that later losses are noticed.
 
-        They are computed from the state at the commit: once another process has begun to read, missing offsets are
-        losses.
+        They are computed from the state at the commit: once another process has begun to read a partition, its missing
+        offsets are losses.
         """
         self._append(lambda state: [self.empty_result(covers) for covers in expired_offsets(state, listing)])
 

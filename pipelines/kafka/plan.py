@@ -1,6 +1,8 @@
 """Plans the reads of a topic from the offsets that the manifest covers and the offsets that the broker holds.
 
-Offsets that the broker has removed are lost, which stops the plan, unless the topic was never read before.
+Offsets that the broker has removed are lost, which stops the plan, unless nothing of their partition is covered. Such a
+partition is taken for a new one: coverage has no entry for one that was listed, but empty, so if its first messages
+expire before they are read, this is not noticed.
 """
 
 from __future__ import annotations
@@ -102,7 +104,7 @@ def _last_of(covered: RangeSet) -> int:
 
 
 def expired_offsets(state: TopicState, listing: Listing) -> list[OffsetRange]:
-    """Return the offsets that expired before the first read. The caller commits them as covered before it reads."""
+    """Return the offsets that expired before their partition was first read; the caller covers them before it reads."""
     return [
         OffsetRange(listing.topic, listing.topic_id, partition, 0, first)
         for partition, (first, _) in sorted(listing.bounds.items())
