@@ -234,6 +234,11 @@ def test_a_model_is_evaluated_on_another_data_set_by_the_names_of_classes(data: 
     answers = [classes[label] for label in one.fitted.predict(rows.inputs, rows.n_windows).argmax(axis=1)]
     assert found["test"]["accuracy"]["right"] == sum(map(str.__eq__, answers, (names[position] for position in test)))
     assert found["test"]["accuracy"]["right"] > 0
+    learned = dataset.facts[one.train_positions[0]]
+    facts = list(other.facts)
+    facts[test[0]] = facts[test[0]].replace(project=learned.project, change=learned.change)  # another run of a change
+    assert learned.change
+    assert one._result_on(replace(other, facts=facts))["left_out"]["trained_on"] == left_out["trained_on"] + 1
     resolved = other.snapshot.resolved
     definition = resolved.definition.replace(sample_interval="2s")
     coarser = replace(other, snapshot=other.snapshot.replace(resolved=resolved.replace(definition=definition)))
