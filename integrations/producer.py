@@ -111,7 +111,10 @@ class DeliveryProducer:
         while not self._closing.is_set():
             self._producer.poll(_POLL_S)
             if self._is_broken:
-                self._renew()
+                try:
+                    self._renew()
+                except CimlError as error:  # such as a certificate that is being replaced: the next turn tries again
+                    _log.warning("the producer is not renewed: %s", error)
         self._producer.flush(self._answer_s + 1.0)
 
     def _renew(self) -> None:

@@ -135,7 +135,7 @@ class Recorder:
     def _sample(self) -> None:
         try:
             if self._file is None:
-                _repair(self._log)
+                repair(self._log)
                 self._file = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if self._sampler is None:
                 sampler = Sampler()
@@ -162,7 +162,7 @@ def _start_dool(dool: str, log: Path) -> subprocess.Popen:
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, EVERY_SIGNAL)
 
-    _repair(log)
+    repair(log)
     # Bytes, as in dstat: dool's default is bits, for disks too.
     arguments = [*(f"--{name}" for name in _PLUGINS), "--bytes", "--noheaders", "--nocolor", "--noupdate"]
     return subprocess.Popen(
@@ -188,7 +188,7 @@ def _append(log: int, text: str) -> None:
         raise
 
 
-def _repair(log: Path) -> None:
+def repair(log: Path) -> None:
     """Remove a truncated last line, left by a killed recorder or a full disk. Raises `OSError`."""
     if not log.exists():
         return

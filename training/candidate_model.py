@@ -46,7 +46,7 @@ class CandidateModel(ModelInProcess):
         candidate, notice = registry.last_candidate()
         folder = registry.candidate_folder(candidate)
         assets = assets_of(folder, candidate.files, f"model {model}, candidate {candidate.id}: ")
-        super().__init__(data, model, None, assets, load_candidate(folder, candidate.files, allow_modules))
+        super().__init__(data, model, None, assets, partial(load_candidate, folder, candidate.files, allow_modules))
         self.candidate = notice
 
 

@@ -271,6 +271,8 @@ class Intake:
 
     def _check_bytes(self, held: Held) -> None:
         """Raise `RequestError` if a request is too large, or the largest of too many bytes; else reject the largest."""
+        if held.rejection is not None:  # as the largest, while a part of it was ready
+            raise held.rejection
         if held.size > held.max_bytes:
             raise self._too_large(held)
         if self._counted_bytes > MAX_HELD_BYTES:

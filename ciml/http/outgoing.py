@@ -146,11 +146,13 @@ class Pinned(httpcore.NetworkBackend):
         if not rules:
             raise RejectedInput("address_not_allowed", f"{host}:{port} is not an allowed host")
         addresses = [host] if as_ip(host) else self._look_up(host, port, self._limits.remaining(timeout))
-        failure = httpcore.ConnectError(f"{host} has no address")
-        for ip in check_ips(addresses, any(rule.private for rule in rules)):
+        failure: Exception = httpcore.ConnectError(f"{host} has no address")
+        allowed = list(check_ips(addresses, any(rule.private for rule in rules)))
+        for number, ip in enumerate(allowed):
+            share_s = self._limits.remaining(timeout) / (len(allowed) - number)  # the others may answer
             try:
-                inner = self._inner.connect_tcp(ip, port, self._limits.remaining(timeout), None, socket_options)
-            except httpcore.ConnectError as error:
+                inner = self._inner.connect_tcp(ip, port, share_s, None, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
                 continue
             return _Stream(inner, self._limits)

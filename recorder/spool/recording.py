@@ -31,6 +31,7 @@ from ciml.events.run_facts import check_labels, facts_from_run, run_from_facts
 from ciml.events.run_id import RunId
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES, MAX_RECORDING_STARTS, MAX_SPOOL_ENTRIES
 from ciml.recorder.output import MAX_FILE_BYTES, kept_pieces
+from ciml.recorder.sampler import repair
 from ciml.recorder.spool.folder import Folder, open_private
 from ciml.recorder.tail import Micros, Start
 from ciml.storage.json_files import seal, seal_of, without_seal
@@ -195,7 +196,11 @@ class Recording:
             raise CimlError(f"{path / RUN}: cannot be read ({error})") from None
 
     def add_start(self, recorder_us: int) -> None:
-        """Write down a start of the recorder, whose samples begin at the log's end. Raises `OSError`."""
+        """Write down a start of the recorder, whose samples begin at the log's end. Raises `OSError`.
+
+        A line that a killed recorder has cut is removed first: the next samples begin in its place.
+        """
+        repair(self.log)
         start = Start(self.log.stat().st_size if self.log.exists() else 0, recorder_us)
         with os.fdopen(self.folder.open(STARTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a") as file:
             file.write(json.dumps(asdict(start)) + "\n")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -211,24 +211,28 @@ class Loaded(Protocol):
 
 
 class ModelInProcess(PreparedModel):
-    """A model of a data root that is loaded here. Thread-safe until `close`.
+    """A model of a data root that is loaded here, and again if its process has ended. Thread-safe until `close`.
 
     Args:
       data: the data root.
       model: the model's name.
       version: its version; None for a candidate.
       assets: its assets.
-      loaded: the loaded model.
+      load: loads the model.
     """
 
-    def __init__(self, data: DataRoot, model: str, version: int | None, assets: ModelAssets, loaded: Loaded) -> None:
+    def __init__(
+        self, data: DataRoot, model: str, version: int | None, assets: ModelAssets, load: Callable[[], Loaded]
+    ) -> None:
         self.model = model
         self.version = version
         self.definition = assets.definition
         self.rules = assets.rules
         self._neighbours = StoredNeighbours(data) if assets.takes("neighbours") else None
         self._raw = data.raw if assets.takes("log") else None
-        self._loaded = loaded
+        self._load = load
+        self._loaded = load()
+        self._lock = threading.Lock()
 
     @property
     def names_classes(self) -> bool:
@@ -242,9 +246,17 @@ class ModelInProcess(PreparedModel):
 
     def _query(self, inputs: NDArray[np.float32], n_windows: NDArray[np.int32]) -> NDArray[np.float32]:
         try:
-            return self._loaded.predict("", {"inputs": inputs, "n_windows": n_windows})["probabilities"]
+            return self._running().predict("", {"inputs": inputs, "n_windows": n_windows})["probabilities"]
         except RequestError as error:
             raise RejectedInput(MODEL_ERROR, str(error)) from None
+
+    def _running(self) -> Loaded:
+        """Return the loaded model. A call may have killed its process, or the system, which lacked memory."""
+        with self._lock:
+            if self._loaded.ended:
+                self._loaded.close()
+                self._loaded = self._load()
+            return self._loaded
 
     def close(self) -> None:
         self._loaded.close()
@@ -270,11 +282,14 @@ class LocalModel(ModelInProcess):
         assets = read_assets(registry, version)
         verify = partial(RegistryVerifier(data.registry.root), model, version)
         folder = registry.folder(version)
-        try:
-            loaded = load_model(folder, verify)
-        except FileNotFoundError:
-            raise IntegrityError(f"{folder.root} is missing; run ciml models verify") from None
-        super().__init__(data, model, version, assets, loaded)
+
+        def load() -> Loaded:
+            try:
+                return load_model(folder, verify)
+            except FileNotFoundError:
+                raise IntegrityError(f"{folder.root} is missing; run ciml models verify") from None
+
+        super().__init__(data, model, version, assets, load)
 
 
 def check_answers(answers: NDArray[np.float32], definition: ResolvedDefinition, where: str) -> None:

@@ -7,6 +7,7 @@ or an ``unpredictable`` record with a ``reason``.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,6 +89,9 @@ class PredictPolicy:
     canary_share: float = 0.0
 
 
+_LOG = logging.getLogger(__name__)
+
+
 class Predictor:
     """Predicts announced runs. Thread-safe; create it after a fork.
 
@@ -144,6 +148,9 @@ class Predictor:
         try:
             records += self._predict_by_one_model(canary_runs, self._canary or self.source)
         except NotServedError:  # there is no canary now
+            runs = canary_runs + runs
+        except (FailedCallError, IntegrityError) as error:  # it must not stop the predictions of the other runs
+            _LOG.warning("the canary is broken, so the stable version predicts its runs: %s", error)
             runs = canary_runs + runs
         records += self._predict_by_one_model(runs, self.source)
         return Predicted(

@@ -259,6 +259,8 @@ def _columns(content: Any, names: list[str]) -> Mapping[str, Any]:
                 "inputs is a plain value/list, but expecting an object as multiple "
                 "input tensors required as per tensorinfo_map"
             )
+        if not names:
+            raise invalid("'inputs' is a plain value/list, but the signature has no input")
         return {names[0]: content}
     for name in names:
         if name not in content:

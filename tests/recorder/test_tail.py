@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ciml.events.records import RunFacts
 from ciml.events.samples import Samples, decode, to_table
 from ciml.recorder import sampler as proc
 from ciml.recorder.sampler import find_dool
 from ciml.recorder.spool.delivery import encode_piece
+from ciml.recorder.spool.recording import Plan, Recording
 from ciml.recorder.tail import Piece, Start, Tail
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.recorder.recorded import record, shell_until
@@ -185,6 +187,29 @@ def test_a_line_is_taken_once_it_is_whole(tmp_path: Path) -> None:
     assert piece == Piece(7, 0, ("load avg:1m", "load avg:5m", "load avg:15m"),
                           [1795600000500000], [True], [[1.0, 2.0, 3.0]])  # fmt: skip
     assert (tail.first_us, tail.counts) == (1795600000500000, {7: 1})
+
+
+#: The start of a recording, epoch microseconds.
+T0_US = 1_780_000_000_000_000
+
+
+@pytest.mark.parametrize("cut", [1, 220, 250])
+def test_a_start_after_a_cut_line_has_all_of_its_samples(tmp_path: Path, cut: int) -> None:
+    """A recorder that was killed within a line is started again."""
+    recording = Recording.create(
+        tmp_path / "spool", Plan(RunFacts("github~1~1", "1", "job", start_us=T0_US), log_dir="x")
+    )
+    for second, ticks in ((0, 3), (9, 5)):
+        recording.add_start(T0_US + second * 1_000_000)
+        recorder = proc.Recorder(recording.log, None)
+        for _ in range(ticks):
+            recorder.tick()
+        with recording.log.open("a") as log:
+            log.write(f"{proc.Sampler().sample().rstrip()}{',' * 300}"[:cut])
+    tail = Tail(recording.read_log, recording.starts())
+    while tail.read():
+        pass
+    assert list(tail.counts.values()) == [3, 5]
 
 
 def test_messages_are_small_however_long_the_log_is(tmp_path: Path) -> None:

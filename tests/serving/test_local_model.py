@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from ciml.limits import MAX_REQUEST_BYTES
 from ciml.serving.predict import answers, prepared
 from ciml.serving.predict.answers import Answer, LocalModel
 from ciml.serving.predict.prepared import Prepared
+from ciml.serving.server.model import process
 from ciml.transforms.examples.prepare import prepare_many
 from tests.pipelines.predict.predicting import telemetry
 from tests.pipelines.predict.test_hostile import huge
@@ -94,6 +96,21 @@ def test_runs_that_the_model_fails_for_cost_only_themselves(tmp_path: Path, spoi
     found = LocalModel(data, "m").predict([huge(n) if n in (3, 8) else telemetry(n) for n in range(10)])
     assert reasons(found) == {3: "model_error", 8: "model_error"}
     assert all(detail in str(found[row]) for row in (3, 8))
+
+
+def test_an_interrupted_call_gives_its_answer_to_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in a notebook: the process is killed, and the model is loaded again."""
+    data, _ = pushed(tmp_path)
+    model = LocalModel(data, "m")
+    first, second = telemetry(1, 20), telemetry(2, 30)
+    expected = model.predict([first, second])
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "receive", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            model.predict([first])
+    assert model.predict([second]) == expected[1:]
+    assert model.predict([first]) == expected[:1]
+    model.close()
 
 
 def test_a_run_that_raises_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

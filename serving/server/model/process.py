@@ -200,6 +200,11 @@ class ModelProcess:
                 _limit_silence(connection, limit_s)
             send(connection, request)
             return receive(connection, kind)
+        except (OSError, EOFError, ValueError):
+            raise
+        except BaseException:  # such as Ctrl-C: the next call would take the answer that is still to come for its own
+            self.end()
+            raise
         finally:
             self._idle.put((connection, limit_s))
 

@@ -153,6 +153,20 @@ def test_beyond_all_bytes_the_largest_request_is_dropped(small: Intake) -> None:
     assert asyncio.run(serve()) == [dropped, (200, 20), (200, 40)]
 
 
+def test_a_dropped_request_with_another_part_drops_no_other(small: Intake) -> None:
+    dropped = RequestError("RESOURCE_EXHAUSTED", "dropped as the largest")
+
+    async def serve() -> None:
+        with small.hold() as other, small.hold() as held:
+            await small.read(other, parts_of(70))
+            held.rejection = dropped  # in this turn; its task has not run since
+            with pytest.raises(RequestError, match="dropped as the largest"):
+                await small.read(held, parts_of(70))
+            assert other.rejection is None
+
+    asyncio.run(serve())
+
+
 async def late() -> AsyncIterator[bytes]:
     """Yield nothing, and take some time to end once cancelled."""
     try:

@@ -59,6 +59,23 @@ def test_only_an_allowed_host_is_resolved_and_connected_to() -> None:
             connected("logs.test", inner, addresses=("127.0.0.1", "169.254.169.254"))
 
 
+def test_the_next_address_is_tried_after_one_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[str, bool]] = []
+    connect = httpcore.SyncBackend.connect_tcp
+
+    def silent(self: httpcore.SyncBackend, host: str, port: int, timeout: float, *more: object) -> object:
+        tried.append((host, timeout < 2))
+        if host == "127.0.0.2":
+            raise httpcore.ConnectTimeout("silent")
+        return connect(self, host, port, timeout, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", silent)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        rule = host_rule(f"logs.test:{server.getsockname()[1]}", private=True)
+        connected("logs.test", rule, addresses=("127.0.0.2", "127.0.0.2", "127.0.0.1"))
+    assert tried == [("127.0.0.2", True), ("127.0.0.2", False), ("127.0.0.1", False)]
+
+
 @pytest.mark.parametrize(
     ("headers", "wait_s"),
     [

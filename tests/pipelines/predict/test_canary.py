@@ -60,6 +60,17 @@ def test_a_canary_predicts_its_share_while_there_is_one(world: World, folders: l
     both.close()
 
 
+def test_a_broken_canary_stops_no_other_prediction(world: World, folders: list[Path]) -> None:
+    world.push(folders[0])
+    messages = [world.put(f"zuul~{number}~1", telemetry(number, 20 + number)) for number in range(4)]
+    push(world.data, "m", open_store(folders[1]), BLESSED, label=CANARY, check=False)
+    world.server.poll()
+    both = split_predictor(world, 1.0)
+    Path(world.data.models.url("m/2"), "assets", "definition.json").write_text("{}")
+    assert [one["version"] for one in both.predict(batch(messages)).predictions] == [1] * 4
+    both.close()
+
+
 def test_a_shadow_of_the_stable_version_has_ids_of_its_own(world: World, folders: list[Path]) -> None:
     world.push(folders[0])
     promote(Registry(world.data, "m"), 1, Signature("ann", "try it"), label=SHADOW)
