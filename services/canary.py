@@ -153,7 +153,7 @@ def compare_canary(
     """
     rule = rule or CanaryRule()
     registry = Registry(data, model)
-    labels = registry.state.labels
+    labels = dict(registry.state.labels)  # a person may move one while predictions are read
     versions = {labels[name]: name for name in (STABLE, label) if name in labels}
     if len(versions) < 2:
         return None
@@ -191,6 +191,9 @@ def settle_canary(
 ) -> CanaryReport | None:
     """Do as `compare_canary`, and promote or withdraw the version if that is decided.
 
+    Returns:
+      The report; None if there is no such version, or not any more.
+
     Raises:
       HeldError: it would be promoted, and a person holds the model.
     """
@@ -198,6 +201,9 @@ def settle_canary(
     if report is None or not report.decision:
         return report
     registry = Registry(data, model)
+    labels = registry.state.labels
+    if (labels.get(label), labels.get(STABLE)) != (report.canary.version, report.stable.version):
+        return None  # a person has decided meanwhile
     signed = Signature(f"the {label} rule", "; ".join(report.lines()[:3]))
     if report.decision == "promote":
         promote(registry, report.canary.version, signed)

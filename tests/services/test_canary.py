@@ -14,6 +14,7 @@ from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.events.outcomes import CAUSE
 from ciml.manifest.log import ManifestLog
+from ciml.services import canary as module
 from ciml.services import trainer as trainer_module
 from ciml.services.canary import CanaryRule, KnownRun, compare_canary, known_runs, settle_canary, settled
 from ciml.services.trainer import TrainerService, Triggers, served_accuracy
@@ -113,6 +114,23 @@ def test_a_canary_that_is_better_is_promoted_unless_a_person_holds_the_model(dat
     last = list(history(registry))[-1]
     assert (last.action, last.labels, last.author) == ("promote", {STABLE: 2}, "the canary rule")
     assert settle_canary(data, "m", ALL) is None
+
+
+@pytest.mark.parametrize("moves", [{CANARY: 1}, {STABLE: 2}])
+def test_nothing_is_settled_if_a_person_moves_a_label_meanwhile(
+    data: DataRoot, moves: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(data, BAD)
+    read = module.read_predictions
+
+    def move(*arguments: Any) -> Any:
+        for label, version in moves.items():
+            promote(Registry(data, "m"), version, Signature("ann", "another one"), label=label)
+        return read(*arguments)
+
+    monkeypatch.setattr(module, "read_predictions", move)
+    assert settle_canary(data, "m", ALL) is None
+    assert not Registry(data, "m").state.versions[2].withdrawn
 
 
 def test_few_labels_decide_nothing_and_the_expected_share_needs_none(data: DataRoot) -> None:
