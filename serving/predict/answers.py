@@ -232,6 +232,7 @@ class ModelInProcess(PreparedModel):
         self._raw = data.raw if assets.takes("log") else None
         self._load = load
         self._loaded = load()
+        self._closed = False
         self._lock = threading.Lock()
 
     @property
@@ -253,13 +254,15 @@ class ModelInProcess(PreparedModel):
     def _running(self) -> Loaded:
         """Return the loaded model. A call may have killed its process, or the system, which lacked memory."""
         with self._lock:
-            if self._loaded.ended:
+            if self._loaded.ended and not self._closed:
                 self._loaded.close()
                 self._loaded = self._load()
             return self._loaded
 
     def close(self) -> None:
-        self._loaded.close()
+        with self._lock:
+            self._closed = True
+            self._loaded.close()
 
 
 class LocalModel(ModelInProcess):

@@ -88,7 +88,7 @@ class ScikitEstimator:
             if train.weights is not None:
                 further[_weights_argument(model) or "sample_weight"] = train.sample_weights()
             model.fit(features(self.view, names, train.inputs, train.n_windows), labels, **further)
-        except CimlError:
+        except (CimlError, ImportError):  # a missing library is named with its extra
             raise
         except Exception as error:  # noqa: BLE001 - lightgbm, xgboost and a user's class raise of all kinds
             text = " ".join(str(error).split()) or type(error).__name__
