@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,8 @@ from ciml.storage import Store
 from ciml.transforms.logs.profile import OutputProfile, Printed, printed_templates
 from ciml.transforms.logs.ranking import ScannedOutput, scan
 from ciml.transforms.logs.templates import MASKS
+
+_LOG = logging.getLogger(__name__)
 
 
 def outputs_of_stored(raw: Store, run_ids: Iterable[str]) -> StoredOutputs:
@@ -154,14 +157,23 @@ def passing_runs(log: ManifestLog, state: RawState, job: str) -> Iterator[Stored
 
 
 def stored_profile(raw: Store, log: ManifestLog, state: RawState, job: str, most: int = PASSING_RUNS) -> OutputProfile:
-    """Return the profile of a job by its last trusted passing runs, at most ``most``.
+    """Return the profile of a job by its last trusted passing runs, at most ``most``. A damaged output does not count.
 
     Raises:
-      IntegrityError: an output is damaged.
       EngineError: the store does not answer.
     """
     profile = OutputProfile()
-    printed = (stored_printed(raw, run.output) for run in passing_runs(log, state, job))
-    for templates in islice((templates_of_run for templates_of_run in printed if templates_of_run is not None), most):
-        profile.add(templates)
+    for printed in islice(_printed_by_passing(raw, passing_runs(log, state, job)), most):
+        profile.add(printed)
     return profile
+
+
+def _printed_by_passing(raw: Store, runs: Iterable[StoredRun]) -> Iterator[dict[str, Printed]]:
+    for run in runs:
+        try:
+            printed = stored_printed(raw, run.output)
+        except IntegrityError as error:
+            _LOG.warning("a passing run is not compared with: %s", error)
+            continue
+        if printed is not None:
+            yield printed

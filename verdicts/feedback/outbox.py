@@ -110,8 +110,8 @@ class Outbox:
         pause = self._entry_pauses.get(entry.key)
         if pause is not None and pause.until_s > now_s:
             return False
-        if entry.intent is not None:
-            return now_s >= entry.intent.time_us / 1e6 + self.settle_s
+        if entry.intent is not None:  # a dry run does not settle it
+            return self.client is not None and now_s >= entry.intent.time_us / 1e6 + self.settle_s
         settled_s = min(entry.last_us / 1e6 + self.policy.settle_s, entry.since_us / 1e6 + self.policy.settle_most_s)
         return now_s >= settled_s
 

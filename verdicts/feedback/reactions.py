@@ -154,6 +154,10 @@ class Reader:
             self._paused_until_s = self.clock() + wait_s
             _log.info("%s: reactions are read in %.0f s: %s", self.name, wait_s, error)
             return False
+        except Exception:  # noqa: BLE001 - of a client; it concerns this message alone, which is read again later
+            _log.exception("%s: the reactions to a message were not read", self.name)
+            self._read_s[key] = self.clock()
+            return True
         now_us = int(self.clock() * 1e6)
         by_kind = new_reactions(entry, reactions, counted_elsewhere)
         if by_kind:

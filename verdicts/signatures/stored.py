@@ -50,7 +50,7 @@ LINE_CHARACTERS = 200
 #: Names all that the state depends on, but the masks of templates: signatures by earlier masks remain.
 _KIND = (
     f"{SIGNATURES_KIND}; {PASSING_RUNS} passing runs of {MAX_SIGNATURE_JOBS} jobs; {MAX_RECENT_TESTS} tests of "
-    f"{MAX_TEST_CHANGES} changes, {MAX_RUN_RECENT_TESTS} of a run"
+    f"{MAX_TEST_CHANGES} changes or commits, {MAX_RUN_RECENT_TESTS} of a run"
 )
 #: Rows after which the bookmark is replaced, and failed runs: these take the time.
 _BOOKMARK_ROWS = 10_000
@@ -227,7 +227,11 @@ class SignatureReader:
         lines = record.output.lines if record.output else 0
         if key.is_end:
             return Line(run_id, lines, "")
-        place = next(template.place for name, template in printed.items() if without_margin(name) == key.template)
+        place = next(
+            (template.place for name, template in printed.items() if without_margin(name) == key.template), None
+        )
+        if place is None:  # the run was stored again, with another output
+            return Line(run_id, 0, key.template[:LINE_CHARACTERS])
         number = round(place * max(lines - 1, 1)) + 1
         kept_output = read_output(self._raw, record.output)
         line = None if isinstance(kept_output, str) else kept_output.line(number)
@@ -253,8 +257,12 @@ _State = tuple[bytes, list[tuple[str, list[OutputFile]]], bytes]
 
 
 def change_of(facts: RunFacts) -> str:
-    """Return what stands for the change of a run; its id where no change is known."""
-    return f"{facts.project} {facts.change}".strip() if facts.change else facts.run_id
+    """Return what stands for the change of a run: its commit or its series of attempts where no change is known.
+
+    GitHub's events of jobs have no change, and those of a fork never get one. Without any of these, its id does.
+    """
+    identity = facts.change or facts.head or facts.attempt_of
+    return f"{facts.project} {identity}".strip() if identity else facts.run_id
 
 
 def time_of(facts: RunFacts) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.events.records import RunFacts
-from ciml.runs.outputs import TEXTS, KeptOutput
+from ciml.runs.outputs import TEXTS, KeptOutput, templates_path
 from ciml.transforms.logs import run_outputs
 from ciml.transforms.logs.failed_tests import OtherChanges
 from ciml.transforms.logs.ranking import scan
@@ -130,14 +130,24 @@ def test_the_same_failure_on_several_changes_within_hours_indicates_the_machine(
     assert shown(data, late).sentences[-1].endswith(f"(signature {evidence.failure.id}).")
 
 
-def test_the_same_failure_on_a_change_and_its_reruns_indicates_its_code(data: DataRoot, raw: RawStore) -> None:
-    fail(raw, 10, DOWN, change="7")
-    evidence = shown(data, fail(raw, 11, DOWN, 1, change="7"))
+@pytest.mark.parametrize("same", [{"change": "7"}, {"change": "", "head": "c0ffee"}, {"change": "", "attempt_of": "a"}])
+def test_the_same_failure_on_a_change_and_its_reruns_indicates_its_code(
+    data: DataRoot, raw: RawStore, same: dict[str, str]
+) -> None:
+    fail(raw, 10, DOWN, **same)
+    evidence = shown(data, fail(raw, 11, DOWN, 1, **same))
     assert evidence.failure is not None
     assert evidence.sentences[-1] == (
         f"2 runs failed like this since 2026-11-18 (signature {evidence.failure.id}), all of this change, which "
         "indicates its code."
     )
+
+
+def test_a_damaged_output_of_a_passing_run_costs_no_other_its_evidence(data: DataRoot, raw: RawStore) -> None:
+    failed = fail(raw, 10, DOWN)
+    (passing, *_) = [path for path in data.raw.list(TEXTS) if run(0)[0].run_id in path]
+    data.raw.delete(templates_path(passing))
+    assert len(shown(data, failed).sentences) == 1
 
 
 def test_a_failure_by_another_line_names_it(data: DataRoot, raw: RawStore) -> None:

@@ -315,6 +315,20 @@ def test_a_dry_run_shows_the_message_and_calls_nothing(tmp_path: Path) -> None:
     assert loud.review.calls == []
 
 
+def test_a_dry_run_leaves_a_call_of_unknown_outcome_open_and_waits(tmp_path: Path) -> None:
+    world = World(tmp_path, feedback())
+    world.review.script = ["", "", "killed after"]
+    with pytest.raises(Died):
+        world.say(prediction())
+    quiet = World(tmp_path, feedback(dry_run=True), offset=world.offset)
+    quiet.now_s = world.now_s + 3600
+    assert quiet.outbox.due() == []
+    world.restart()
+    world.now_s += 3600
+    world.work()
+    assert world.outcomes == {"posted": 1}
+
+
 def test_a_project_that_is_muted_gets_no_waiting_message(tmp_path: Path) -> None:
     world = World(tmp_path, feedback(settle_s=30.0, settle_most_s=30.0))
     world.take(prediction())

@@ -51,6 +51,15 @@ class Said(World):
         return corrections_of(DataRoot.open(self.folder))
 
 
+def test_a_client_that_fails_costs_only_its_own_message(tmp_path: Path) -> None:
+    world = Said(tmp_path / "data", feedback())
+    world.say(prediction(1, change="1"), prediction(2, change="2"))
+    world.review.script = ["broken"]
+    world.now_s += 300.0
+    world.read()
+    assert world.reader.due() == []
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> Said:
     one = Said(tmp_path / "data", feedback())
