@@ -13,7 +13,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, UnknownModelError
 from ciml.http.intake import RequestError
 from ciml.serving.client import FailedCallError, NotServedError
-from ciml.serving.predict.answers import Loaded
+from ciml.serving.predict.answers import Loaded, RunningModel
 from ciml.serving.predict.assets import ModelAssets, assets_of, snapshot_in
 from ciml.serving.predict.sources import Answers, ModelSource, SourceModel
 from ciml.serving.registry import Candidate, CandidateNotice, Registry, read_asset
@@ -154,10 +154,7 @@ class LoadedCandidate(SourceModel):
         self.key = name
         self.assets = assets
         self.notice = CandidateNotice(name, False, ())
-        self._load = load
-        self._loaded = load()
-        self._closed = False
-        self._lock = threading.Lock()
+        self._model = RunningModel(load)
 
     def __str__(self) -> str:
         return f"candidate {self.key}"
@@ -169,32 +166,22 @@ class LoadedCandidate(SourceModel):
     def predict(
         self, inputs: NDArray[np.float32], n_windows: NDArray[np.int32], timeout_s: float | None = None
     ) -> Answers:
-        loaded = self._running()
+        if self._model.closed:
+            raise self._replaced()
+        loaded = self._model.loaded()
         started_s = time.perf_counter()
         try:
             outputs = loaded.predict("", {"inputs": inputs, "n_windows": n_windows}, timeout_s=timeout_s)
         except Exception as error:  # noqa: BLE001 - an estimator may raise anything
-            if self._closed:
+            if self._model.closed:
                 raise self._replaced() from None
             name = "" if isinstance(error, RequestError) else f"{type(error).__name__}: "
             raise FailedCallError(f"{name}{error}") from None
         return Answers(outputs["probabilities"], time.perf_counter() - started_s)
-
-    def _running(self) -> Loaded:
-        """Return the loaded model; load it again if a call has killed its process."""
-        with self._lock:
-            if self._closed:
-                raise self._replaced()
-            if self._loaded.ended:
-                self._loaded.close()
-                self._loaded = self._load()
-            return self._loaded
 
     def _replaced(self) -> NotServedError:
         return NotServedError(f"candidate {self.key} was replaced by a new one")
 
     def close(self) -> None:
         """Free its memory. A call that runs now raises `NotServedError`."""
-        with self._lock:
-            self._closed = True
-            self._loaded.close()
+        self._model.close()

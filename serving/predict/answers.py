@@ -210,8 +210,41 @@ class Loaded(Protocol):
         """Free its memory."""
 
 
+class RunningModel:
+    """A loaded model, which is loaded again if its process has ended. Thread-safe.
+
+    A call may have killed the process, or the system, which lacked memory.
+
+    Args:
+      load: loads the model.
+
+    Attributes:
+      closed: whether it was closed; from then on, it is not loaded again.
+    """
+
+    def __init__(self, load: Callable[[], Loaded]) -> None:
+        self._load = load
+        self._loaded = load()
+        self._lock = threading.Lock()
+        self.closed = False
+
+    def loaded(self) -> Loaded:
+        """Return the model. Raises what loading raises."""
+        with self._lock:
+            if self._loaded.ended and not self.closed:
+                self._loaded.close()
+                self._loaded = self._load()
+            return self._loaded
+
+    def close(self) -> None:
+        """Free its memory. A call that runs now fails."""
+        with self._lock:
+            self.closed = True
+            self._loaded.close()
+
+
 class ModelInProcess(PreparedModel):
-    """A model of a data root that is loaded here, and again if its process has ended. Thread-safe until `close`.
+    """A model of a data root that is loaded here. Thread-safe until `close`.
 
     Args:
       data: the data root.
@@ -230,14 +263,11 @@ class ModelInProcess(PreparedModel):
         self.rules = assets.rules
         self._neighbours = StoredNeighbours(data) if assets.takes("neighbours") else None
         self._raw = data.raw if assets.takes("log") else None
-        self._load = load
-        self._loaded = load()
-        self._closed = False
-        self._lock = threading.Lock()
+        self._model = RunningModel(load)
 
     @property
     def names_classes(self) -> bool:
-        return CLASSIFY in self._loaded.signatures
+        return CLASSIFY in self._model.loaded().signatures
 
     def _neighbours_of(self, runs: Sequence[RunFacts]) -> Sequence[Neighbours | None]:
         return self._neighbours.of([run.run_id for run in runs]) if self._neighbours else ()
@@ -247,22 +277,12 @@ class ModelInProcess(PreparedModel):
 
     def _query(self, inputs: NDArray[np.float32], n_windows: NDArray[np.int32]) -> NDArray[np.float32]:
         try:
-            return self._running().predict("", {"inputs": inputs, "n_windows": n_windows})["probabilities"]
+            return self._model.loaded().predict("", {"inputs": inputs, "n_windows": n_windows})["probabilities"]
         except RequestError as error:
             raise RejectedInput(MODEL_ERROR, str(error)) from None
 
-    def _running(self) -> Loaded:
-        """Return the loaded model. A call may have killed its process, or the system, which lacked memory."""
-        with self._lock:
-            if self._loaded.ended and not self._closed:
-                self._loaded.close()
-                self._loaded = self._load()
-            return self._loaded
-
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._loaded.close()
+        self._model.close()
 
 
 class LocalModel(ModelInProcess):

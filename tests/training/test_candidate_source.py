@@ -179,7 +179,7 @@ def test_an_exported_candidate_whose_process_was_killed_is_loaded_again(place: P
     first = place.predict(source)
     model = source.current()
     assert isinstance(model, LoadedCandidate)
-    model._loaded.process.end()  # type: ignore[attr-defined]
+    model._model._loaded.process.end()  # type: ignore[attr-defined]
     np.testing.assert_array_equal(shares_of(place.predict(source)), shares_of(first))
     source.close()
 
