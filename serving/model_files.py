@@ -64,16 +64,18 @@ class ModelEntry:
 
 def check_model_name(name: str) -> str:
     """Return the name if it is safe in a path, a URL and a metric; else raise `CimlError`."""
-    if not _NAME.fullmatch(name):
-        raise CimlError(f"invalid model name {name!r:.120}: use up to 100 letters, digits, -, . or _")
-    return name
+    return _checked("model name", name)
 
 
 def check_label(label: str) -> str:
     """Return the label of a version if it is safe in a path, a URL and a metric; else raise `CimlError`."""
-    if not _NAME.fullmatch(label):
-        raise CimlError(f"invalid label {label!r:.120}: use up to 100 letters, digits, -, . or _")
-    return label
+    return _checked("label", label)
+
+
+def _checked(kind: str, name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise CimlError(f"invalid {kind} {name!r:.120}: use up to 100 letters, digits, -, . or _")
+    return name
 
 
 def parse_config(text: str) -> tuple[ModelEntry, ...]:

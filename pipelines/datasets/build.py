@@ -207,18 +207,15 @@ def _check_origin(state: DatasetState, origin: Mapping[str, Any]) -> None:
 
 
 def make_room(source: DataRoot | ListedRuns, target: DataRoot, definition: DatasetDefinition) -> None:
-    """Remove the data set of a definition's name, if the definition is another one and a data set results from it.
+    """Remove the data set of a definition's name, if a data set results from the definition.
 
     The arguments and errors are those of `build_dataset`. After an error, the data set is still there.
     """
-    dataset = target.dataset(definition.name)
-    if not has_other_definition(dataset, definition):
-        return
     updater, _ = _prepare_build(source, target, definition, state=DatasetState())
     plan = updater.plan()
     if next(iter(plan.steps(seal=True)), None) is None:
         raise no_runs_error(updater.state, plan)
-    remove_dataset(dataset)
+    remove_dataset(target.dataset(definition.name))
 
 
 def has_other_definition(dataset: StoredDataset, definition: DatasetDefinition) -> bool:

@@ -132,18 +132,18 @@ def run_build(options: BuildOptions, keys: DefinitionKeys, running: BatchRunning
     dataset = target.dataset(definition.name)
     if replaces := options.force and has_other_definition(dataset, definition):
         definition = _definition(None, options, keys)
-    if settings is not None:
+    source = listed_runs or stored
+    with listed_runs or nullcontext():
         if replaces:
-            make_room(stored, target, definition)
-        launch_build(plan_build(stored, target, definition), dataset, target.url, running, settings)
-        return
-    runner, job_endpoint = running.runner
-    with listed_runs or nullcontext(), progress_bar("making examples") as progress:
-        if replaces:
-            make_room(listed_runs or stored, target, definition)
-        update = build_dataset(
-            listed_runs or stored, target, definition, runner=runner, job_endpoint=job_endpoint, progress=progress
-        )
+            make_room(source, target, definition)
+        if settings is not None:
+            launch_build(plan_build(stored, target, definition), dataset, target.url, running, settings)
+            return
+        runner, job_endpoint = running.runner
+        with progress_bar("making examples") as progress:
+            update = build_dataset(
+                source, target, definition, runner=runner, job_endpoint=job_endpoint, progress=progress
+            )
     print_lines([*_update_lines(update, dataset.store.url()), *_listing_lines(listed_runs, definition)])
     if not keys.uses_fixed_default_length:
         warn_of_padding(update.state)
@@ -226,7 +226,7 @@ def _definition(target: DataRoot | None, options: BuildOptions, keys: Definition
     """Return the definition: options override the keys of the file, and both override the defaults.
 
     The default of ``max_windows`` is ``auto``, except for a stored definition, in the talk's script, and where the data
-    set exists in ``target`` with another default. None for a data set that replaces another.
+    set exists in ``target`` with another default; ``target`` is None if the data set is to replace another.
     """
     from ciml.datasets.definition import DatasetDefinition
     from ciml.pipelines.datasets.build import DEFINITION, SPAN_RUNS
