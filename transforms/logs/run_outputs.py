@@ -163,15 +163,21 @@ def stored_profile(raw: Store, log: ManifestLog, state: RawState, job: str, most
       EngineError: the store does not answer.
     """
     profile = OutputProfile()
-    for printed in islice(_printed_by_passing(raw, passing_runs(log, state, job)), most):
+    outputs = (run.output for run in passing_runs(log, state, job))
+    for printed in islice(printed_by_passing(raw, outputs), most):
         profile.add(printed)
     return profile
 
 
-def _printed_by_passing(raw: Store, runs: Iterable[StoredRun]) -> Iterator[dict[str, Printed]]:
-    for run in runs:
+def printed_by_passing(raw: Store, outputs: Iterable[OutputFile | None]) -> Iterator[dict[str, Printed]]:
+    """Yield the templates of each output of a passing run, by `stored_printed`, except damaged and missing ones.
+
+    Raises:
+      EngineError: the store does not answer.
+    """
+    for output in outputs:
         try:
-            printed = stored_printed(raw, run.output)
+            printed = stored_printed(raw, output)
         except IntegrityError as error:
             _LOG.warning("a passing run is not compared with: %s", error)
             continue

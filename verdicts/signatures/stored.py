@@ -35,7 +35,7 @@ from ciml.transforms.logs.failed_tests import RecentTests, failed_tests
 from ciml.transforms.logs.failure_keys import Key, keys_of, without_margin
 from ciml.transforms.logs.lines import lines_of_block
 from ciml.transforms.logs.profile import OutputProfile, Printed
-from ciml.transforms.logs.run_outputs import PASSING_RUNS, read_scanned, stored_printed
+from ciml.transforms.logs.run_outputs import PASSING_RUNS, printed_by_passing, read_scanned, stored_printed
 from ciml.transforms.logs.signals import have_kind
 from ciml.transforms.logs.signatures import SIGNATURES_KIND, Failure, Line, Signatures
 from ciml.transforms.logs.templates import templates_of
@@ -208,14 +208,8 @@ class SignatureReader:
             self._profiles.move_to_end(paths)
             return self._profiles[paths]
         profile = OutputProfile()
-        for output in outputs:
-            try:
-                printed = stored_printed(self._raw, output)
-            except IntegrityError as error:
-                _log.warning("a passing run is not compared with: %s", error)
-                continue
-            if printed is not None:
-                profile.add(printed)
+        for printed in printed_by_passing(self._raw, outputs):
+            profile.add(printed)
         self._profiles[paths] = profile
         if len(self._profiles) > _PROFILES:
             self._profiles.popitem(last=False)
