@@ -13,6 +13,7 @@ from ciml.events.records import OutputFile, Trust
 from ciml.runs import outputs
 from ciml.runs.outputs import expire_before, templates_path
 from ciml.storage import Store
+from ciml.transforms.logs import run_outputs
 from ciml.transforms.logs.failure_keys import Key
 from ciml.transforms.logs.profile import Printed
 from ciml.transforms.logs.run_outputs import stored_printed
@@ -77,7 +78,8 @@ def test_the_next_reader_continues_from_the_bookmark(
         read.append(output.path if output else "")
         return stored_printed(raw, output)
 
-    monkeypatch.setattr(module, "stored_printed", counted)
+    for reader in (module, run_outputs):
+        monkeypatch.setattr(reader, "stored_printed", counted)
     add_all(raw)
     read_signatures(data)
     read.clear()
