@@ -136,11 +136,13 @@ class Ending:
 
     Attributes:
       status: wait status of wait(2).
-      cancelled: whether a signal that ends jobs arrived before.
+      pid: of the command; 0 if it could not be started.
+      cancelled: whether a signal that ends jobs arrived before, or soon after.
       timed_out: whether it was ended at its time limit.
     """
 
     status: int
+    pid: int = 0
     cancelled: bool = False
     timed_out: bool = False
 
@@ -206,7 +208,7 @@ class Supervisor:
         for pid, status in reap_children(os.WUNTRACED | os.WCONTINUED):
             is_over = os.WIFEXITED(status) or os.WIFSIGNALED(status)
             if pid == self._command and is_over:
-                ending = Ending(status, self._is_cancelled, self._is_timed_out)
+                ending = Ending(status, pid, self._is_cancelled, self._is_timed_out)
             elif pid == self._command:
                 self._is_stopped = os.WIFSTOPPED(status)
                 self._note_group_signals()
@@ -237,7 +239,7 @@ class Supervisor:
     def _handle(self, info: signal.struct_siginfo) -> None:
         """Pass a signal on, unless the command has received it with its group."""
         number = info.si_signo
-        if number in CANCEL and info.si_pid != self._command:
+        if is_cancel(info, self._command):
             self._is_cancelled = True
         if number in _OF_TERMINAL and info.si_code == _SI_KERNEL:
             self._to_group.add(number)  # also where the watcher was not running yet
@@ -255,6 +257,11 @@ class Supervisor:
         if self._watcher is not None:
             self._to_group |= self._watcher.take_signals()
         self._group_stops |= self._to_group & _TERMINAL_STOPS
+
+
+def is_cancel(info: signal.struct_siginfo, command: int) -> bool:
+    """Return whether a signal ends the job: from outside, not by the command itself, whose pid is given."""
+    return info.si_signo in CANCEL and info.si_pid != command
 
 
 def reap_children(options: int = 0) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ import select
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
 from ciml.errors import CimlError
@@ -23,6 +24,7 @@ from ciml.recorder.command import (
     SignalWatcher,
     Supervisor,
     close_descriptors,
+    is_cancel,
     reap_children,
 )
 from ciml.recorder.output import Output
@@ -41,6 +43,9 @@ _INTERVAL_S = 1.0
 _MAX_RESTARTS = 3
 _STABLE_S = 60.0  # a worker that ran for this time resets the count of restarts
 _OUTPUT_PAUSE_S = 0.005
+#: How long a failed command waits for a signal that ends the job: a CI system may signal its processes one by one. If
+#: it reads the environment of all processes in between, 0.02 to 0.04 s pass (two cores at a load of 17).
+_LATE_CANCEL_S = 0.3
 _GRACE_S = 2.0  # after the flush time, until a worker that hangs is killed
 
 
@@ -49,8 +54,8 @@ class _Worker(NamedTuple):
 
     Attributes:
       pid: its process id.
-      pipe: closed when the command has ended, or when this process was killed. `Recording.write_end` distinguishes the
-        two.
+      pipe: has a byte when the command has ended. It is closed when the end is written, or when this process was
+        killed. `Recording.write_end` distinguishes the two.
     """
 
     pid: int
@@ -165,9 +170,14 @@ class _Sidecar:
         """Write down the command's end, and give the worker its flush time; a signal that ends jobs shortens it."""
         if self._recording is None:
             return
-        self._finish_output()
+        end_us = time.time_ns() // 1000
+        if self._worker is not None:
+            with contextlib.suppress(OSError):  # it was killed
+                os.write(self._worker.pipe, b"e")
+        if self._is_cancelled_late(ending):
+            ending = replace(ending, cancelled=True)
         try:
-            self._recording.write_end(_end_of(ending))
+            self._recording.write_end(_end_of(ending, end_us))
         except OSError as error:
             report(f"cannot write the command's end: {error.strerror}")
         if self._worker is None:
@@ -184,21 +194,29 @@ class _Sidecar:
                 report(f"not everything was sent: {_keep(self._recording, self._settings)}")
                 return
 
-    def _finish_output(self) -> None:
-        """Wait until all that the command printed is passed on, as it would have; a signal that ends jobs ends this."""
-        if self._output is None:
-            return
-        self._output.mark_end()
-        while not self._output.is_passed_on():
+    def _is_cancelled_late(self, ending: Ending) -> bool:
+        """Return whether a failed command is followed by a signal that ends the job. Pass on what it printed meanwhile.
+
+        Such a signal ends this, also later, while the output waits for its reader.
+        """
+        late_s = time.monotonic() + (_LATE_CANCEL_S if ending.result == "FAILURE" else 0.0)
+        if self._output is not None:
+            self._output.mark_end()
+        is_cancelled = False
+        while not is_cancelled and (time.monotonic() < late_s or not self._is_output_passed_on()):
             info = signal.sigtimedwait(EVERY_SIGNAL, _OUTPUT_PAUSE_S)
-            if info is not None and info.si_signo in CANCEL:
-                break
+            is_cancelled = info is not None and is_cancel(info, ending.pid)
             for pid, status in reap_children():
                 self.handle_child_end(pid, status)
-        self._output.close()
+        if self._output is not None:
+            self._output.close()
+        return is_cancelled and time.monotonic() < late_s
+
+    def _is_output_passed_on(self) -> bool:
+        return self._output is None or self._output.is_passed_on()
 
 
-def _end_of(ending: Ending) -> End:
+def _end_of(ending: Ending, end_us: int) -> End:
     labels = {}
     if os.WIFSIGNALED(ending.status):
         number = os.WTERMSIG(ending.status)
@@ -208,7 +226,7 @@ def _end_of(ending: Ending) -> End:
             labels["signal"] = str(number)
     else:
         labels["exit_code"] = str(os.waitstatus_to_exitcode(ending.status))
-    return End(time.time_ns() // 1000, ending.result, labels)
+    return End(end_us, ending.result, labels)
 
 
 def _fork_worker(recording: Recording, settings: Settings) -> _Worker:
@@ -249,6 +267,8 @@ def _work(recording: Recording, settings: Settings, pipe: int) -> None:
     leftovers.open()
     failure = _sample_until_end(recorder, delivery, leftovers, sender, pipe)
     recorder.end()
+    while os.read(pipe, 1):
+        pass  # until the end is written
     end = recording.end()
     if end is None:  # the process that runs the command was killed, and wrote none
         end = End(time.time_ns() // 1000, "ABORTED", {"recorder": "killed"})
@@ -266,7 +286,7 @@ def _work(recording: Recording, settings: Settings, pipe: int) -> None:
 def _sample_until_end(
     recorder: Recorder, delivery: Delivery, leftovers: Leftovers, sender: Sender | None, pipe: int
 ) -> str:
-    """Take a sample every second, and send between samples, until the pipe is closed.
+    """Take a sample every second, and send between samples, until the command has ended.
 
     Returns:
       Why the recording can never be sent; "" if it can.

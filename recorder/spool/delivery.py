@@ -25,6 +25,7 @@ from ciml.events.run_facts import log_address
 from ciml.events.run_id import path_safe
 from ciml.kafka import KafkaOptions
 from ciml.limits import MAX_LABELS
+from ciml.recorder import report
 from ciml.recorder.spool.recording import LOG, OUTPUT, End, Recording
 from ciml.recorder.tail import Mark, Piece, Tail
 
@@ -199,7 +200,7 @@ class Delivery:
         self._not_before_s = time.monotonic() + _RETRY_S
 
     def _store_without_broker(self, end: End) -> bool:
-        """Store the log, with a line of a listing. Return whether there is a folder for it."""
+        """Store the log, with a line of a listing if it is the run's first. Return whether there is a folder for it."""
         if not self._plan.log_dir:
             return False
         from ciml.storage import open_store
@@ -207,7 +208,10 @@ class Delivery:
         self._store_log()
         folder = _folder(self._plan.mention)
         line = _listing_line(self._finished_facts(end), self._log_path, self._output_path)
-        open_store(self._plan.log_dir).replace(f"{folder}/run.json", line)
+        store = open_store(self._plan.log_dir)
+        path = f"{folder}/run.json"
+        if not store.create(path, line) and store.read(path) != line:
+            report(f"{self._plan.mention.run_id} was recorded before: the listing keeps the first recording")
         return True
 
     def _send_all(self, sender: Sender) -> bool:

@@ -148,6 +148,7 @@ class Recording:
             os.mkdir(name, 0o700, dir_fd=parent.descriptor)
             folder = parent.folder(name)
             with contextlib.ExitStack() as unused:
+                unused.callback(folder.close)
                 unused.callback(_remove, folder)
                 lock = _lock_new(folder)
                 unused.callback(os.close, lock)
@@ -178,12 +179,15 @@ class Recording:
         try:
             with contextlib.ExitStack() as unused:
                 unused.callback(folder.close)
-                changed_s = os.fstat(folder.descriptor).st_mtime  # read before locking, which may create a file
-                lock = _lock(folder)
+                is_young = _is_young(folder)  # before locking, which may create a file
+                lock = _lock(folder, is_new=False)
                 if lock is None:
                     return None
                 unused.callback(os.close, lock)
-                plan = _read_plan(folder, time.time() - changed_s < _YOUNG_S)
+                if not is_young and set(folder.names(1)) <= {_LOCK}:
+                    _remove(folder)  # a process was killed while it created or removed it
+                    return None
+                plan = _read_plan(folder, is_young)
                 if plan is None:
                     return None
                 unused.pop_all()  # the recording has both now
@@ -270,7 +274,7 @@ class Recording:
     def remove(self) -> str:
         """Remove the recording after its arrival, and release it. Return why it could not be removed, or ""."""
         problem = _remove(self.folder)
-        os.close(self.lock)
+        self.release()
         return problem
 
     def release(self) -> None:
@@ -373,13 +377,24 @@ def _remove(folder: Folder) -> str:
         pass
     except OSError as error:
         errors.append(error)
-    folder.close()
     return f"cannot remove {folder.path} ({errors[0].strerror})" if errors else ""
 
 
-def _lock(folder: Folder) -> int | None:
-    """Lock a folder for this process and its forks; return the descriptor, or None if it is locked already."""
-    lock = folder.open(_LOCK, os.O_RDWR | os.O_CREAT)
+def _is_young(folder: Folder) -> bool:
+    return time.time() - os.fstat(folder.descriptor).st_mtime < _YOUNG_S
+
+
+def _lock(folder: Folder, *, is_new: bool) -> int | None:
+    """Lock a folder for this process and its forks; return the descriptor, or None if another process uses it.
+
+    In a folder of another process the file of the lock is not created: that process may be about to remove the folder.
+    """
+    try:
+        lock = folder.open(_LOCK, os.O_RDWR | (os.O_CREAT if is_new else 0))
+    except FileNotFoundError:
+        if _is_young(folder):
+            return None
+        lock = folder.open(_LOCK, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -391,7 +406,7 @@ def _lock(folder: Folder) -> int | None:
 def _lock_new(folder: Folder) -> int:
     """Lock a new folder; wait for a recorder that looks into it while it scans the spool. Raises `OSError`."""
     for _ in range(_LOCK_TRIES):
-        lock = _lock(folder)
+        lock = _lock(folder, is_new=True)
         if lock is not None:
             return lock
         time.sleep(_LOCK_PAUSE_S)

@@ -34,6 +34,7 @@ def plant(spool: Path, name: str | None = None, *, result: str = "SUCCESS", **pl
         "mention": planted_facts(), "kafka": "", "samples_topic": "samples", "events_topic": "ci-events", "log_dir": "",
         "log_url": "", **plan,
     }  # fmt: skip
+    (folder / "lock").touch()
     (folder / "run.json").write_text(json.dumps(content))
     (folder / "dstat-csv_log.txt").write_bytes(TELEMETRY)
     (folder / "starts").write_text(json.dumps({"offset": 0, "recorder_us": T0_US}) + "\n")

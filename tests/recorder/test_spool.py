@@ -240,6 +240,41 @@ def test_a_recording_that_vanishes_is_none(tmp_path: Path) -> None:
         assert Recording.take(spool, folder.name) is None
 
 
+def test_a_process_that_looks_into_a_recording_does_not_hinder_its_removal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = plant(tmp_path / "spool")
+    recording = taken(folder)
+    old_s = T0_US // 10**6 - 10**8
+    os.utime(folder, (old_s, old_s))
+    unlink = os.unlink
+
+    def unlink_while_others_look(*names: Any, **options: Any) -> None:
+        try:
+            unlink(*names, **options)
+        finally:
+            with open_private(tmp_path / "spool") as spool:
+                assert Recording.take(spool, folder.name) is None
+
+    monkeypatch.setattr(os, "unlink", unlink_while_others_look)
+    assert recording.remove() == ""
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("names", [(), ("lock",)])
+def test_an_old_folder_without_a_file_of_a_recording_is_removed(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """A process was killed while it created or removed a recording."""
+    (tmp_path / "spool").mkdir(mode=0o700)
+    for folder, is_old in ((tmp_path / "spool/1-1", True), (tmp_path / "spool/2-2", False)):
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+        if is_old:
+            os.utime(folder, (T0_US // 10**6 - 10**8,) * 2)
+    send_leftovers(Settings(tmp_path / "spool"), Destination())
+    assert os.listdir(tmp_path / "spool") == ["2-2"]
+
+
 FILES_OF_A_RECORDING = (
     "dstat-csv_log.txt", "run.json", "end.json", "starts", "seal.json", "lock", "run.json.new", "end.json.new",
     "seal.json.new",
@@ -317,7 +352,6 @@ def test_what_is_no_recording_is_reported_and_left_as_it_is_and_the_next_one_is_
     (tmp_path / "outside").write_bytes(TELEMETRY)
     folder = plant(tmp_path / "spool", log_dir=str(logs))
     plant(tmp_path / "spool", f"{T0_US + 1}-1", log_dir=str(logs), mention=planted_facts("good"))
-    (folder / "lock").touch()
     SPOILED[spoiled](folder)
     there = None if spoiled == "link to itself" else sorted(os.listdir(folder))
     with pytest.raises(EngineError, match=r"^1 recordings not sent, kept in .*; 1 sent$"):
@@ -331,7 +365,6 @@ def test_what_is_no_recording_is_reported_and_left_as_it_is_and_the_next_one_is_
 def test_what_is_sent_and_cannot_be_removed_is_reported(tmp_path: Path) -> None:
     spool, logs = tmp_path / "spool", tmp_path / "logs"
     folder = plant(spool, log_dir=str(logs))
-    (folder / "lock").touch()
     folder.chmod(0o500)
     sent = record(spool, "--send", command=[], preexec_fn=bind_by_permissions)
     beside = record_beside(spool, logs, preexec_fn=bind_by_permissions)

@@ -390,6 +390,23 @@ def test_the_finished_event_has_the_log_and_the_labels_of_the_end(tmp_path: Path
     assert gzip.decompress(log.read_bytes()) == recording.log.read_bytes()
 
 
+def test_without_a_broker_the_first_recording_of_a_run_is_listed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = {"log_dir": str(tmp_path / "logs")}
+    for number, result in ((1, "FAILURE"), (1, "FAILURE"), (2, "SUCCESS")):  # the first one is sent again
+        folder = plant(tmp_path / f"spool{len(list(tmp_path.iterdir()))}", result=result, **plan)
+        (folder / "dstat-csv_log.txt").write_bytes(TELEMETRY * number)
+        recording = taken(folder)
+        assert Delivery(recording, None, recording.end()).step()
+        is_reported = "zuul~planted~1 was recorded before: the listing keeps the first" in capfd.readouterr().err
+        assert is_reported == (number == 2)
+    (path,) = (tmp_path / "logs").glob("*/*/run.json")
+    line = json.loads(path.read_text())
+    assert line["result"] == "FAILURE"
+    assert gzip.decompress((tmp_path / "logs" / line["log_path"]).read_bytes()) == TELEMETRY
+
+
 def test_a_failure_is_retried_after_five_seconds_and_not_before(tmp_path: Path, clock: SimpleNamespace) -> None:
     """The folder of the log cannot be written: the finished event waits for it."""
     recording = recorded(tmp_path, 1, 3)

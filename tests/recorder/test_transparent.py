@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -137,18 +139,30 @@ def test_each_signal_comes_once_to_one_process_or_to_the_group(tmp_path: Path) -
     assert process.returncode == 0
 
 
-def test_a_signal_ends_the_command_and_then_the_recorder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", [(), ("--output",)])
+@pytest.mark.parametrize(
+    ("target", "result"),
+    [("recorder", "ABORTED"), ("command, then recorder", "ABORTED"), ("command", "FAILURE")],
+)
+def test_a_signal_ends_the_command_and_then_the_recorder(
+    tmp_path: Path, target: str, result: str, output: tuple[str, ...]
+) -> None:
+    """A CI system may signal the processes of a job one after another, the command first."""
     process = subprocess.Popen(
-        [*recorder(tmp_path / "spool", "-q", "--log-dir", str(tmp_path / "logs")),
-         "sh", "-c", "echo ready; exec sleep 60"],
+        [*recorder(tmp_path / "spool", "-q", *output, "--log-dir", str(tmp_path / "logs")),
+         "sh", "-c", "echo $$; exec sleep 60"],
         stdout=subprocess.PIPE, env=environment(),
     )  # fmt: skip
     assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    process.terminate()
+    command = int(process.stdout.readline())
+    if "command" in target:
+        os.kill(command, signal.SIGTERM)
+        wait_for(lambda: not psutil.pid_exists(command))
+    if "recorder" in target:
+        process.terminate()
     assert process.wait(30) == -signal.SIGTERM
     (listed,) = (tmp_path / "logs").glob("*/*/run.json")
-    assert '"result": "ABORTED"' in listed.read_text()
+    assert json.loads(listed.read_text())["result"] == result
 
 
 def test_a_command_that_overruns_its_time_is_ended(tmp_path: Path) -> None:
