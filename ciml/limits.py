@@ -183,6 +183,8 @@ MAX_SECRETS = 2  # secrets of a source: the present one and its successor
 MAX_FEEDBACK_ENTRIES = 50_000
 #: Failed jobs of a patch set that a message counts.
 MAX_FEEDBACK_JOBS = 200
+#: Texts of the message on a patch set that are remembered with their runs, to know which one a reaction is to.
+MAX_FEEDBACK_TEXTS = 10
 #: Recorded verdicts, each about 300 bytes: settled ones, open ones of trusted runs, and open ones of other runs each.
 MAX_FEEDBACK_VERDICTS = 10_000
 

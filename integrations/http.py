@@ -68,8 +68,8 @@ class Refused(CimlError):
     """The system rejects this request, and would reject it again: 400, 403, 404, 409, 422. Nothing was changed.
 
     Attributes:
-      reason: a short word from a closed set: ``forbidden``, ``not_found``, ``conflict``, ``invalid``; `UNAUTHORIZED`
-        (401) for credentials.
+      reason: a short word from a closed set: ``forbidden``, ``not_found`` (404 and 410 alone), ``moved``, ``conflict``,
+        ``invalid``; `UNAUTHORIZED` (401) for credentials.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -308,7 +308,7 @@ class Rest:
         if status < 400:
             # A redirect may lead to another host, which must not get the secret. If a project has moved, the operator
             # configures its new address.
-            return Refused("not_found", f"{self.origin} answers {status}, a redirect, which is not followed")
+            return Refused("moved", f"{self.origin} answers {status}, a redirect, which is not followed")
         hint = f"; {self._rights}" if status == 403 else ""
         return Refused(_REASONS.get(status, "invalid"), f"{self.origin} {text}{hint}")
 

@@ -10,7 +10,9 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from datetime import UTC, datetime
+from itertools import islice
+from typing import ClassVar, Literal, NamedTuple
 
 from ciml.integrations.http import Refused, Rest
 
@@ -96,12 +98,14 @@ class Rendered:
       body: the whole message with its marker; at most `ReviewClient.most_bytes` of UTF-8.
       marker: part of ``body``; the same for all messages on a change. `ReviewClient.find` searches for it.
       stamp: part of ``body``: the marker, patch set, verdict and a digest of the text. Equal stamps, equal messages.
+      runs: ids of the runs on which ``body`` states a verdict one by one.
     """
 
     title: str
     body: str
     marker: str
     stamp: str
+    runs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +125,30 @@ class Posted:
     body: str = ""
 
 
+class Reaction(NamedTuple):
+    """A reaction to a message.
+
+    Attributes:
+      account: who reacted.
+      time_us: when, epoch microseconds by the clock of the system; 0 if unknown.
+    """
+
+    account: str
+    time_us: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Reactions:
-    """Accounts that reacted to a message, each once, without our own; at most `MAX_REACTIONS` in each field.
+    """Reactions to a message, the last of each account, without our own; at most `MAX_REACTIONS` in each field.
 
     Attributes:
       up, down: by 👍 or 👎.
       not_helpful: by a reply with a line "not helpful", in any case, with or without a full stop.
     """
 
-    up: tuple[str, ...] = ()
-    down: tuple[str, ...] = ()
-    not_helpful: tuple[str, ...] = ()
+    up: tuple[Reaction, ...] = ()
+    down: tuple[Reaction, ...] = ()
+    not_helpful: tuple[Reaction, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +161,7 @@ class Note:
       author: name of the account; "" if a reaction of this account does not count.
       maker: id of the account or App that made the note, by which we recognise our own; 0 if unknown.
       url: address of the note, for people; "" if unknown.
+      created_us: when it was made, epoch microseconds; 0 if unknown.
     """
 
     id: str
@@ -152,6 +169,7 @@ class Note:
     author: str = ""
     maker: int = 0
     url: str = ""
+    created_us: int = 0
 
 
 class ReviewClient(ABC):
@@ -212,9 +230,9 @@ class ReviewClient(ABC):
             emojis = [note for note in self.emojis(posted) if not self._is_own(note)]
             replies = [note for note in self.replies(posted) if _says_not_helpful(note.text) and not self._is_own(note)]
             return Reactions(
-                up=_distinct_accounts(note.author for note in emojis if note.text.startswith(_UP)),
-                down=_distinct_accounts(note.author for note in emojis if note.text.startswith(_DOWN)),
-                not_helpful=_distinct_accounts(note.author for note in replies),
+                up=_last_reactions(note for note in emojis if note.text.startswith(_UP)),
+                down=_last_reactions(note for note in emojis if note.text.startswith(_DOWN)),
+                not_helpful=_last_reactions(replies),
             )
 
     def close(self) -> None:
@@ -279,6 +297,19 @@ def _says_not_helpful(text: str) -> bool:
     return any(line.strip().rstrip(".").casefold() == "not helpful" for line in text.splitlines())
 
 
-def _distinct_accounts(names: Iterable[str]) -> tuple[str, ...]:
-    """Return at most `MAX_REACTIONS` of the names, in order and without repeats."""
-    return tuple(dict.fromkeys(name for name in names if name))[:MAX_REACTIONS]
+def _last_reactions(notes: Iterable[Note]) -> tuple[Reaction, ...]:
+    """Return the last reaction of at most `MAX_REACTIONS` authors, in the order of their first one."""
+    times: dict[str, int] = {}
+    for note in notes:
+        if note.author:
+            times[note.author] = max(times.get(note.author, 0), note.created_us)
+    return tuple(Reaction(*reaction) for reaction in islice(times.items(), MAX_REACTIONS))
+
+
+def time_us(text: str) -> int:
+    """Return a time of an answer, ISO 8601 in UTC, as epoch microseconds; 0 for another text."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1e6)
+    except (ValueError, OverflowError):
+        return 0

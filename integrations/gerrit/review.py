@@ -16,7 +16,7 @@ import msgspec
 
 from ciml.errors import CimlError
 from ciml.integrations.http import Refused, Rest, Unsettled, basic_auth, check_base, path_segment
-from ciml.integrations.review import ChangeRef, Head, Note, Posted, Rendered, ReviewClient, State
+from ciml.integrations.review import ChangeRef, Head, Note, Posted, Rendered, ReviewClient, State, time_us
 from ciml.integrations.systems import System
 
 #: The prefix that Gerrit reserves for the tags of automated messages.
@@ -68,10 +68,10 @@ class _Account(msgspec.Struct, frozen=True):
     username: str = ""
     name: str = ""
 
-    def to_note(self, text: str, note_id: str = "") -> Note:
+    def to_note(self, text: str, date: str, note_id: str = "") -> Note:
         """Return a text as a note by this account."""
         name = self.username or self.name or (str(self.id) if self.id else "")
-        return Note(id=note_id, text=text, author=name, maker=self.id)
+        return Note(id=note_id, text=text, author=name, maker=self.id, created_us=time_us(date))
 
 
 #: The author of messages by Gerrit.
@@ -112,7 +112,7 @@ class _Message(msgspec.Struct, frozen=True):
 
     def to_note(self) -> Note:
         """Return the message as a note, without the first line that Gerrit added."""
-        return (self.author or _NOBODY).to_note(_FIRST_LINE.sub("", self.message), self.id)
+        return (self.author or _NOBODY).to_note(_FIRST_LINE.sub("", self.message), self.date, self.id)
 
 
 class _Comment(msgspec.Struct, frozen=True):
@@ -184,7 +184,9 @@ class Gerrit(ReviewClient):
         comments = files.get(_PATCH_SET_FILE, [])
         # All timestamps share one format and time zone, so string order is chronological.
         later_comments = [comment for comment in comments if comment.updated >= messages[place].date]
-        notes = [comment.author.to_note(comment.message) for comment in later_comments if comment.author]
+        notes = [
+            comment.author.to_note(comment.message, comment.updated) for comment in later_comments if comment.author
+        ]
         return [*(message.to_note() for message in later_messages), *notes]
 
     def _messages(self, change: ChangeRef) -> list[_Message]:

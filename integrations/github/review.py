@@ -16,7 +16,17 @@ from typing import ClassVar, Literal
 import msgspec
 
 from ciml.integrations.http import Query, Refused, Rest, Secret, check_base, check_token, path_segment
-from ciml.integrations.review import ChangeRef, Head, Note, Posted, Rendered, ReviewClient, State, checked_number
+from ciml.integrations.review import (
+    ChangeRef,
+    Head,
+    Note,
+    Posted,
+    Rendered,
+    ReviewClient,
+    State,
+    checked_number,
+    time_us,
+)
 from ciml.integrations.systems import System
 from ciml.limits import MAX_COMMENT_PAGES
 
@@ -233,6 +243,7 @@ class _CheckRunPage(msgspec.Struct, frozen=True):
 class _Reaction(msgspec.Struct, frozen=True):
     content: str
     user: _User | None = None
+    created_at: str = ""
 
 
 class GitHub(ReviewClient):
@@ -312,7 +323,8 @@ class GitHub(ReviewClient):
         by_app = comment.performed_via_github_app or _Identified()
         maker = by_app.id if self.app else user.id
         author = user.login if user.type != "Bot" else ""
-        return Note(str(comment.id), comment.body, author, maker, self.rest.own_url(comment.html_url))
+        url = self.rest.own_url(comment.html_url)
+        return Note(str(comment.id), comment.body, author, maker, url, time_us(comment.created_at))
 
 
 class Comments(GitHub):
@@ -335,7 +347,8 @@ class Comments(GitHub):
         path = f"{_comment_path(posted.change, posted.id)}/reactions"
         for emoji in self.rest.get(path, list[_Reaction], {"per_page": _PAGE}):
             if emoji.user:
-                yield Note("", emoji.content, emoji.user.login, 0 if self.app else emoji.user.id)
+                maker = 0 if self.app else emoji.user.id
+                yield Note("", emoji.content, emoji.user.login, maker, created_us=time_us(emoji.created_at))
 
 
 class CheckRuns(GitHub):

@@ -14,7 +14,17 @@ from urllib.parse import quote
 import msgspec
 
 from ciml.integrations.http import Query, Refused, Rest, check_base, check_token, path_segment
-from ciml.integrations.review import ChangeRef, Head, Note, Posted, Rendered, ReviewClient, State, checked_number
+from ciml.integrations.review import (
+    ChangeRef,
+    Head,
+    Note,
+    Posted,
+    Rendered,
+    ReviewClient,
+    State,
+    checked_number,
+    time_us,
+)
 from ciml.integrations.systems import System
 from ciml.limits import MAX_COMMENT_PAGES
 
@@ -75,11 +85,13 @@ class _Note(msgspec.Struct, frozen=True):
     body: str = ""
     author: _User | None = None
     system: bool = False
+    created_at: str = ""
 
 
 class _Award(msgspec.Struct, frozen=True):
     name: str
     user: _User | None = None
+    created_at: str = ""
 
 
 class GitLab(ReviewClient):
@@ -141,12 +153,13 @@ class GitLab(ReviewClient):
         path = f"{_path(posted.change)}/notes/{checked_number(posted.id)}/award_emoji"
         for emoji in self.rest.get(path, list[_Award], {"per_page": _PAGE}):
             if emoji.user:
-                yield Note("", emoji.name, emoji.user.username, emoji.user.id)
+                created_us = time_us(emoji.created_at)
+                yield Note("", emoji.name, emoji.user.username, emoji.user.id, created_us=created_us)
 
     def _note(self, change: ChangeRef, note: _Note) -> Note:
         url = f"{self._server}/{quote(change.project)}/-/merge_requests/{change.change}#note_{note.id}"
         author = note.author or _User(0)
-        return Note(str(note.id), note.body, author.username, author.id, url)
+        return Note(str(note.id), note.body, author.username, author.id, url, time_us(note.created_at))
 
 
 def _project(change: ChangeRef) -> str:

@@ -16,7 +16,7 @@ from ciml.integrations.gerrit.review import TAG, Gerrit
 from ciml.integrations.github import review as github_module
 from ciml.integrations.github.review import AppRest, Comments
 from ciml.integrations.http import Answer, Busy, Refused, Rest, Unsettled
-from ciml.integrations.review import MAX_REACTIONS, ChangeRef, Head, Note, Posted, Rendered, ReviewClient
+from ciml.integrations.review import MAX_REACTIONS, ChangeRef, Head, Note, Posted, Rendered, ReviewClient, time_us
 
 CHANGE = ChangeRef("octo/widget", "7", head="a" * 40)
 
@@ -90,11 +90,13 @@ def system(own_id: int = 7) -> System:
 
 
 def test_each_account_reacts_once_and_we_do_not() -> None:
-    notes = [Note("", text, author, maker) for author, maker in (("ada", 1), ("bob", 2), ("ada", 1), ("ciml", 7))
+    accounts = (("ada", 1), ("bob", 2), ("ada", 1), ("ciml", 7))
+    notes = [Note("", text, author, maker, created_us=when_us)
+             for when_us, (author, maker) in enumerate(accounts)
              for text in ("thumbsup", "thumbsdown", "Not helpful.", "+1_tone3", "> not helpful", "heart")]  # fmt: skip
     quotes = [Note("", "> not helpful", "dan", 4), Note("", "not helpful at all", "eve", 5)]
     reactions = Client(system(), [*notes, *quotes]).reactions(Posted(CHANGE, "1"))
-    assert (reactions.up, reactions.down, reactions.not_helpful) == (("ada", "bob"),) * 3
+    assert (reactions.up, reactions.down, reactions.not_helpful) == ((("ada", 2), ("bob", 1)),) * 3  # the last
     crowd = [Note("", "+1", f"account{number}", number + 10) for number in range(MAX_REACTIONS + 1)]
     assert len(Client(system(), crowd).reactions(Posted(CHANGE, "1")).up) == MAX_REACTIONS
 
@@ -225,4 +227,11 @@ def test_only_the_first_line_of_a_gerrit_message_is_removed(text: str, is_object
     rest.answers["/changes/octo%2Fwidget~7/messages"] = (200, {}, [ours, reply])
     rest.answers["/changes/octo%2Fwidget~7/comments"] = (200, {}, {})
     reactions = Gerrit(rest, "OWNER").reactions(Posted(CHANGE, "1"))
-    assert reactions.not_helpful == (("ada",) if is_objection else ())
+    assert reactions.not_helpful == ((("ada", time_us("2026-11-30T10:01:00Z")),) if is_objection else ())
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-11-30T10:01:00Z", "2026-11-30T10:01:00.000Z", "2026-11-30 10:01:00.000000000", "", "noon", "9" * 99]
+)
+def test_times_of_all_systems_are_read(text: str) -> None:
+    assert time_us(text) == (1_796_032_860_000_000 if ":" in text else 0)

@@ -192,14 +192,13 @@ class Outbox:
         if message is None:
             self._close(entry, "no_note")
             return
-        stamp = Stamp.of(message)
         previous = self._find(client, entry.change, message.marker)
         if previous is not None and message.stamp in previous.body:
-            self._close(entry, "unchanged", posted=previous, causes=stamp.causes)
+            self._close(entry, "unchanged", posted=previous, message=message)
             return
         if previous is not None and not client.can_edit:
-            if stamp.states_the_same_as(Stamp.find(previous.body, message.marker)):
-                self._close(entry, "said", posted=previous, causes=stamp.causes)
+            if Stamp.of(message).states_the_same_as(Stamp.find(previous.body, message.marker)):
+                self._close(entry, "said", posted=previous, message=replace(message, runs=()))
                 return
             previous = None
         self._call(client, entry, message, previous)
@@ -216,6 +215,7 @@ class Outbox:
             change=entry.change.change,
             changes=entry.changes,
             causes=Stamp.of(message).causes,
+            runs=message.runs,
         )
         record = {"entry": entry.key, **asdict(intent)}
         del record["time_us"]  # the time of the delta
@@ -264,9 +264,22 @@ class Outbox:
         return render(findings, marker, entry.change, style) if findings else None
 
     def _close(
-        self, entry: Entry, outcome: str, detail: str = "", posted: Posted | None = None, causes: str = ""
+        self,
+        entry: Entry,
+        outcome: str,
+        detail: str = "",
+        posted: Posted | None = None,
+        message: Rendered | None = None,
     ) -> None:
-        """Store an outcome, unless another process has stored one meanwhile."""
+        """Store an outcome, unless another process has stored one meanwhile.
+
+        Args:
+          entry: of the message.
+          outcome: what became of it.
+          detail: of the outcome, for people.
+          posted: the message in the system.
+          message: what it states if no call of ours wrote it now.
+        """
         intent = entry.intent
         record: dict[str, Any] = {
             "entry": entry.key,
@@ -278,7 +291,8 @@ class Outbox:
             record["detail"] = detail[:_DETAIL_CHARACTERS]
         if posted is not None:
             record["posted"] = asdict(replace(posted, body=""))
-            record["causes"] = intent.causes if intent else causes
+        if message is not None:
+            record |= {"causes": Stamp.of(message).causes, "runs": list(message.runs)}
         self._commit({"outcomes": [record]}, lambda state: _has_intent(state, entry.key, intent))
 
     def _move(self, entry: Entry, change: ChangeRef) -> None:

@@ -1,4 +1,8 @@
-"""Reads reactions to our messages back: as a metric, and as corrections of labels by the reviewers of the policy."""
+"""Reads reactions to our messages back: as a metric, and as corrections of labels by the reviewers of the policy.
+
+A reaction is to the text that the message had when it was made, and not to a later one. A change has one message for
+all its patch sets where the system can edit, so the texts of all these entries are compared with its time.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ciml.errors import EngineError
-from ciml.integrations.http import Busy, Refused
-from ciml.integrations.review import Posted, Reactions, ReviewClient
+from ciml.integrations.http import UNAUTHORIZED, Busy, Refused
+from ciml.integrations.review import Reactions, ReviewClient
 from ciml.limits import MAX_RETRY_AFTER_S
 from ciml.manifest.replica import LogReplica
 from ciml.verdicts.feedback.config import Cause
-from ciml.verdicts.feedback.state import REACTIONS, Entry, FeedbackState
+from ciml.verdicts.feedback.state import REACTIONS, Entry, FeedbackState, Text
 from ciml.verdicts.feedback.truths import Correction
 
 _log = logging.getLogger(__name__)
@@ -22,6 +26,9 @@ _PAUSE_S = 60.0  # after an error of the system
 
 #: Age of a message at its first reading; each next one follows at the double age.
 FIRST_S = 300.0
+#: Time before and after the beginning of an edit in which a reaction may be to either text: the edit itself takes up to
+#: 45 s, clocks differ, and pages are not loaded again.
+UNCERTAIN_US = 120_000_000
 _OTHER_CAUSE: dict[str, Cause] = {"code": "machine", "machine": "code"}
 
 
@@ -37,50 +44,91 @@ def next_reading_s(posted_s: float, read_s: float | None) -> float:
     return posted_s + max(2 * (read_s - posted_s), FIRST_S)
 
 
-def new_reactions(entry: Entry, reactions: Reactions, counted_elsewhere: Iterable[str]) -> dict[str, list[str]]:
-    """Return the accounts by kind that are not yet counted for a message, with those that are; {} without new ones.
+def text_at(entries: Iterable[Entry], time_us: int) -> Text | None:
+    """Return the text to which a reaction at a time is; None if it is unknown, or an edit was too near.
 
     Args:
-      entry: of the message.
-      reactions: those that the system reports now.
-      counted_elsewhere: accounts that reacted to the same message when it was about another patch set.
+      entries: all of a change.
+      time_us: of the reaction, epoch microseconds.
     """
-    excluded = set(counted_elsewhere)
-    by_kind: dict[str, list[str]] = {}
+    current = None
+    for text in sorted((text for entry in entries for text in _texts(entry)), key=lambda text: text.time_us):
+        if time_us < text.time_us - UNCERTAIN_US:
+            break
+        is_certain = not text.is_edit or time_us >= text.time_us + UNCERTAIN_US
+        current = text if is_certain else None
+    return current
+
+
+def _texts(entry: Entry) -> list[Text]:
+    """Return the texts of an entry. A call of unknown outcome may have written one, of which nothing is certain."""
+    intent = entry.intent
+    return entry.texts if intent is None else [*entry.texts, Text(intent.time_us, "")]
+
+
+def new_reactions(entry: Entry, entries: Sequence[Entry], reactions: Reactions) -> list[dict[str, object]]:
+    """Return the records of the reactions that are not counted yet, one for each patch set that they are to.
+
+    Args:
+      entry: of the message that was read.
+      entries: all of its change.
+      reactions: those that the system reports now.
+    """
+    records: dict[str, dict[str, list[str]]] = {}
     for kind in REACTIONS:
-        accounts = [account[:_ACCOUNT_CHARACTERS] for account in getattr(reactions, kind)]
-        by_kind[kind] = [account for account in accounts if account not in excluded]
-    has_new = any(set(accounts) - set(entry.reactions.get(kind, ())) for kind, accounts in by_kind.items())
-    return by_kind if has_new else {}
+        for reaction in getattr(reactions, kind):
+            account = reaction.account[:_ACCOUNT_CHARACTERS]
+            target = _entry_at(entry, entries, reaction.time_us)
+            if target is None:
+                continue
+            counted_in = [target] if reaction.time_us and target.texts else entries
+            if not any(account in other.reactions.get(kind, ()) for other in counted_in):
+                records.setdefault(target.key, {name: [] for name in REACTIONS})[kind].append(account)
+    return [{"entry": key, **by_kind} for key, by_kind in records.items()]
+
+
+def _entry_at(entry: Entry, entries: Iterable[Entry], time_us: int) -> Entry | None:
+    """Return the entry that had the last text at a time; None if it is forgotten, and ``entry`` if no time is known."""
+    starts = sorted(((text.time_us, other) for other in entries for text in other.texts), key=lambda start: start[0])
+    if not starts or not time_us:
+        return entry
+    before = [other for start_us, other in starts if start_us <= time_us]
+    if before:
+        return before[-1]
+    first_us, first = starts[0]
+    return first if time_us >= first_us - UNCERTAIN_US else None
 
 
 def derive_corrections(
-    entry: Entry, by_kind: dict[str, list[str]], reviewers: Iterable[str], now_us: int
+    system: str, entries: Sequence[Entry], reactions: Reactions, reviewers: Iterable[str], now_us: int
 ) -> list[Correction]:
-    """Return the corrections of the causes of a message's runs that follow from reactions.
+    """Return the corrections of the causes of runs that follow from the reactions to a message.
 
-    A thumb up confirms the verdict, a thumb down names the other cause. A message with both verdicts corrects nothing,
-    since a thumb does not say which one it means; neither does "not helpful", which is a metric alone. An account with
-    both thumbs says nothing.
+    A thumb up confirms the cause that the text stated of its runs, a thumb down names the other cause. A text with both
+    causes corrects nothing, since a thumb does not say which one it means; neither does "not helpful", which is a
+    metric alone. An account with both thumbs says nothing.
 
     Args:
-      entry: of the message.
-      by_kind: accounts, from `new_reactions`.
+      system: name of the review system.
+      entries: all of the message's change.
+      reactions: those that the system reports now.
       reviewers: accounts, ``SYSTEM:ACCOUNT``, that may correct labels.
       now_us: the present, epoch microseconds.
     """
-    if entry.causes not in _OTHER_CAUSE:
-        return []
-    opposite = _OTHER_CAUSE[entry.causes]
-    meanings = {"up": _OTHER_CAUSE[opposite], "down": opposite}  # up: the verdict itself
     trusted = set(reviewers)
-    undecided = set(by_kind.get("up", ())) & set(by_kind.get("down", ()))
+    undecided = {reaction.account for reaction in reactions.up} & {reaction.account for reaction in reactions.down}
     corrections = []
-    for kind, cause in meanings.items():
-        for account in by_kind.get(kind, ()):
-            by = f"{entry.system}:{account}"
-            if by in trusted and account not in undecided:
-                corrections += [Correction(item.run_id, cause, by, now_us) for item in entry.items.values()]
+    for is_up, thumbs in ((True, reactions.up), (False, reactions.down)):
+        for account, time_us in thumbs:
+            by = f"{system}:{account}"
+            if by not in trusted or account in undecided:
+                continue
+            text = text_at(entries, time_us)
+            if text is None or text.causes not in _OTHER_CAUSE:
+                continue
+            opposite = _OTHER_CAUSE[text.causes]
+            cause = _OTHER_CAUSE[opposite] if is_up else opposite
+            corrections += [Correction(run_id, cause, by, now_us) for run_id in text.runs]
     return corrections
 
 
@@ -104,6 +152,7 @@ class Reader:
     correct: Callable[[Iterable[Correction]], object]
     clock: Callable[[], float] = time.time
     _read_s: dict[str, float] = field(default_factory=dict)
+    _causes: dict[str, dict[tuple[str, str], Cause]] = field(default_factory=dict)  # by entry: the last corrections
     _paused_until_s: float = 0.0
     _began_s: float = 0.0
 
@@ -111,20 +160,24 @@ class Reader:
         self._began_s = self.clock()
 
     def due(self) -> list[str]:
-        """Return the keys of the entries whose reactions are to be read now, the latest messages first."""
+        """Return the keys of the entries whose reactions are to be read now, the latest messages first.
+
+        A message on several patch sets is read as that of the last one.
+        """
         now_s = self.clock()
         if self.client is None or now_s < self._paused_until_s:
             return []
         with self.replica.state() as state:
             if state.paused.get(self.name, 0) / 1e6 > now_s:
                 return []
-            posted = [
-                (entry.posted_us, key)
-                for key, entry in state.entries.items()
-                if entry.posted and entry.system == self.name
-            ]
+            last: dict[str, tuple[int, str]] = {}
+            for key, entry in state.entries.items():
+                if entry.posted and entry.system == self.name:
+                    last[entry.posted.id] = max(last.get(entry.posted.id, (0, "")), (entry.posted_us, key))
             self._read_s = {key: read_s for key, read_s in self._read_s.items() if key in state.entries}
-        return [key for posted_us, key in reversed(posted) if self._next_s(key, posted_us / 1e6) <= now_s]
+            self._causes = {key: causes for key, causes in self._causes.items() if key in state.entries}
+        ordered = sorted(last.values(), reverse=True)
+        return [key for posted_us, key in ordered if self._next_s(key, posted_us / 1e6) <= now_s]
 
     def _next_s(self, key: str, posted_s: float) -> float:
         # An earlier process has read the older ones, perhaps just now: spread them, so that they are not all read now.
@@ -142,42 +195,49 @@ class Reader:
             if self.client is None or entry is None or entry.posted is None:
                 return True
             posted = entry.posted
-            counted_elsewhere = _accounts_elsewhere(state, entry, posted)
-            entry = Entry.from_json(entry.to_json())  # a copy: the state changes during the call
         try:
             reactions = self.client.reactions(posted)
-        except Refused:  # the message was deleted, perhaps
+        except Refused as refused:
+            if refused.reason == UNAUTHORIZED:
+                return self._pause(refused, _PAUSE_S)
+            if refused.reason != "not_found":  # otherwise the message was deleted
+                _log.warning("%s: reactions to a message cannot be read: %s; retrying later", self.name, refused)
             self._read_s[key] = self.clock()
             return True
         except EngineError as error:
             wait_s = min(error.retry_after_s, MAX_RETRY_AFTER_S) if isinstance(error, Busy) else _PAUSE_S
-            self._paused_until_s = self.clock() + wait_s
-            _log.info("%s: reactions are read in %.0f s: %s", self.name, wait_s, error)
-            return False
+            return self._pause(error, wait_s)
         except Exception:  # noqa: BLE001 - of a client; it concerns this message alone, which is read again later
             _log.exception("%s: the reactions to a message were not read", self.name)
             self._read_s[key] = self.clock()
             return True
         now_us = int(self.clock() * 1e6)
-        by_kind = new_reactions(entry, reactions, counted_elsewhere)
-        if by_kind:
-            # Corrections first: a repetition after a crash does not store them twice.
-            self.correct(derive_corrections(entry, by_kind, self.reviewers, now_us))
-            record = {"entry": key, **by_kind}
-            self.replica.append(lambda state: {"time_us": now_us, "reactions": [record]})
+        with self.replica.state() as state:
+            entries = _entries_of_change(state, entry)
+            corrections = derive_corrections(self.name, entries, reactions, self.reviewers, now_us)
+            records = new_reactions(entry, entries, reactions)
+        # Corrections first: a repetition after a crash does not store them twice.
+        causes = {(correction.run_id, correction.by): correction.cause for correction in corrections}
+        if causes != self._causes.get(key, {}):
+            self.correct(corrections)
+            self._causes[key] = causes
+        if records:
+            self.replica.append(lambda state: {"time_us": now_us, "reactions": records})
         self._read_s[key] = self.clock()
         return True
 
+    def _pause(self, error: Exception, wait_s: float) -> bool:
+        """Pause all readings after an error of the system; return False."""
+        self._paused_until_s = self.clock() + wait_s
+        _log.warning("%s: reactions are read in %.0f s: %s", self.name, wait_s, error)
+        return False
 
-def _accounts_elsewhere(state: FeedbackState, entry: Entry, posted: Posted) -> set[str]:
-    """Return the accounts that reacted to the same message when it was about another patch set."""
-    return {
-        account
-        for other_entry in state.entries.values()
-        if other_entry.key != entry.key
-        and other_entry.posted
-        and other_entry.system == entry.system
-        and other_entry.posted.id == posted.id
-        for accounts in other_entry.reactions.values()
-        for account in accounts
-    }
+
+def _entries_of_change(state: FeedbackState, entry: Entry) -> list[Entry]:
+    """Return the entries of all patch sets of an entry's change."""
+    identity = (entry.system, entry.change.project, entry.change.change)
+    return [
+        other
+        for other in state.entries.values()
+        if (other.system, other.change.project, other.change.change) == identity
+    ]

@@ -17,7 +17,7 @@ import msgspec
 from ciml.digest import sha256_json
 from ciml.errors import IntegrityError
 from ciml.integrations.review import ChangeRef, Posted
-from ciml.limits import MAX_FEEDBACK_ENTRIES, MAX_FEEDBACK_JOBS
+from ciml.limits import MAX_FEEDBACK_ENTRIES, MAX_FEEDBACK_JOBS, MAX_FEEDBACK_TEXTS
 from ciml.manifest.checkpoints import Checkpointed
 from ciml.manifest.coverage import TopicState
 from ciml.manifest.id_index import IdTable, Rows
@@ -53,6 +53,7 @@ class Intent:
       changes: `Entry.changes` that the message is about.
       causes: its verdicts.
       time_us: when it was stored, epoch microseconds; 0 before.
+      runs: see `Rendered.runs`.
     """
 
     number: int
@@ -63,6 +64,24 @@ class Intent:
     changes: int
     causes: str
     time_us: int = 0
+    runs: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Text:
+    """A text of a message on a change.
+
+    Attributes:
+      time_us: when the call that wrote it began, epoch microseconds.
+      causes: the stated causes (`Stamp.causes`).
+      runs: see `Rendered.runs`; empty if they are unknown.
+      is_edit: whether the message had another text before.
+    """
+
+    time_us: int
+    causes: str
+    runs: tuple[str, ...] = ()
+    is_edit: bool = True
 
 
 @dataclass(slots=True)
@@ -80,9 +99,9 @@ class Entry:
       intent: the one whose outcome is unknown.
       outcome: the last final one; "" before it.
       detail: of the outcome, for people.
-      causes: verdicts of the message that was posted.
       posted: our message.
       posted_us: when it was posted or last edited.
+      texts: its last texts on this patch set, in order; none of earlier versions.
       reactions: accounts by `REACTIONS`.
       touched_us: time of its last event.
     """
@@ -99,9 +118,9 @@ class Entry:
     intent: Intent | None = None
     outcome: str = ""
     detail: str = ""
-    causes: str = ""
     posted: Posted | None = None
     posted_us: int = 0
+    texts: list[Text] = field(default_factory=list)
     reactions: dict[str, list[str]] = field(default_factory=dict)
     touched_us: int = 0
 
@@ -125,6 +144,18 @@ def entry_key(system: str, change: ChangeRef) -> str:
     if not change.change and change.head_project:
         parts += [change.head_project, change.head_branch]
     return sha256_json(parts)[:32]
+
+
+def _add_text(entry: Entry, record: Mapping[str, Any], intent: Intent | None, now_us: int) -> None:
+    """Add the text of a message to its entry: that of an intent, or of a message that was there already."""
+    if intent is not None:
+        text = Text(intent.time_us, intent.causes, intent.runs, intent.action == "edit")
+    else:
+        text = Text(now_us, record["causes"], tuple(record.get("runs", ())))
+        last = entry.texts[-1] if entry.texts else None
+        if last is not None and (record["outcome"] == "said" or (last.causes, last.runs) == (text.causes, text.runs)):
+            return
+    entry.texts = [*entry.texts, text][-MAX_FEEDBACK_TEXTS:]
 
 
 def _is_proved(item: Item) -> bool:
@@ -286,7 +317,7 @@ class FeedbackState(TopicState):
     def _intend(self, record: Mapping[str, Any], now_us: int) -> None:
         entry = self._entry(record["entry"])
         values = {name: value for name, value in record.items() if name != "entry"}
-        intent = Intent(**values, time_us=now_us)
+        intent = msgspec.convert({**values, "time_us": now_us}, Intent)
         if entry.intent is not None or intent.number != entry.number + 1:
             raise self._contradiction(f"{entry.key} has an intent that is not settled")
         entry.number = intent.number
@@ -311,8 +342,8 @@ class FeedbackState(TopicState):
                 entry.since_us = now_us
         if record.get("posted"):
             entry.posted = msgspec.convert(record["posted"], Posted)
-            entry.causes = record["causes"]
             entry.posted_us = now_us
+            _add_text(entry, record, intent, now_us)
         if outcome in _OF_MESSAGES:
             self._measure(entry, now_us)
         self._touch(entry, now_us)

@@ -154,7 +154,8 @@ def render(findings: Sequence[Finding], marker: str, change: ChangeRef, style: S
         body = f"{text}\n\n{stamp if style.format == 'gerrit' else f'<!-- {stamp} -->'}"
         if len(body.encode()) <= style.most_bytes:
             break
-    return Rendered(cut(title, _TITLE_BYTES), body, marker, str(stamp))
+    runs = tuple(finding.item.run_id for finding in ordered[: size.jobs])
+    return Rendered(cut(title, _TITLE_BYTES), body, marker, str(stamp), runs)
 
 
 class _Size(NamedTuple):

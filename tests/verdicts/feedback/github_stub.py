@@ -197,9 +197,11 @@ class GitHubServer(ReviewServer):
                 return Answer(200, self._comment_shown(comment))
             case "GET", "issues", "comments", number, "reactions":
                 (example,) = self._contract.example("reaction-items")
+                comment = self._comment(number)
+                shown = {**example, "created_at": comment.at}
                 reactions = [
-                    {**example, "id": n, "content": content, "user": {**example["user"], "login": login, "id": n}}
-                    for n, (content, login) in enumerate(self._comment(number).reactions, 1)
+                    {**shown, "id": n, "content": content, "user": {**example["user"], "login": login, "id": n}}
+                    for n, (content, login) in enumerate(comment.reactions, 1)
                 ]
                 return self.page(asked, reactions, 30)
             case "GET", "commits", sha, "check-runs":

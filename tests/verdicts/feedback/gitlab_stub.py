@@ -62,6 +62,7 @@ class GitLabServer(ReviewServer):
         """Add somebody's note."""
         note = {"id": 300 + len(self.notes), "body": body, "author": self._user(login), "system": system}
         note |= {"noteable_iid": iid, "noteable_type": "MergeRequest", "attachment": None, "internal": False}
+        note["created_at"] = f"2026-11-30T11:{len(self.notes) % 60:02}:00.000Z"
         self.notes.append(note)
         return note
 
@@ -103,7 +104,10 @@ class GitLabServer(ReviewServer):
                 return self._write(asked, request, by_id[number])
             case "GET", "notes", number, "award_emoji" if number in by_id:
                 awards = enumerate(self.awards.get(int(number), []), 1)
-                emojis = [{"id": n, "name": name, "user": self._user(login)} for n, (name, login) in awards]
+                emojis = [
+                    {"id": n, "name": name, "user": self._user(login), "created_at": f"2026-11-30T10:00:{n:02}.000Z"}
+                    for n, (name, login) in awards
+                ]
                 return self.page(asked, emojis, 20)
         return Answer(404, {"error": "404 Not Found"})
 

@@ -12,7 +12,7 @@ import pytest
 from ciml.errors import CimlError, EngineError
 from ciml.integrations import http
 from ciml.integrations.http import UNAUTHORIZED, Busy, Unsettled
-from ciml.integrations.review import ChangeRef, Head, Reactions, ReviewClient
+from ciml.integrations.review import ChangeRef, Head, Reaction, Reactions, ReviewClient, time_us
 from tests.integrations.receivers.kept import wait
 from tests.verdicts.feedback.github_stub import APP, OWN, TOKEN, GitHubServer
 from tests.verdicts.feedback.reviewing import MARKER, NEXT_SHA, SHA, github_client, message, ref, rejected
@@ -169,12 +169,15 @@ def test_reactions_are_those_of_others_since_the_message(
     comment = github_server.comments[-1]
     early.at = comment.at  # it was edited since
     comment.reactions += [("+1", "ann"), ("-1", "bob"), ("heart", "cleo"), ("-1", "dan"), ("+1", "ann")]
-    github_server.says(7, "Thanks.\n\nNot helpful.", login="eve")
+    eve = github_server.says(7, "Thanks.\n\nNot helpful.", login="eve")
     github_server.says(7, "> not helpful\n\nI disagree", login="fay")
     github_server.says(7, "not helpful", login="another[bot]", app=1)
-    assert checking.reactions(run) == Reactions(not_helpful=("eve",))
+    not_helpful = (Reaction("eve", time_us(eve.at)),)
+    assert checking.reactions(run) == Reactions(not_helpful=not_helpful)
     github_server.says(7, "not helpful", login=OWN)
-    assert commenting.reactions(posted) == Reactions(("ann",), ("bob", "dan"), ("eve",))
+    at_us = time_us(comment.at)  # of all emojis
+    thumbs = [Reaction(account, at_us) for account in ("ann", "bob", "dan")]
+    assert commenting.reactions(posted) == Reactions((thumbs[0],), (*thumbs[1:],), not_helpful)
 
 
 def exhausted() -> Fault:

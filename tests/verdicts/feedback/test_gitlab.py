@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ciml.integrations.http import UNAUTHORIZED, Unsettled
-from ciml.integrations.review import ChangeRef, Head, Reactions, ReviewClient
+from ciml.integrations.review import ChangeRef, Head, Reaction, Reactions, ReviewClient, time_us
 from tests.verdicts.feedback.gitlab_stub import OWN, PROJECT, TOKEN, GitLabServer
 from tests.verdicts.feedback.reviewing import MARKER, NEXT_SHA, SHA, gitlab_client, message, rejected
 from tests.verdicts.feedback.stub import ACCEPTED_THEN_RESET, RESET, in_turn, serving
@@ -87,7 +87,12 @@ def test_reactions_are_those_of_others_since_the_message(server: GitLabServer, c
     server.says(7, "Not helpful.", login="eve")
     server.says(7, "> not helpful", login="fay")
     server.says(7, "not helpful", login=OWN)
-    assert client.reactions(posted) == Reactions(("ann",), ("bob", "cleo"), ("eve",))
+    times = [time_us(f"2026-11-30T10:00:{second:02}Z") for second in range(4)]
+    assert client.reactions(posted) == Reactions(
+        (Reaction("ann", times[1]),),
+        (Reaction("bob", times[2]), Reaction("cleo", times[3])),
+        (Reaction("eve", time_us("2026-11-30T11:02:00Z")),),
+    )
 
 
 def test_what_gitlab_rejects_is_told_apart(server: GitLabServer, client: ReviewClient, tmp_path: Path) -> None:

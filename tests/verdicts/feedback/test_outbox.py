@@ -13,7 +13,7 @@ import pytest
 
 from ciml.errors import EngineError
 from ciml.integrations.http import Busy
-from ciml.integrations.review import ChangeRef, Head, Posted
+from ciml.integrations.review import ChangeRef, Head, Posted, Reaction, Reactions
 from ciml.limits import MAX_RETRY_AFTER_S
 from ciml.verdicts.feedback.config import Feedback
 from ciml.verdicts.feedback.outbox import SETTLE_S, silence
@@ -38,7 +38,8 @@ def test_a_verdict_becomes_one_message(world: World) -> None:
     assert world.review.calls == ["head", "find", "post"]
     assert world.outcomes == {"posted": 1}
     (entry,) = world.entries()
-    assert (entry.posted is not None, entry.causes, entry.is_open) == (True, "machine", False)
+    assert (entry.posted is not None, entry.is_open) == (True, False)
+    assert [(text.causes, text.runs) for text in entry.texts] == [("machine", ("zuul~1~1",))]
     world.work()
     assert world.review.calls == ["head", "find", "post"]
 
@@ -50,8 +51,9 @@ def test_a_reaction_is_to_the_cause_that_an_operator_named(world: World, can_edi
     world.note = Note("5d5efe4cbf26", "ada", cause="code")
     world.say(prediction())
     (entry,) = world.entries()
-    assert (entry.causes, [item.cause for item in entry.items.values()]) == ("code", ["machine"])
-    corrections = derive_corrections(entry, {"up": ["rita"]}, ["review:rita"], 1)
+    assert (entry.texts[-1].causes, [item.cause for item in entry.items.values()]) == ("code", ["machine"])
+    thumb = Reactions(up=(Reaction("rita", int(world.now_s * 1e6)),))
+    corrections = derive_corrections("review", [entry], thumb, ["review:rita"], 1)
     assert [correction.cause for correction in corrections] == ["code"]
     world.say(prediction(2))
     assert len(world.review.messages) == 1
@@ -59,7 +61,7 @@ def test_a_reaction_is_to_the_cause_that_an_operator_named(world: World, can_edi
     world.say(prediction(3))
     assert len(world.review.messages) == (1 if can_edit else 2)
     (entry,) = world.entries()
-    assert entry.causes == "machine"
+    assert entry.texts[-1].causes == "machine"
 
 
 UNSURE = {"cause": "unknown", "set": ["code", "machine"]}

@@ -65,7 +65,7 @@ def test_after_that_the_message_on_the_change_is_the_memory(tmp_path: Path) -> N
     assert (len(world.bodies), world.outcomes) == (1, {"posted": 1, "said": 1})
     (entry,) = world.entries()
     assert entry.posted is not None  # so that its reactions are read
-    assert entry.causes == "machine"
+    assert [(text.causes, text.runs) for text in entry.texts] == [("machine", ())]
 
 
 def test_one_who_only_watches_learns_of_a_checkpoint_within_a_minute(tmp_path: Path) -> None:
