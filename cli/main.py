@@ -150,7 +150,9 @@ class Failure(click.ClickException):
     exit_code: int  # type: ignore[misc]  # click has it for the class alone
 
     def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(" ".join(message.split()))
+        from ciml.cli.output import printable
+
+        super().__init__(printable(" ".join(message.split())))
         self.exit_code = exit_code
 
     def show(self, file: Any = None) -> None:

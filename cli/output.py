@@ -42,15 +42,15 @@ def print_columns(rows: Iterable[Sequence[str]]) -> None:
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print lines on standard output, each as soon as the iterable yields it."""
+    """Print `printable` lines on standard output, each as soon as the iterable yields it."""
     for line in lines:
-        click.echo(line)
+        click.echo(printable(line))
 
 
 def print_warnings(lines: Iterable[str]) -> None:
-    """Print lines on standard error, each as a warning."""
+    """Print `printable` lines on standard error, each as a warning."""
     for line in lines:
-        click.echo(f"warning: {line}", err=True)
+        click.echo(f"warning: {printable(line)}", err=True)
 
 
 def print_table(

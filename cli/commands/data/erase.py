@@ -11,7 +11,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, Signed
-from ciml.cli.output import minute_of, print_warnings
+from ciml.cli.output import minute_of, print_lines, print_warnings
 from ciml.errors import CimlError, IntegrityError
 from ciml.options import BrokerOptions, flag, option, repeated
 
@@ -130,7 +130,6 @@ def _topics_of(options: EraseOptions) -> Callable[[Collection[str]], None] | Non
 
 def _print_receipts(receipts: list[Receipt]) -> None:
     for receipt in receipts:
-        click.echo(f"{minute_of(receipt.time_us)}  {receipt.author}")
-        click.echo("\n".join(receipt.lines()))
+        print_lines([f"{minute_of(receipt.time_us)}  {receipt.author}", *receipt.lines()])
     if not receipts:
         click.echo("no run was erased")

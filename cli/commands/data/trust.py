@@ -11,7 +11,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, Signed
-from ciml.cli.output import minute_of, print_table, print_warnings, printable
+from ciml.cli.output import minute_of, print_lines, print_table, print_warnings
 from ciml.errors import UnknownRunError
 from ciml.options import TrustOptions, argument, flag, option
 
@@ -65,7 +65,7 @@ def check(options: CheckOptions) -> None:
             click.echo(json.dumps({**run._asdict(), "before": run.before._asdict(), "after": run.after._asdict()}))
         elif options.runs:
             decisions = f"{_decision_text(run.before)} -> {_decision_text(run.after)}"
-            click.echo(f"{run.run_id}  {run.build_name}  {decisions}")
+            print_lines([f"{run.run_id}  {run.build_name}  {decisions}"])
     effect = policy_effect(options.root, policy_of(options.root).current(), policy)
     if options.json:
         value = {"policy": policy.digest, **result.to_json(), **effect.to_json()}
@@ -118,7 +118,7 @@ def _print_effect(effect: PolicyEffect) -> None:
         learned = f"learned from {len(version.runs):,} runs that leave"
         if version.fault:
             learned = f"cannot determine whether it learned from runs that leave: {version.fault}"
-        click.echo(f"model {version.model} version {version.version} ({labels}) {learned}")
+        print_lines([f"model {version.model} version {version.version} ({labels}) {learned}"])
     if any(version.labels for version in effect.versions):
         click.echo("served versions stay until the next push; ciml purge withdraws them")
     print_warnings(f"data set {name}: cannot be compared: {fault}" for name, fault in effect.faults.items())
@@ -187,10 +187,10 @@ def _print_explained(rules: list[RuleTrace], explanation: Mapping[str, Any]) -> 
     for decision in explanation["decisions"]:
         word = "trusted" if decision.get("trusted") else "not trusted"
         rule = decision.get("rule") or "no decision stored"
-        click.echo(f"{decision['by']}: {word} ({rule}), version {decision['version']}")
+        print_lines([f"{decision['by']}: {word} ({rule}), version {decision['version']}"])
     now = explanation["now"]
     word = "trusted" if now["trusted"] else "not trusted"
-    click.echo(f"now: {word} ({now['rule']}), policy {now['policy']}")
+    print_lines([f"now: {word} ({now['rule']}), policy {now['policy']}"])
     rows = []
     for rule in rules:
         missed = "; ".join(
@@ -239,7 +239,7 @@ def apply(options: ApplyOptions) -> None:
     if stored is None:
         click.echo("this policy is in force already")
         return
-    click.echo(_stored_line(stored))
+    print_lines([_stored_line(stored)])
     _print_effect(policy_effect(options.root, before, policy_of(options.root).current()))
 
 
@@ -251,7 +251,7 @@ def _stored_line(stored: StoredPolicy) -> str:
         names += [f"cap {key} {share:g}" for key, share in stored.policy.caps]
         names += ["quarantine"] if stored.policy.quarantine else []
         rules = f"policy {stored.policy.digest} ({', '.join(names)})"
-    return f"{stored.number:>4}  {applied}  {printable(stored.author)}: {printable(stored.reason)}: {printable(rules)}"
+    return f"{stored.number:>4}  {applied}  {stored.author}: {stored.reason}: {rules}"
 
 
 class HistoryOptions(Data, Json):
@@ -275,10 +275,8 @@ def history(options: HistoryOptions) -> None:
     from ciml.stored_trust import read_policies
 
     def text(policies: list[StoredPolicy]) -> None:
-        for stored in policies:
-            click.echo(_stored_line(stored))
-        if not policies:
-            click.echo("no policy; each process judges by its own: see --trust-policy and CIML_TRUST_POLICY")
+        nothing = "no policy; each process judges by its own: see --trust-policy and CIML_TRUST_POLICY"
+        print_lines(map(_stored_line, policies) if policies else [nothing])
 
     policies = read_policies(options.root.trust).policies
     options.show(policies, text, lambda policies: [stored.to_json() for stored in policies])
@@ -303,10 +301,8 @@ def list_quarantine(options: QuarantineOptions) -> None:
     from ciml.training.quarantine import in_quarantine
 
     def text(held: list[StoredExclusion]) -> None:
-        for stored in held:
-            click.echo(f"{printable(stored.exclusion.run_id)}  {minute_of(stored.time_us)}  {stored.exclusion.reason}")
-        if not held:
-            click.echo("no run is in quarantine")
+        lines = [f"{entry.exclusion.run_id}  {minute_of(entry.time_us)}  {entry.exclusion.reason}" for entry in held]
+        print_lines(lines or ["no run is in quarantine"])
 
     options.show(in_quarantine(options.root.exclusions), text, lambda held: [stored.to_json() for stored in held])
 
@@ -334,9 +330,8 @@ def release_command(options: ReleaseOptions) -> None:
     """
     from ciml.training.quarantine import release
 
-    store = options.root.exclusions
-    for stored in release(store, options.runs, author=options.signed_by(), reason=options.reason):
-        click.echo(f"released {printable(stored.exclusion.run_id)}: {stored.exclusion.reason}")
+    released = release(options.root.exclusions, options.runs, author=options.signed_by(), reason=options.reason)
+    print_lines(f"released {stored.exclusion.run_id}: {stored.exclusion.reason}" for stored in released)
 
 
 @click.group("quarantine", commands=[list_quarantine, release_command])

@@ -13,7 +13,7 @@ import click
 
 from ciml.cli.command import DefaultGroup, make_command
 from ciml.cli.options import Data, Json, JsonLines, Signed
-from ciml.cli.output import minute_of, print_table, print_warnings
+from ciml.cli.output import minute_of, print_lines, print_table, print_warnings
 from ciml.cli.running import find_own_modules
 from ciml.data_root import DataRoot
 from ciml.options import Options, TrustOptions, argument, flag, option, repeated
@@ -89,7 +89,7 @@ def add(options: AddOptions) -> None:
     (stored,) = exclusions.add(data.exclusions, [exclusion], author=options.signed_by())
     matching = _count_matching(data, exclusion)
     note = "" if matching is None else f"; stored runs that match: {matching:,}"
-    click.echo(f"exclusion {stored.id}: {exclusion.describe()}: {exclusion.reason}{note}")
+    print_lines([f"exclusion {stored.id}: {exclusion.describe()}: {exclusion.reason}{note}"])
     if matching == 0:
         print_warnings(["no stored run matches; later ones may"])
     _warn_of_models(data)
@@ -123,14 +123,17 @@ def list_exclusions(options: ListOptions) -> None:
     if options.json:
         click.echo(json.dumps([stored.to_json() for stored in exclusions], indent=2))
         return
-    for stored in exclusions:
-        added = minute_of(stored.time_us)
-        by = f"{stored.author}: " if stored.author else ""
-        note = "" if stored.reverted_us is None else f"  ({_reverted(stored)})"
-        click.echo(f"{stored.id:>4}  {added}  {by}{stored.exclusion.describe()}: {stored.exclusion.reason}{note}")
-    if not exclusions:
-        click.echo("no exclusions")
+    print_lines(map(_exclusion_line, exclusions) if exclusions else ["no exclusions"])
     _warn_of_models(data)
+
+
+def _exclusion_line(stored: StoredExclusion) -> str:
+    by = f"{stored.author}: " if stored.author else ""
+    note = "" if stored.reverted_us is None else f"  ({_reverted(stored)})"
+    return (
+        f"{stored.id:>4}  {minute_of(stored.time_us)}  {by}{stored.exclusion.describe()}: "
+        f"{stored.exclusion.reason}{note}"
+    )
 
 
 def _reverted(stored: StoredExclusion) -> str:
@@ -162,8 +165,10 @@ def revert(options: RevertOptions) -> None:
     from ciml.training import exclusions
 
     author = options.signed_by()
-    for stored in exclusions.revert(options.root.exclusions, options.ids, author=author, reason=options.reason):
-        click.echo(f"reverted {stored.id}: {stored.exclusion.describe()}: {stored.exclusion.reason}")
+    reverted = exclusions.revert(options.root.exclusions, options.ids, author=author, reason=options.reason)
+    print_lines(
+        f"reverted {stored.id}: {stored.exclusion.describe()}: {stored.exclusion.reason}" for stored in reverted
+    )
 
 
 def _count_matching(data: DataRoot, exclusion: Exclusion) -> int | None:
@@ -262,8 +267,7 @@ def purge_command(options: PurgeOptions) -> int:
         retrain if options.retrain else None,
         models=options.models or None,
     )
-    for model in purged:
-        click.echo("\n".join(model.lines()))
+    print_lines(line for model in purged for line in model.lines())
     if not purged:
         click.echo("no version of a model learned from these runs; they are excluded from now on")
     return INCOMPLETE if any(model.missing or model.champion is None for model in purged) else 0

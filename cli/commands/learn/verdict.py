@@ -9,7 +9,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json
-from ciml.cli.output import printable
+from ciml.cli.output import print_lines
 from ciml.errors import IntegrityError
 from ciml.events.outcomes import CODE, MACHINE
 from ciml.options import argument, flag, option, repeated
@@ -91,8 +91,7 @@ def _save_page(options: VerdictOptions, report: RunVerdict) -> None:
 
 
 def _print(report: RunVerdict) -> None:
-    for title, text in _rows(report):
-        click.echo(f"{title:<12} {text}")
+    print_lines(f"{title:<12} {text}" for title, text in _rows(report))
 
 
 def _rows(report: RunVerdict) -> Iterator[tuple[str, str]]:
@@ -112,10 +111,10 @@ def _rows(report: RunVerdict) -> Iterator[tuple[str, str]]:
         yield "telemetry", "none: the verdict follows from the run's outcome and output alone"
     yield from _model_rows(prediction)
     for number, text in enumerate([report.fault] if report.fault else report.evidence.observations):
-        yield "" if number else "evidence", printable(text)
+        yield "" if number else "evidence", text
     output = report.evidence.output
     if output is not None and output.url:
-        yield "output", printable(output.url)
+        yield "output", output.url
     if report.picture:
         yield "picture", report.picture
 

@@ -9,7 +9,7 @@ import click
 
 from ciml.cli.command import make_command
 from ciml.cli.options import Data, Json, JsonLines, Signed
-from ciml.cli.output import minute_of, print_columns, print_table, printable
+from ciml.cli.output import minute_of, print_columns, print_lines, print_table
 from ciml.errors import CimlError
 from ciml.options import TrustOptions, argument, flag, option
 
@@ -436,15 +436,13 @@ def _print_decision(explained: Mapping[str, Any]) -> None:
     result = "blessed" if explained["blessed"] else "rejected"
     click.echo(f"{explained['model']}: candidate {explained['candidate']} is {result}")
     if not explained["checks"]:  # an earlier version recorded the reasons only
-        for reason in explained["reasons"]:
-            click.echo(printable(reason))
+        print_lines(explained["reasons"])
         return
     checks = [(check["check"], "ok" if check["passed"] else "FAILED", check["reason"]) for check in explained["checks"]]
-    print_table(("check", "", "figures"), [tuple(map(printable, row)) for row in checks])
+    print_table(("check", "", "figures"), checks)
     failed_checks = {check["reason"] for check in explained["checks"] if not check["passed"]}
-    for reason in explained["reasons"]:
-        if not explained["blessed"] and reason not in failed_checks:
-            click.echo(printable(reason))
+    if not explained["blessed"]:
+        print_lines(reason for reason in explained["reasons"] if reason not in failed_checks)
 
 
 @click.group("gate", commands=[explain_decision])

@@ -80,6 +80,13 @@ def test_a_fact_that_came_before_its_run_counts(data: Path, monkeypatch: pytest.
     assert int(made.stdout.rsplit(" ", 1)[1]) > 0
 
 
+def test_stored_texts_do_not_control_a_terminal(data: Path) -> None:
+    ciml(data, "exclude", "--job", "a", "--reason", "why", "--author", "ann\x1b[2J")
+    ciml(data, "exclude", "revert", "1", "--author", "\u202ebob", "--reason", "line\rtwo")
+    line = ciml(data, "exclude", "list", "--all").stdout
+    assert line.endswith("  ann\ufffd[2J: job a: why  (reverted by \ufffdbob: line\ufffdtwo)\n")
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
