@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -233,26 +233,43 @@ def _find_model_server(ctx: click.Context, param: click.Parameter, value: str | 
     return engine.urls["grpc"] if engine else None
 
 
+def parse_engine(ctx: click.Context, param: click.Parameter, value: str, names: Sequence[str]) -> tuple[str, str]:
+    """Return the name of an engine or runner, and the job server of ``flink:HOST:PORT``, otherwise "".
+
+    Args:
+      ctx, param: of the callback.
+      value: the value of the option.
+      names: the valid names.
+    """
+    name, _, endpoint = value.partition(":")
+    if name not in names or (endpoint and name != FLINK):
+        choices = ", ".join(f"{FLINK}, {FLINK}:HOST:PORT" if choice == FLINK else choice for choice in names)
+        raise click.BadParameter(f"unknown {param.name} {value!r}; choose from {choices}", ctx, param)
+    return name, endpoint
+
+
+def running_flink(ctx: click.Context, param: click.Parameter, *, required: bool) -> str:
+    """Return the job server of the Flink of ``ciml up``; "" without one. Raises `CimlError` if it is required."""
+    states = running_engines(ctx)
+    flink = states.get("flink") or states.get("cluster")
+    if flink is not None and not flink.light:
+        return flink.address
+    if required:
+        running = f"only {flink.what} runs here" if flink else "no Flink runs here"
+        raise CimlError(f"{running}: start it (ciml up flink) or name a job server (--{param.name} flink:HOST:PORT)")
+    return ""
+
+
 def _find_engine(ctx: click.Context, param: click.Parameter, value: str | None) -> EngineChoice | None:
     if ctx.resilient_parsing:
         return None
-    name, _, endpoint = (value or "").partition(":")
-    if name not in ("", FLINK, MICRO_BATCHES) or (name == MICRO_BATCHES and endpoint):
-        raise click.BadParameter(
-            f"unknown engine {value!r}; choose from {FLINK}, {FLINK}:HOST:PORT, {MICRO_BATCHES}", ctx, param
-        )
+    name, endpoint = parse_engine(ctx, param, value, (FLINK, MICRO_BATCHES)) if value else ("", "")
     if name == MICRO_BATCHES:
         return HERE
     if endpoint:
         return EngineChoice(FLINK, endpoint, named=True)
-    running_states = running_engines(ctx)
-    flink = running_states.get("flink") or running_states.get("cluster")
-    if flink is not None and not flink.light:
-        return EngineChoice(FLINK, flink.address)
-    if name == FLINK:
-        running = f"only {flink.what} runs here" if flink else "no Flink runs here"
-        raise CimlError(f"{running}: start it (ciml up flink) or name a job server (--engine flink:HOST:PORT)")
-    return HERE
+    address = running_flink(ctx, param, required=name == FLINK)
+    return EngineChoice(FLINK, address) if address else HERE
 
 
 _DATA: Mapping[str, Any] = {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 
-from ciml.cli.options import HERE, EngineChoice, running_engines
+from ciml.cli.options import FLINK, HERE, EngineChoice, parse_engine, running_flink
 from ciml.cli.output import print_lines, status_line
 from ciml.errors import CimlError
 from ciml.extras import require
@@ -115,18 +115,9 @@ class BatchRunner(NamedTuple):
 def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> BatchRunner:
     if value is None or ctx.resilient_parsing:
         return BatchRunner()
-    name, _, endpoint = value.partition(":")
-    if name not in ("fnapi", "flink", DATAFLOW) or (name != "flink" and endpoint):
-        raise click.BadParameter(
-            f"unknown runner {value!r}; choose from fnapi, flink, flink:HOST:PORT, dataflow", ctx, param
-        )
-    if name == "flink" and not endpoint:
-        flink = running_engines(ctx).get("flink")
-        if flink is None or flink.light:
-            raise CimlError(
-                "no Flink runs here: start it (ciml up flink) or name a job server (--runner flink:HOST:PORT)"
-            )
-        endpoint = flink.address
+    name, endpoint = parse_engine(ctx, param, value, ("fnapi", FLINK, DATAFLOW))
+    if name == FLINK and not endpoint:
+        endpoint = running_flink(ctx, param, required=True)
     return BatchRunner(name, endpoint)
 
 
