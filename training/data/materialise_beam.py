@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,7 @@ class WriteRecords(beam.DoFn):
     def _write(self, name: str, records: Iterator[bytes]) -> None:
         path = os.path.join(self._folder, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, staged = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".staged-")
-        os.close(handle)
+        staged = os.path.join(os.path.dirname(path), f".staged-{uuid.uuid4().hex}")  # workers may repeat each other
         with tf.io.TFRecordWriter(staged) as writer:
             for record in records:
                 writer.write(record)

@@ -89,7 +89,7 @@ def add(options: AddOptions) -> None:
     (stored,) = exclusions.add(data.exclusions, [exclusion], author=options.signed_by())
     matching = _count_matching(data, exclusion)
     note = "" if matching is None else f"; stored runs that match: {matching:,}"
-    print_lines([f"exclusion {stored.id}: {exclusion.describe()}: {exclusion.reason}{note}"])
+    print_lines([f"exclusion {stored.id}: {_text(exclusion)}{note}"])
     if matching == 0:
         print_warnings(["no stored run matches; later ones may"])
     _warn_of_models(data)
@@ -130,10 +130,11 @@ def list_exclusions(options: ListOptions) -> None:
 def _exclusion_line(stored: StoredExclusion) -> str:
     by = f"{stored.author}: " if stored.author else ""
     note = "" if stored.reverted_us is None else f"  ({_reverted(stored)})"
-    return (
-        f"{stored.id:>4}  {minute_of(stored.time_us)}  {by}{stored.exclusion.describe()}: "
-        f"{stored.exclusion.reason}{note}"
-    )
+    return f"{stored.id:>4}  {minute_of(stored.time_us)}  {by}{_text(stored.exclusion)}{note}"
+
+
+def _text(exclusion: Exclusion) -> str:
+    return f"{exclusion.describe()}: {exclusion.reason}"
 
 
 def _reverted(stored: StoredExclusion) -> str:
@@ -166,9 +167,7 @@ def revert(options: RevertOptions) -> None:
 
     author = options.signed_by()
     reverted = exclusions.revert(options.root.exclusions, options.ids, author=author, reason=options.reason)
-    print_lines(
-        f"reverted {stored.id}: {stored.exclusion.describe()}: {stored.exclusion.reason}" for stored in reverted
-    )
+    print_lines(f"reverted {stored.id}: {_text(stored.exclusion)}" for stored in reverted)
 
 
 def _count_matching(data: DataRoot, exclusion: Exclusion) -> int | None:

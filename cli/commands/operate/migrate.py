@@ -66,7 +66,9 @@ def command(options: MigrateOptions) -> int:
             except IntegrityError as error:
                 failure = error
     more = {} if rewritten is None else {"rewritten": rewritten}
-    options.show(findings, partial(_print_findings, rewritten), lambda findings: findings_json(findings) | more)
+    options.show(
+        findings, partial(_print_findings, rewritten, options.apply), lambda findings: findings_json(findings) | more
+    )
     if failure is not None:
         raise failure
     return IntegrityError.exit_code if findings.number else 0
@@ -92,7 +94,7 @@ def findings_json(findings: RootFindings) -> dict[str, Any]:
     }
 
 
-def _print_findings(rewritten: int | None, findings: RootFindings) -> None:
+def _print_findings(rewritten: int | None, applied: bool, findings: RootFindings) -> None:
     rows = []
     for kind in findings.present():
         formats = findings.formats_of(kind)
@@ -107,7 +109,7 @@ def _print_findings(rewritten: int | None, findings: RootFindings) -> None:
     faults = f"{findings.number:,} faults" if findings.number else "all readable and as written"
     remaining = "nothing to rewrite"
     if number := findings.rewritten.total():
-        remaining = f"{number:,} to rewrite (--apply)"
+        remaining = f"{number:,} to rewrite" if applied else f"{number:,} to rewrite (--apply)"
         if rewritten is not None:
             remaining = f"rewritten: {rewritten:,} checkpoints, verified again"
     click.echo(f"{findings.objects.total():,} objects: {faults}; {remaining}.")

@@ -434,5 +434,5 @@ def test_a_manifest_that_cannot_be_rewritten_is_an_error_below_its_faults(
 
     monkeypatch.setattr("ciml.services.stored.examine.rewrite", rejected)
     done = CliRunner().invoke(cli, ["migrate", str(root("checkpoints")), "--apply"])
-    assert "4 to rewrite (--apply)" in done.stdout
+    assert "4 to rewrite." in done.stdout
     assert (done.exit_code, done.stderr) == (4, "ciml: the manifest is damaged\n")

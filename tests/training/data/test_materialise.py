@@ -40,6 +40,8 @@ def test_every_run_is_written_once_with_its_normalised_values(
     runs, raw = read_snapshot_examples(data.dataset("providers").store, snapshot)
     by_role = {role: written(materialised, role, snapshot) for role in ROLES}
     assert materialised.counts == {role: sum(run.role == role for run in runs) for role in ROLES}
+    modes = {path.stat().st_mode for path in materialised.folder.rglob("*") if path.is_file()}
+    assert len(modes) == 1, "all files have the permissions of the umask"
     for ordinal, run in enumerate(runs):
         inputs, n_windows, label = by_role[run.role].pop(ordinal)
         np.testing.assert_allclose(inputs, directly(train, raw.inputs[ordinal]), rtol=0, atol=1e-6)
