@@ -127,6 +127,8 @@ MAX_ARCHIVE_BYTES = 1024 * MIB
 MAX_ARCHIVE_RATIO = 1032
 #: Seconds that a host of logs may ask to wait; GitHub's limits are of an hour.
 MAX_RETRY_AFTER_S = 3600.0
+#: Seconds after the first try of a log for which its run does not become a dead letter because its host asks to wait.
+MAX_HOST_WAIT_S = 86_400.0
 #: Bytes of a file with a token, a password or a receiver's secret.
 MAX_SECRET_BYTES = 16 << 10
 #: Bytes of a log as it is transferred. Two hours of dstat are 0.2 MB in gzip. Policy key max_wire_bytes.

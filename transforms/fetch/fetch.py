@@ -19,7 +19,7 @@ from ciml.errors import CimlError, LogUnavailableError, RejectedInput, drop_fram
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.http.addresses import Address, below
-from ciml.limits import PART_BYTES
+from ciml.limits import MAX_HOST_WAIT_S, PART_BYTES
 from ciml.transforms.fetch.artifacts import JobFacts, job_facts
 from ciml.transforms.fetch.files import consume_file, first_found, read_file
 from ciml.transforms.fetch.policy import FetchPolicy
@@ -293,7 +293,7 @@ def _settle(pending: PendingRun, failure: Failure, policy: FetchPolicy, now_us: 
     first_seen_us = pending.first_seen_us if pending.first_seen_us is not None else now_us
     detail = failure.detail
     if isinstance(failure, LogUnavailableError):
-        delay_s = _delay_s(pending, failure, policy)
+        delay_s = _delay_s(pending, failure, policy, (now_us - first_seen_us) / _SECOND_US)
         if delay_s is not None:
             outcome = pending.outcome("deferred", failure.reason, detail)
             not_before_us = now_us + round(delay_s * _SECOND_US)
@@ -305,12 +305,12 @@ def _settle(pending: PendingRun, failure: Failure, policy: FetchPolicy, now_us: 
     return outcome.replace(first_seen_us=first_seen_us)
 
 
-def _delay_s(pending: PendingRun, failure: LogUnavailableError, policy: FetchPolicy) -> float | None:
+def _delay_s(pending: PendingRun, failure: LogUnavailableError, policy: FetchPolicy, waited_s: float) -> float | None:
     """Return the delay before the next try, s; None if there is no further try."""
     if failure.reason == "batch_full":
         return 0.0
-    if pending.address:
+    if pending.address or not policy.delays_s:
         return None
-    if pending.attempts > len(policy.delays_s):
+    if pending.attempts > len(policy.delays_s) and not (failure.retry_after_s and waited_s < MAX_HOST_WAIT_S):
         return None
-    return max(policy.delays_s[pending.attempts - 1], failure.retry_after_s)
+    return max(policy.delays_s[: pending.attempts][-1], failure.retry_after_s)

@@ -121,10 +121,10 @@ class Schedule:
         self._hosts: dict[str, Host] = {}
         for download in downloads:
             self._hosts.setdefault(download.address.origin, Host()).waiting.append(download)
-        self._threads_per_host = threads if len(self._hosts) == 1 else max(1, threads // 2)
-        self._turns = deque(self._hosts)
+        self._threads = threads
+        self._turns = deque(self._hosts)  # those with downloads that wait
         self._end = time.monotonic() + batch_s
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[Download]:
         """Yield the downloads for one thread; one is finished when the thread asks for the next one.
@@ -140,41 +140,40 @@ class Schedule:
             self._finish(download)
 
     def _end_all(self) -> None:
-        with self._changed:
+        with self._lock:
             self._turns.clear()
-            self._changed.notify_all()
 
     def _next(self) -> Download | None:
-        with self._changed:
-            while self._turns:
-                is_late = time.monotonic() > self._end
-                if is_late or self._budget.is_full:
-                    for host in self._hosts.values():
-                        _fail(host, "batch_full", "the batch's time limit was reached" if is_late else _TOO_LARGE)
-                    return None
-                download = self._take_turn()
-                if download is not None:
-                    return download
-                if self._turns:
-                    self._changed.wait(1.0)
-            return None
+        with self._lock:
+            is_late = time.monotonic() > self._end
+            if is_late or self._budget.is_full:
+                detail = "the batch's time limit was reached" if is_late else _TOO_LARGE
+                for origin in self._turns:
+                    _fail(self._hosts[origin], "batch_full", detail)
+                self._turns.clear()
+            return self._take_turn()
 
     def _take_turn(self) -> Download | None:
-        """Start a download from the next host with a free thread. A host with none waiting takes no further turns."""
-        for _ in range(len(self._turns)):
-            origin = self._turns.popleft()
+        """Start a download from the next host.
+
+        The last host has all threads, and any other half of them, rounded up. So no thread that is free has to wait.
+        """
+        threads = self._threads if len(self._turns) == 1 else (self._threads + 1) // 2
+        for origin in self._turns:
             host = self._hosts[origin]
-            if not host.waiting:
-                continue
-            self._turns.append(origin)
-            if host.running < self._threads_per_host:
+            if host.running < threads:
+                self._turns.remove(origin)
                 host.running += 1
-                return host.waiting.popleft()
+                download = host.waiting.popleft()
+                if host.waiting:
+                    self._turns.append(origin)
+                return download
         return None
 
     def _finish(self, download: Download) -> None:
-        with self._changed:
-            host = self._hosts[download.address.origin]
+        with self._lock:
+            origin = download.address.origin
+            host = self._hosts[origin]
             host.running -= 1
             failure = download.failure if isinstance(download.failure, LogUnavailableError) else None
             if failure and failure.retry_after_s:
@@ -186,7 +185,8 @@ class Schedule:
                     _fail(host, "log_timeout", "its host timed out for other logs")
             else:
                 host.timeouts = 0
-            self._changed.notify_all()
+            if not host.waiting and origin in self._turns:
+                self._turns.remove(origin)
 
 
 def _fail(host: Host, reason: str, detail: str, retry_after_s: float = 0.0) -> None:

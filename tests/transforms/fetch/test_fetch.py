@@ -209,7 +209,7 @@ def test_a_slow_host_does_not_hold_up_the_others(server: LogServer, monkeypatch:
     logs, settled = run(FetchPolicy(hosts=(server.url, slow)), *urls)
     assert logs == [LOG] * 40
     assert [(outcome.kind, outcome.reason) for outcome in settled] == [("deferred", "log_timeout")] * 40
-    assert len(asked) <= 11  # half of the threads, and three that follow a timeout
+    assert len(asked) <= 19  # at the end all threads, and three that follow a timeout
     assert {outcome.detail for outcome in settled} > {"its host timed out for other logs"}
 
 
@@ -475,6 +475,18 @@ def test_other_runs_do_not_ask_in_that_batch(server: LogServer) -> None:
         "answered 429, asks to wait for 90 s", "its host answered a request for another log by asking to wait",
     }  # fmt: skip
     assert sum(server.asked.values()) <= 4
+
+
+def test_a_run_whose_host_asks_to_wait_is_no_dead_letter_for_a_day(server: LogServer) -> None:
+    server.answers = {"/limited": (429, b"", {"Retry-After": "90"})}
+    urls = [f"{server.url}/{path}" for path in ("limited", "later")]
+    kinds = []
+    for hours in (23, 25):
+        first_seen_us = NOW - hours * 3_600_000_000
+        given = [pending(url, 6, number, first_seen_us=first_seen_us) for number, url in enumerate(urls)]
+        settled = Fetcher(allow(server, threads=1)).fetch(Batch(None, [], given), NOW).settled
+        kinds.append([outcome.kind for outcome in settled])
+    assert kinds == [["deferred"] * 2, ["dead_letter"] * 2]
 
 
 def test_an_error_of_the_consumer_is_not_one_of_the_server(server: LogServer) -> None:
