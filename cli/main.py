@@ -181,18 +181,29 @@ def guarded(debug: bool = False) -> Iterator[None]:
         raise Failure(f"internal error: {type(error).__name__}: {error}{hint}", _INTERNAL_ERROR) from error
 
 
+def is_debug() -> bool:
+    """Return whether ``CIML_DEBUG`` prints tracebacks, by the words of ``--debug``."""
+    return os.environ.get("CIML_DEBUG", "").strip().lower() not in ("", "0", "false", "f", "no", "n", "off")
+
+
 def run(command: click.Command, args: list[str] | None = None, prog_name: str = "ciml", **settings: Any) -> NoReturn:
     """Run a command as the program and exit; ``ciml`` and the scripts of the talk end here.
 
     Exit codes: 0 done, 1 internal error, 2 wrong use or input, 3 an engine, 4 integrity, 130 interrupted; a command may
     return another.
     """
-    debug = bool(os.environ.get("CIML_DEBUG"))
+    debug = is_debug()
     declare_own_process()
     atexit.register(gc.freeze)  # else the garbage collector scans all objects once more at exit
     try:
-        with guarded(debug):
-            code = command.main(args, prog_name=prog_name, standalone_mode=False, **settings)
+        # Not `command.main`: it answers a closed pipe with the exit code 1.
+        with (
+            guarded(debug),
+            command.make_context(prog_name, sys.argv[1:] if args is None else args, **settings) as context,
+        ):
+            code = command.invoke(context)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -243,4 +254,6 @@ def cli(data_path: str | None, debug: bool, verbose: int) -> None:
 
 def main() -> NoReturn:
     """Run the console script ``ciml``."""
+    if "_CIML_COMPLETE" in os.environ:
+        cli.main(prog_name="ciml")  # completion in a shell
     run(cli)

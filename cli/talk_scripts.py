@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from ciml.cli.main import SETTINGS, run
+from ciml.cli.main import SETTINGS, is_debug, run
 from ciml.logs import configure_logging
 
 # Slides and word processors turn two hyphens, or one, into a dash.
@@ -30,7 +29,7 @@ def undashed(arguments: Sequence[str]) -> list[str]:
 
 def main(command: click.Command) -> NoReturn:
     """Run a command as a console script, with the logging and the exit codes of ``ciml``."""
-    configure_logging(debug=bool(os.environ.get("CIML_DEBUG")))
+    configure_logging(debug=is_debug())
     run(command, undashed(sys.argv[1:]), Path(sys.argv[0]).name, **SETTINGS)
 
 

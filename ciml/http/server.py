@@ -321,20 +321,21 @@ class _Connection(asyncio.Protocol):
             self.transport.close()
 
     def reject(self, status: int, message: str) -> None:
-        """Close the connection; send an error unless a response is in progress or unread."""
+        """Close the connection; send an error unless a response was sent, is in progress or unread."""
         self._limiter.remove(self)  # now, since the transport closes in a later turn
-        exchange = self._exchange
-        is_responding = exchange is not None and exchange.response is _Response.STARTED
-        if exchange is not None:
-            exchange.disconnect()
-        if is_responding or self.transport.is_closing() or self.transport.get_write_buffer_size():
+        response = _Response.PENDING
+        if self._exchange is not None:
+            response = self._exchange.response
+            self._exchange.disconnect()
+        if response is _Response.STARTED or self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.transport.abort()  # `close` waits for a client that does not read
             return
-        body = json.dumps({"error": message})
-        self.transport.write(
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode()
-        )
+        if response is _Response.PENDING:
+            body = json.dumps({"error": message})
+            self.transport.write(
+                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode()
+            )
         self.transport.close()
 
 

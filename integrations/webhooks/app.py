@@ -7,6 +7,7 @@ delivery is accepted once within a window.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import logging
@@ -16,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -182,6 +184,7 @@ class Answers:
         self._metrics = metrics
         self._unready = unready
         self._replays = Replays(MAX_SIGNATURE_AGE_S, MAX_KNOWN_DELIVERIES)
+        self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
     def application(self, endpoints: Mapping[str, Endpoint]) -> Starlette:
         """Return the ASGI application of the sources by path."""
@@ -221,18 +224,31 @@ class Answers:
         self._intake.check_length(held, headers.get("content-length"))
         claim, body = await self._verify(request, endpoint, held, headers)
         identity = claim.identity(body)
-        key = identity and endpoint.name.encode() + identity
-        if key and self._replays.has(key, time.monotonic()):
-            return "repeat"
+        if not identity:
+            await self._accept(endpoint, body, headers)
+            return "accepted"
+        key = endpoint.name.encode() + identity
+        async with self._locks.setdefault(key, asyncio.Lock()):  # copies that arrive meanwhile wait
+            if self._replays.has(key, time.monotonic()):
+                return "repeat"
+            await self._accept(endpoint, body, headers)
+            self._replays.add(key, time.monotonic())
+        return "accepted"
+
+    async def _accept(self, endpoint: Endpoint, body: bytes, headers: Mapping[str, str]) -> None:
+        """Count a verified delivery towards the rate of its source, and produce it."""
         if wait_s := endpoint.bucket.take(time.monotonic()):
             raise _Answer(429, f"more than {endpoint.source.rate:g} deliveries a second", wait_s)
         value, message_headers = delivered(
             endpoint.adapter, endpoint.name, body, headers, endpoint.scheme.auth, endpoint.scheme.delivery_id(headers)
         )
-        await self._produce(value, message_headers)
-        if key:
-            self._replays.add(key, time.monotonic())
-        return "accepted"
+        try:
+            await self._producer.deliver(value, message_headers)
+        except EngineError:
+            raise _Answer(503, "the broker did not acknowledge the delivery; send it again", _AGAIN_S) from None
+        except CimlError as error:
+            _log.warning("%s", error)
+            raise _Answer(413, "the broker rejects the delivery as too large") from None
 
     async def _verify(
         self, request: Request, endpoint: Endpoint, held: Held, headers: Mapping[str, str]
@@ -247,15 +263,6 @@ class Answers:
         if not body:
             raise _Answer(400, "the body is empty")
         return claim, body
-
-    async def _produce(self, value: bytes, headers: list[tuple[str, bytes]]) -> None:
-        try:
-            await self._producer.deliver(value, headers)
-        except EngineError:
-            raise _Answer(503, "the broker did not acknowledge the delivery; send it again", _AGAIN_S) from None
-        except CimlError as error:
-            _log.warning("%s", error)
-            raise _Answer(413, "the broker rejects the delivery as too large") from None
 
     def _reject(self, endpoint: Endpoint, error: RequestError) -> Response:
         status = error.http_status

@@ -117,6 +117,30 @@ def test_the_program_ends_with_the_exit_code_of_the_error(tmp_path: Path):
     assert done.stderr.count("\n") == 1
 
 
+TALK_SCRIPT = ("-c", "from ciml.cli.talk_scripts import train_model; train_model()")
+
+
+@pytest.mark.parametrize("program", [("-m", "ciml", "--help"), ("-m", "ciml", "schema", "runs"), (*TALK_SCRIPT, "-h")])
+def test_a_closed_pipe_ends_a_program_quietly(program: tuple[str, ...]):
+    """As in ``ciml … | head -1``; a shell shows 141 for a program that SIGPIPE ended."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, *program], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(("value", "is_on"), [(None, False), ("", False), ("0", False), ("False", False), ("1", True)])
+@pytest.mark.parametrize("program", [("-m", "ciml", "experiment", "train"), TALK_SCRIPT])
+def test_a_variable_switches_tracebacks_on(program: tuple[str, ...], value: str | None, is_on: bool):
+    environment = {name: text for name, text in os.environ.items() if name != "CIML_DEBUG"}
+    environment |= {} if value is None else {"CIML_DEBUG": value}
+    command = [sys.executable, *program, "--dataset", "none", "--data-path", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert ("Traceback" in done.stderr) == is_on
+
+
 def test_version():
     assert CliRunner().invoke(cli, ["--version"]).output == f"ciml {describe(__version__, commit())}\n"
 

@@ -107,6 +107,21 @@ def test_chunks_of_any_size_have_a_number(chunks: int, status: bytes) -> None:
     runs(test)
 
 
+def test_a_request_that_is_malformed_after_its_response_has_no_second_one() -> None:
+    async def test() -> None:
+        async def early(scope: Any, receive: Any, send: Any) -> None:
+            await ok(send)
+
+        request = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        async with served(early) as (_, port), client(port, request) as (reader, writer):
+            first = await reader.readuntil(b"\r\n\r\nok")
+            assert first.startswith(b"HTTP/1.1 200")
+            writer.write(b"no chunk\r\n")
+            assert await reader.read() == b""
+
+    runs(test)
+
+
 def test_the_end_closes_idle_connections_and_answers_the_requests_that_have_begun(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -61,6 +61,7 @@ class Hooks:
         self._endpoints = make_endpoints(load_receivers(write_config(folder, text)))
 
     async def deliver(self, value: bytes, headers: list[tuple[str, bytes]]) -> None:
+        await asyncio.sleep(0)
         if self.outcomes:
             raise self.outcomes.pop(0)
         self.messages.append((value, dict(headers)))
@@ -72,6 +73,16 @@ class Hooks:
         address: str = "10.1.2.3",
         body: bytes = BODY,
     ) -> int:
+        self.answer = asyncio.run(self.request(headers, path, address, body))
+        return self.answer.status_code
+
+    async def request(
+        self,
+        headers: Mapping[str, str] | list[tuple[str, str]],
+        path: str = "/hooks/hub",
+        address: str = "10.1.2.3",
+        body: bytes = BODY,
+    ) -> Response:
         pairs = headers if isinstance(headers, list) else list(headers.items())
         scope = {
             "type": "http", "method": "POST", "path": path, "query_string": b"", "client": (address, 1),
@@ -81,8 +92,7 @@ class Hooks:
         async def receive() -> dict[str, Any]:
             return {"type": "http.request", "body": body, "more_body": False}
 
-        self.answer = asyncio.run(self._answers.endpoint(self._endpoints[path])(Request(scope, receive)))
-        return self.answer.status_code
+        return await self._answers.endpoint(self._endpoints[path])(Request(scope, receive))
 
     @property
     def sources(self) -> list[tuple[bytes, bytes | None]]:
@@ -116,6 +126,18 @@ def test_a_copy_within_the_window_is_acknowledged_and_not_stored_again(tmp_path:
     assert [headers["ciml_source"] for _, headers in hooks.messages] == [b"hub", b"copy", b"kite", b"standard"]
     assert hooks.messages[3][1]["ciml_id"] == b"m-42"
     assert hooks.messages[3][1]["ciml_auth"] == b"standard-webhooks"
+
+
+def test_copies_that_come_together_are_stored_once_and_take_the_rate_of_one(tmp_path: Path) -> None:
+    hooks = Hooks(tmp_path, SOURCE + "rate = 0.01\nburst = 2\n")
+    hooks.outcomes = [EngineError("no answer")]
+
+    async def post_together() -> list[int]:
+        answers = await asyncio.gather(*(hooks.request(github(BODY)) for _ in range(10)))
+        return [answer.status_code for answer in answers]
+
+    assert asyncio.run(post_together()) == [503] + [202] * 9
+    assert len(hooks.messages) == 1
 
 
 def test_an_old_delivery_is_rejected(tmp_path: Path) -> None:
