@@ -30,8 +30,8 @@ from ciml.storage import LocalStore, Store
 from ciml.storage.json_files import seal
 from ciml.training.data.analysis import AnalysisCache
 from ciml.training.data.materialise import materialise
-from ciml.training.data.snapshot import RECORDS_FOLDER, Snapshot, make_snapshot, write_snapshot
-from ciml.training.estimators import check_use, estimator_of, identified
+from ciml.training.data.snapshot import RECORDS_FOLDER, Snapshot, check_trainable, make_snapshot, write_snapshot
+from ciml.training.estimators import check_use, estimator_of, identified, reseeded
 from ciml.training.evaluation.candidate import Champion
 from ciml.training.evaluation.gate import GatePolicy, decide
 from ciml.training.experiment import NORMALISATION, Experiment, metrics_path, refresh_key
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from ciml.training.calibration.calibrate import Calibrated
 
 
-#: Seeds are below this number.
-_SEEDS = 2**31
 #: Candidates that are kept on disk: the push of the last one may be in progress.
 _CANDIDATES_ON_DISK = 5
 #: The latest spans that lineage lists; the version of the data set covers all.
@@ -234,7 +232,15 @@ def _train_candidate(
         from ciml.training.evaluation.candidate import assess, cross_validated, stability
         from ciml.training.export import Timed, UnservedError, export, load_served, transform_of
         from ciml.training.kept import keep, load_kept
-        from ciml.training.train import NormalisedRows, RecordedRows, TrainingRows, predict_in_memory, train
+        from ciml.training.train import (
+            NormalisedRows,
+            RecordedRows,
+            TrainingRows,
+            predict_in_memory,
+            train,
+            trained_roles,
+        )
+    check_trainable(snapshot, *trained_roles(experiment, dev_from_train=snapshot.dev_from_train))
     shutil.rmtree(folder, ignore_errors=True)  # of a refresh that died
     resolved = snapshot.resolved
     rows: TrainingRows = RecordedRows(dataset.store, snapshot)
@@ -287,9 +293,9 @@ def _train_candidate(
     decision = decide_on(replace(config.gate, min_agreement=0.0))
     if decision.blessed and not failure and config.gate.min_agreement > 0:  # else it would be for nothing
         with timer("stability"):
-            reseeded = experiment.replace(seed=(experiment.seed + 1) % _SEEDS)
-            twin = train(reseeded, rows, resolved, dev_from_train=dev_from_train, allow_modules=config.allow_modules)
-            figures["stability"] = stability(fitted, twin, rows, seed=reseeded.seed)
+            other = reseeded(experiment)
+            twin = train(other, rows, resolved, dev_from_train=dev_from_train, allow_modules=config.allow_modules)
+            figures["stability"] = stability(fitted, twin, rows, seed=other.seed)
         decision = decide_on(config.gate)
     if failure:
         against = () if decision.blessed or not figures else decision.reasons

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from lightgbm import LGBMClassifier
-from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.ensemble import BaggingClassifier, ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.tree import ExtraTreeClassifier
 from xgboost import XGBClassifier
 
 from ciml.data_root import DataRoot
@@ -26,6 +27,7 @@ from ciml.storage import LocalStore
 from ciml.training.candidate_model import CandidateModel
 from ciml.training.data.examples import read_dataset, read_snapshot_examples
 from ciml.training.estimators import check_experiment, fit, identified, inputs_for, modules_named
+from ciml.training.estimators.description import build
 from ciml.training.evaluation.cross_validation import cross_validate
 from ciml.training.experiment import Experiment
 from ciml.training.experiments.results import create_experiment, experiment_of
@@ -33,6 +35,7 @@ from ciml.training.experiments.trials import Trial
 from ciml.training.export import load_exported
 from ciml.training.kept import load_kept
 from ciml.training.refresh import Candidate, TrainConfig, refresh
+from ciml.training.train import train
 from ciml.training.trainer import run_once
 from ciml.transforms.examples.prepare import prepare_many
 from ciml.trust import TrustPolicy
@@ -175,6 +178,30 @@ def test_equal_seeds_give_equal_models_and_every_random_state_follows_from_the_s
     own = experiment_of(ExtraTreesClassifier(5, random_state=7), {"seed": 1})
     assert fit(own, rows, None, 4).model.random_state == 7  # type: ignore[attr-defined]
     np.testing.assert_array_equal(answers[0], answers[1])
+
+
+def test_the_model_of_another_seed_differs_where_an_estimator_sets_its_own_seed(
+    data: DataRoot, monkeypatch: pytest.MonkeyPatch
+):
+    """Else the gate would compare a model with itself, and call it stable."""
+    trained: list[Experiment] = []
+    original = train
+
+    def recorded(experiment: Experiment, *rows: Any, **keys: Any) -> Any:
+        trained.append(experiment)
+        return original(experiment, *rows, **keys)
+
+    monkeypatch.setattr("ciml.training.train.train", recorded)
+    bag = BaggingClassifier(ExtraTreeClassifier(random_state=42), 10, random_state=7)
+    config = TrainConfig(data, "providers", "m", experiment_of(make_pipeline(StandardScaler(), bag)))
+    candidate = refresh(config)
+    assert isinstance(candidate, Candidate)
+    assert candidate.decision.blessed, candidate.decision.reasons
+    states = []
+    for experiment in trained:
+        model = build({"class": experiment.estimator, "parameters": experiment.parameters})
+        states.append((experiment.seed, model[-1].random_state, model[-1].estimator.random_state))
+    assert states == [(0, 7, 42), (1, 8, 43)]
 
 
 def test_names_of_columns_reach_an_estimator_that_takes_frames(data: DataRoot):

@@ -422,16 +422,23 @@ def read_snapshot(trainer: Store, digest: str) -> Snapshot:
     return snapshot
 
 
-def no_training_runs(snapshot: Snapshot, test_runs: int) -> NoTrainingDataError:
+def check_trainable(snapshot: Snapshot, *roles: Role) -> None:
+    """Raise `NoTrainingDataError` unless the runs of these roles have several classes."""
+    counts = Counter(run.label for run in snapshot.runs(*roles))
+    if len(counts) < 2:
+        texts = [f"{runs} training runs, all {snapshot.resolved.classes[label]}" for label, runs in counts.items()]
+        raise no_training_runs(snapshot, *texts)
+
+
+def no_training_runs(snapshot: Snapshot, message: str = "no training runs") -> NoTrainingDataError:
     """Return the error of a snapshot without training runs, with the remedy where the trust policy left runs out."""
     untrusted = sum(snapshot.untrusted.values())
-    counts = f"{untrusted} examples are untrusted, {test_runs} are test runs"
+    message += f": {untrusted} examples are untrusted, {sum(1 for _ in snapshot.runs('test'))} are test runs"
     if withheld := sum(snapshot.withheld.values()):
-        counts += f", {withheld} are beyond the policy's caps or the window"
-        untrusted += withheld
-    message = f"data set {snapshot.dataset!r} has no training runs: {counts}"
-    remedy = "; ciml trust check shows why, and --trust-policy FILE or CIML_TRUST_POLICY names another policy"
-    return NoTrainingDataError(message + remedy if untrusted else message)
+        message += f", {withheld} are beyond the policy's caps or the window"
+    if untrusted or withheld:
+        message += "; ciml trust check shows why, and --trust-policy FILE or CIML_TRUST_POLICY names another policy"
+    return NoTrainingDataError(f"data set {snapshot.dataset!r} has {message}")
 
 
 def shard_name(role: Role, first: int, rows: int) -> str:

@@ -40,6 +40,7 @@ __all__ = [
     "identified",
     "inputs_for",
     "modules_named",
+    "reseeded",
     "takes_parameter",
     "used_keys",
 ]
@@ -51,6 +52,11 @@ _LOOP = frozenset(
     | {"hidden_layers", "dropout", "l2"}
 )
 _SCIKIT = _ALL | {"parameters", "view"}
+
+#: Seeds of an experiment are below this number.
+_SEEDS = 2**31
+#: Parameters that are seeds.
+_SEED_NAMES = frozenset({"random_state", "seed"})
 
 #: Parameters of scikit-learn that are keys of an experiment with a built-in estimator.
 _OWN_KEYS = {"random_state": "seed", "class_weight": "class_weights", "n_iter_no_change": "early_stopping"}
@@ -120,6 +126,27 @@ def modules_named(experiment: Experiment) -> tuple[str, ...]:
     if experiment.estimator in ESTIMATORS:
         return ()
     return modules_of({"class": experiment.estimator, "parameters": experiment.parameters})
+
+
+def reseeded(experiment: Experiment) -> Experiment:
+    """Return the experiment with the next seed, also where its parameters set one, such as ``random_state=42``."""
+    return experiment.replace(
+        seed=_next_seed(experiment.seed),
+        parameters={name: _reseeded(name, value) for name, value in experiment.parameters.items()},
+    )
+
+
+def _reseeded(name: str, value: Any) -> Any:
+    """Return a parameter with the next seeds in it, at any depth."""
+    if isinstance(value, dict):
+        return {key: _reseeded(key, item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_reseeded("", item) for item in value]
+    return _next_seed(value) if name in _SEED_NAMES and type(value) is int else value
+
+
+def _next_seed(seed: int) -> int:
+    return (seed + 1) % _SEEDS
 
 
 def takes_parameter(experiment: Experiment, name: str, allow_modules: Collection[str] = ()) -> bool:

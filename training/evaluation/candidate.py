@@ -32,7 +32,7 @@ from ciml.training.evaluation.baselines import PREDICTORS, gate_numbers, numbers
 from ciml.training.evaluation.bootstrap import squared_errors
 from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.evaluation.metrics import accuracy, calibration_quality, evaluate, predicted_classes
-from ciml.training.evaluation.paired import compare, compare_errors, compare_slices, compare_sources
+from ciml.training.evaluation.paired import compare, compare_errors, compare_slices
 from ciml.training.experiment import Experiment
 from ciml.training.export import Exported, Timed, load_exported
 from ciml.training.train import TrainingRows, predict_in_memory, trained_roles
@@ -215,13 +215,12 @@ def _champion_figures(
         "accuracy": accuracy(champion_right),
         "brier": float(champion_errors.mean()) if len(test) else None,
     }
+    by_source = {"source": sources} if len(set(sources)) > 1 else {}
     comparison = {
         **compare(right, champion_right, confidence=gate.confidence),
         "brier": compare_errors(errors, champion_errors, confidence=gate.confidence),
         "slices": compare_slices(right, champion_right, slices)[:_SHOWN_SLICES],
-        "sources": compare_sources(
-            right, champion_right, sources, min_runs=gate.min_test_runs, confidence=gate.confidence
-        ),
+        "sources": compare_slices(right, champion_right, by_source, min_runs=gate.min_test_runs),
     }
     return {"champion": metrics, "comparison": comparison}
 

@@ -5,6 +5,7 @@ Only train and dev runs are used, so that an estimator can be chosen without the
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ciml.errors import CimlError
+from ciml.errors import CimlError, NoTrainingDataError
 from ciml.intervals import CONFIDENCE, wilson
 from ciml.progress import Progress
 from ciml.training.calibration.calibrators import fit_calibrator
@@ -21,6 +22,7 @@ from ciml.training.data.examples import InMemoryDataset, facts_of
 from ciml.training.estimators import Fitted, fit, inputs_for
 from ciml.training.evaluation.baselines import COMPARED, NUMBERS, number_of, numbers_for, predict_by
 from ciml.training.evaluation.metrics import scores
+from ciml.training.evaluation.text import listed
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
 
@@ -169,8 +171,16 @@ def split_folds(dataset: InMemoryDataset, *, folds: int, hold_out: Sequence[str]
         )
     splitter_class = StratifiedKFold if groups is None else StratifiedGroupKFold
     splitter = splitter_class(n_folds, shuffle=True, random_state=seed)
-    parts = splitter.split(np.zeros(len(labels)), labels, groups)
-    return CVSplit(positions, tuple(Fold(train, held_out) for train, held_out in parts), groups)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # some folds hold none of it out
+        parts = list(splitter.split(np.zeros(len(labels)), labels, groups))
+    parts_with_runs = [Fold(train, held_out) for train, held_out in parts if held_out.size]  # groups may be uneven
+    for train, held_out in parts_with_runs:
+        if len(np.unique(labels[train])) < 2:
+            names = np.array([dataset.facts[position].run_id for position in positions]) if groups is None else groups
+            without = listed(np.unique(names[held_out]).tolist())
+            raise NoTrainingDataError(f"cross-validation: without {without}, the training runs have a single class")
+    return CVSplit(positions, tuple(parts_with_runs), groups)
 
 
 def _groups(dataset: InMemoryDataset, positions: np.ndarray, hold_out: Sequence[str]) -> np.ndarray:

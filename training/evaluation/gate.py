@@ -336,18 +336,16 @@ def _check_sources(sources: Any, policy: GatePolicy) -> _Check:
     name = "sources"
     if not isinstance(sources, (list, tuple)):
         return _Check(name, False, "the comparison with the champion by source is missing")
-    compared = [(_Comparison.of(figures), _number(figures, "p"), _field(figures, "source")) for figures in sources]
-    decoded = [(figures, p, source) for figures, p, source in compared if figures is not None and p is not None]
-    if len(decoded) < len(compared):
+    decoded = [source for source in map(_Slice.of, sources) if source is not None]
+    if len(decoded) < len(sources):
         return _Check(name, False, "the comparison with the champion by source lacks figures")
     if not decoded:
         return _Check(name, True, "the runs to compare have one source, or none has enough of them")
-    beyond_chance = [entry for entry in decoded if entry[1] <= 1 - policy.confidence]
-    worst, p, source = min(beyond_chance or decoded, key=lambda entry: entry[0].difference)
-    text = f"on source {source!s:.80}: {worst.text('the champion')}, p = {p:.2g}, corrected"
+    beyond_chance = [source for source in decoded if source.p <= 1 - policy.confidence]
+    worst = min(beyond_chance or decoded, key=lambda source: source.difference)
     if not beyond_chance or worst.difference >= -policy.tolerance:
-        return _Check(name, True, text)
-    return _Check(name, False, f"{text}: worse by more than {policy.tolerance:g}, and beyond chance")
+        return _Check(name, True, worst.text())
+    return _Check(name, False, f"{worst.text()}: worse by more than {policy.tolerance:g}, and beyond chance")
 
 
 def _check_brier(brier: Any, policy: GatePolicy) -> _Check:
@@ -369,15 +367,46 @@ def _check_slices(slices: Any, policy: GatePolicy) -> _Check:
         return _Check(name, False, "the comparison with the champion by slice is missing")
     if not slices:
         return _Check(name, True, "no slice of the runs to compare")
-    worst = slices[0]
-    p, lost, won, runs = (_number(worst, key) for key in ("p", "only_champion", "only_candidate", "runs"))
-    if p is None or lost is None or won is None or runs is None:
+    worst = _Slice.of(slices[0])
+    if worst is None:
         return _Check(name, False, "the comparison with the champion by slice lacks figures")
-    group = f"{_field(worst, 'slice')} {_field(worst, 'value')!s:.80}"
-    text = f"on {group} it loses {lost} and gains {won} of {runs} runs against the champion (p = {p:.2g}, corrected)"
-    if p > policy.slice_level:
-        return _Check(name, True, text)
-    return _Check(name, False, f"{text}: worse beyond chance")
+    if worst.p > policy.slice_level:
+        return _Check(name, True, worst.text())
+    return _Check(name, False, f"{worst.text()}: worse beyond chance")
+
+
+class _Slice(NamedTuple):
+    """The candidate and the champion on a slice of the runs: `ciml.training.evaluation.paired.compare_slices`.
+
+    Attributes:
+      name: such as ``job windows``.
+      runs: number of runs.
+      lost, won: runs on which only the champion is right, and only the candidate.
+      p: how probable at least so many losses are by chance, corrected for the number of slices.
+    """
+
+    name: str
+    runs: float
+    lost: float
+    won: float
+    p: float
+
+    @classmethod
+    def of(cls, figures: Any) -> _Slice | None:
+        """Decode a slice; None if a figure is missing or malformed."""
+        runs, lost, won, p = (_number(figures, key) for key in ("runs", "only_champion", "only_candidate", "p"))
+        if not runs or lost is None or won is None or p is None:
+            return None
+        return cls(f"{_field(figures, 'slice')} {_field(figures, 'value')!s:.80}", runs, lost, won, p)
+
+    @property
+    def difference(self) -> float:
+        """The candidate's accuracy minus that of the champion."""
+        return (self.won - self.lost) / self.runs
+
+    def text(self) -> str:
+        losses = f"loses {self.lost} and gains {self.won} of {self.runs} runs against the champion"
+        return f"on {self.name} it {losses} (p = {self.p:.2g}, corrected)"
 
 
 class _Comparison(NamedTuple):

@@ -65,7 +65,11 @@ def _mcnemar(better: int, worse: int) -> float:
 
 
 def compare_slices(
-    candidate_right: np.ndarray, champion_right: np.ndarray, slices: Mapping[str, Sequence[str]]
+    candidate_right: np.ndarray,
+    champion_right: np.ndarray,
+    slices: Mapping[str, Sequence[str]],
+    *,
+    min_runs: int = 1,
 ) -> list[dict[str, Any]]:
     """Compare two models on each slice of the same runs, the slice on which the candidate does worst first.
 
@@ -73,6 +77,7 @@ def compare_slices(
       candidate_right: bool [n].
       champion_right: bool [n].
       slices: by name a value for each run, such as its job; a value "" is not a slice.
+      min_runs: slices with fewer runs are left out.
 
     Returns:
       For each slice ``slice``, ``value``, ``runs``, ``only_candidate``, ``only_champion``, and ``p``: how probable at
@@ -80,52 +85,22 @@ def compare_slices(
       are still compared (Holm 1979): among all slices of models that are equally good, one is below p by chance in at
       most a share p of comparisons.
     """
-    is_better = candidate_right & ~champion_right
-    is_worse = ~candidate_right & champion_right
-    compared = []
-    for name, values in slices.items():
-        for value, rows in rows_by_value(values).items():
-            better, worse = int(is_better[rows].sum()), int(is_worse[rows].sum())
-            figures = {"slice": name, "value": value, "runs": len(rows)}
-            compared.append({**figures, "only_candidate": better, "only_champion": worse})
-    return _worst_first([row for row in compared if row["value"]])
-
-
-def compare_sources(
-    candidate_right: np.ndarray,
-    champion_right: np.ndarray,
-    sources: Sequence[str],
-    *,
-    min_runs: int,
-    confidence: float = 0.8,
-) -> list[dict[str, Any]]:
-    """Compare two models on the same runs of each source, if these have several sources.
-
-    Args:
-      candidate_right: bool [n].
-      champion_right: bool [n].
-      sources: of the runs.
-      min_runs: sources with fewer runs are left out.
-      confidence: of the one-sided lower bounds.
-
-    Returns:
-      For each source ``source``, the figures of `compare`, and ``p``, that of `compare_slices` among the sources; the
-      source on which the candidate does worst first.
-    """
-    by_source = rows_by_value(sources)
-    return _worst_first(
-        [
-            {"source": source, **compare(candidate_right[rows], champion_right[rows], confidence=confidence)}
-            for source, rows in by_source.items()
-            if len(by_source) > 1 and len(rows) >= min_runs
-        ]
-    )
-
-
-def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Add ``p`` to comparisons of parts of the same runs (exact sign test, corrected by Holm), and sort by it."""
     from scipy.stats import binom
 
+    is_better = candidate_right & ~champion_right
+    is_worse = ~candidate_right & champion_right
+    rows = [
+        {
+            "slice": name,
+            "value": value,
+            "runs": len(positions),
+            "only_candidate": int(is_better[positions].sum()),
+            "only_champion": int(is_worse[positions].sum()),
+        }
+        for name, values in slices.items()
+        for value, positions in rows_by_value(values).items()
+        if value and len(positions) >= min_runs
+    ]
     better, worse = (np.array([row[name] for row in rows], int) for name in ("only_candidate", "only_champion"))
     p_values = binom.sf(worse - 1, better + worse, 0.5)
     order = np.argsort(p_values, kind="stable")

@@ -5,13 +5,13 @@ An accuracy is printed with its interval, next to the base rate and the one-numb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: A JSON object of figures.
 Figures = Mapping[str, Any]
-#: Held-out groups of a fold that a line lists.
-_LISTED_GROUPS = 5
+#: Names that a line lists.
+_LISTED = 5
 
 
 def figure_lines(metrics: Figures) -> list[str]:
@@ -72,7 +72,7 @@ def fold_lines(result: Figures) -> list[str]:
         line = f"  fold {number}  accuracy {_value(fold['accuracy'])}, base rate {_value(fold['base_rate'])}"
         groups = fold["held_out"]
         if groups:
-            line += f"; held out {', '.join(groups[:_LISTED_GROUPS])}{' …' if len(groups) > _LISTED_GROUPS else ''}"
+            line += f"; held out {listed(groups)}"
         lines.append(line)
     lines.append(f"  mean    accuracy {within(mean['accuracy'])}; macro F1 {within(mean['f1'])}")
     lines += score_lines("pooled", result["pooled"])
@@ -176,6 +176,11 @@ def beaten_by(accuracies: Mapping[str, float], baselines: Mapping[str, float]) -
         f"The {number} of a run alone is right more often than {models}: {baselines[number]:.3f}, "
         f"{best} {accuracies[best]:.3f}."
     )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, with a mark where there are more."""
+    return ", ".join(names[:_LISTED]) + (" …" if len(names) > _LISTED else "")
 
 
 def within(figure: Figures) -> str:

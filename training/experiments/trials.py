@@ -25,7 +25,7 @@ from ciml.storage.json_files import read_stored, seal
 from ciml.training.calibration.calibrate import Calibrated, calibrate, lacks_output
 from ciml.training.calibration.sets import learned_ranges
 from ciml.training.data.examples import InMemoryDataset
-from ciml.training.data.snapshot import no_training_runs
+from ciml.training.data.snapshot import check_trainable
 from ciml.training.estimators import Fitted, Rows, check_use, fit, inputs_for
 from ciml.training.evaluation.baselines import COMPARED, NUMBERS, number_of, numbers_for, predict_by
 from ciml.training.evaluation.candidate import calibration_figures
@@ -188,10 +188,8 @@ class Trial:
     def train_positions(self) -> np.ndarray:
         """Positions of the training runs in the data set, int64 [m]."""
         roles = trained_roles(self.experiment, dev_from_train=self.dataset.snapshot.dev_from_train)
-        positions = self.dataset.of(*roles)
-        if not positions.size:
-            raise no_training_runs(self.dataset.snapshot, self.dataset.of("test").size)
-        return positions
+        check_trainable(self.dataset.snapshot, *roles)
+        return self.dataset.of(*roles)
 
     @property
     def _train_labels(self) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import CimlError, IntegrityError, NoTrainingDataError
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
@@ -16,8 +16,8 @@ from ciml.training.data.examples import read_snapshot_examples
 from ciml.training.data.materialise import materialise
 from ciml.training.data.snapshot import (
     Snapshot,
+    check_trainable,
     make_snapshot,
-    no_training_runs,
     read_snapshot,
     write_snapshot,
 )
@@ -109,8 +109,22 @@ def test_training_runs_beyond_a_cap_are_withheld(data: DataRoot, snapshot: Snaps
 def test_a_cap_that_too_few_values_can_meet_leaves_no_training_run(data: DataRoot):
     none = make_snapshot(data.dataset("providers"), capped_at("source = 0.5"))
     assert {run.role for run in none.runs()} == {"test"}
-    assert str(sum(none.withheld.values())) in str(no_training_runs(none, 3))
-    assert "ciml trust check shows why" in str(no_training_runs(none, 3))
+    tests = len(list(none.runs()))
+    withheld = sum(none.withheld.values())
+    left_out = (
+        f"{tests} are test runs, {withheld} are beyond the policy's caps or the window; ciml trust check shows why"
+    )
+    with pytest.raises(NoTrainingDataError, match=f"'providers' has no training runs: .* {left_out}"):
+        check_trainable(none, "train", "dev")
+
+
+def test_training_runs_of_one_class_are_named_before_a_training(snapshot: Snapshot):
+    spans = [span.replace(runs=tuple(run for run in span.runs if run.label == 1)) for span in snapshot.spans]
+    of_one_class = snapshot.replace(spans=tuple(spans))
+    name = snapshot.resolved.classes[1]
+    with pytest.raises(NoTrainingDataError, match=rf"'providers' has \d+ training runs, all {name}: "):
+        check_trainable(of_one_class, "train", "dev")
+    check_trainable(snapshot, "train", "dev")
 
 
 def test_a_snapshot_without_withheld_runs_is_stored_as_before(snapshot: Snapshot):

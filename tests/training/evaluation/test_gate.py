@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from ciml.errors import CimlError
 from ciml.training.evaluation.gate import GatePolicy, decide
 from ciml.training.evaluation.metrics import accuracy, evaluate
-from ciml.training.evaluation.paired import compare, compare_errors, compare_slices, compare_sources
+from ciml.training.evaluation.paired import compare, compare_errors, compare_slices
 
 CLASSES = ("a", "b")
 
@@ -49,7 +49,7 @@ def compared(right: int, champion: int, total: int = 100) -> dict[str, Any]:
     errors = np.full(total, 0.1)
     return {
         **compare(*pair),
-        "sources": compare_sources(*pair, ["zuul"] * total, min_runs=20),
+        "sources": [],
         "brier": compare_errors(errors, errors),
         "slices": compare_slices(*pair, jobs),
     }
@@ -328,15 +328,15 @@ def test_a_source_that_lies_cannot_hide_what_another_one_loses() -> None:
     sources = ["zuul"] * 60 + ["other"] * 40
     champion = np.array([True] * 60 + [False] * 40)
     candidate = np.array([False] * 4 + [True] * 56 + [True] * 40)
-    by_source = compare_sources(candidate, champion, sources, min_runs=20)
-    assert [(entry["source"], entry["runs"], entry["only_champion"], entry["p"]) for entry in by_source] == [
+    by_source = compare_slices(candidate, champion, {"source": sources}, min_runs=20)
+    assert [(entry["value"], entry["runs"], entry["only_champion"], entry["p"]) for entry in by_source] == [
         ("zuul", 60, 4, 2 * 0.5**4), ("other", 40, 0, 1.0),
     ]  # fmt: skip
     comparison = compared(90, 90) | compare(candidate, champion) | {"sources": by_source}
     blessed, reasons = decided(figures(comparison=comparison))
     assert not blessed
     assert reasons == (
-        "on source zuul: -0.067 against the champion on the same 60 runs (at least -0.100), p = 0.12, corrected: "
+        "on source zuul it loses 4 and gains 0 of 60 runs against the champion (p = 0.12, corrected): "
         "worse by more than 0.05, and beyond chance",
     )
     assert decided(figures(comparison=comparison), tolerance=4 / 60)[0]
@@ -351,18 +351,18 @@ def test_a_loss_on_one_of_many_sources_that_chance_explains_does_not_reject_a_ca
     champion = np.ones(200, bool)
     for lost, blessed in ((2, True), (8, False)):
         candidate = ~np.isin(np.arange(200), [10 * run + 3 for run in range(lost)])
-        by_source = compare_sources(candidate, champion, sources, min_runs=20)
+        by_source = compare_slices(candidate, champion, {"source": sources}, min_runs=20)
         given = figures(comparison=compared(90, 90) | {"sources": by_source})
         assert decided(given)[0] is blessed
         assert by_source[0]["p"] == min(1.0, 10 * 0.5**lost)
 
 
-def test_sources_are_compared_where_there_are_several_with_enough_runs() -> None:
+def test_slices_with_too_few_runs_are_left_out_before_the_correction() -> None:
     right = np.ones(50, bool)
-    assert compare_sources(right, right, ["a"] * 50, min_runs=1) == []
-    counted = compare_sources(right, right, ["a"] * 30 + ["b"] * 20, min_runs=21)
-    assert [(entry["source"], entry["runs"]) for entry in counted] == [("a", 30)]
-    assert compare_sources(right[:0], right[:0], [], min_runs=20) == []
+    sources = {"source": ["a"] * 30 + ["b"] * 20}
+    counted = compare_slices(~right, right, sources, min_runs=21)
+    assert [(entry["value"], entry["runs"], entry["p"]) for entry in counted] == [("a", 30, 0.5**30)]
+    assert compare_slices(right[:0], right[:0], {"source": []}, min_runs=20) == []
 
 
 def test_many_runs_and_many_jobs_are_compared_in_linear_time() -> None:

@@ -379,6 +379,18 @@ def test_folds_of_groups_need_as_many_runs_of_a_class(dataset: InMemoryDataset):
         split_folds(runs, folds=5, hold_out=("job",))
 
 
+def test_folds_that_leave_a_single_class_or_no_group_name_the_held_out_groups(dataset: InMemoryDataset):
+    runs = few_runs(dataset, [{"build_name": f"job-{job}"} for job in (0, 0, 0, 1, 1, 1)])
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    of_one_job = replace(runs, rows=replace(runs.rows, labels=labels))
+    with pytest.raises(CimlError, match=r"without job-[01], the training runs have a single class"):
+        cross_validate(FOREST, of_one_job, folds=2, hold_out=("job",))
+    uneven = few_runs(dataset, [{"build_name": f"job-{job}"} for job in (0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 3, 3)])
+    mixed = np.array([0, 0, 0, 1, 0, 1, 0, 0, 1, 1, 1, 1])  # StratifiedGroupKFold makes an empty fold of these
+    uneven = replace(uneven, rows=replace(uneven.rows, labels=mixed))
+    assert all(len(fold.held_out) for fold in split_folds(uneven, folds=4, hold_out=("job",)).folds)
+
+
 def test_values_with_a_slash_do_not_merge_groups(dataset: InMemoryDataset):
     facts = [{"build_name": "a/b", "flavour": "c"}, {"build_name": "a", "flavour": "b/c"}]
     facts += [{"build_name": "a/d", "flavour": "c"}, {"build_name": "a", "flavour": "c"}]
