@@ -1,5 +1,7 @@
 """Figures of a model by class, with 95 % intervals: percentiles of a bootstrap of the runs.
 
+Where all resamples give the same share, they say nothing of its error, and Wilson's interval takes their place.
+
 The figures equal those of scikit-learn, but all resamples are computed together: a resample gives each run a weight,
 the number of times that it was drawn. So runs are sorted once, and no arguments are checked in each resample, which
 would take longer than the figures.
@@ -12,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ciml.intervals import CONFIDENCE
+from ciml.intervals import CONFIDENCE, wilson
 
 #: Figures of each class against all others.
 BY_CLASS = ("precision", "recall", "f1", "roc_auc", "pr_auc")
@@ -70,8 +72,11 @@ def estimate_figures(
     by_class = {name: np.concatenate([block.by_class[name] for block in blocks]) for name in BY_CLASS}
     macro = {name: np.concatenate([block.macro[name] for block in blocks]) for name in BY_CLASS}
     return Estimates(
-        [{name: _estimate(values[:, label]) for name, values in by_class.items()} for label in classes],
-        {name: _estimate(values) for name, values in macro.items()},
+        [
+            {name: _estimate_share(values[:, label], int((labels == label).sum())) for name, values in by_class.items()}
+            for label in classes
+        ],
+        {name: _estimate_share(values, len(labels)) for name, values in macro.items()},
         _estimate(np.concatenate([block.brier for block in blocks])),
     )
 
@@ -87,6 +92,16 @@ def _estimate(values: np.ndarray) -> Figure:
     if len(resampled):
         low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
     return {"value": float(values[0]), "low": low, "high": high}
+
+
+def _estimate_share(values: np.ndarray, runs: int) -> Figure:
+    """Do as `_estimate`. Equal resamples, such as those of runs that are all right, have Wilson's interval instead."""
+    figure = _estimate(values)
+    value = figure["value"]
+    if value is not None and figure["low"] == figure["high"] == value:
+        low, high = wilson(value * runs, runs)
+        return {"value": value, "low": low, "high": high}
+    return figure
 
 
 def draw_weights(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

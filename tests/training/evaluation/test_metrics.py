@@ -16,6 +16,7 @@ from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import IntegrityError
 from ciml.events.records import RunFacts
+from ciml.intervals import wilson
 from ciml.manifest.log import ManifestLog
 from ciml.runs.writer import write_run
 from ciml.training.data.snapshot import Role, Snapshot
@@ -241,6 +242,15 @@ def test_two_classes_one_class_and_none():
     assert [nothing["macro"][name]["value"] for name in BY_CLASS] == [None] * 5
     plain = scores(probabilities, labels, ("passed", "failed"), labels, resamples=0)
     assert plain["macro"]["f1"] == {"value": found["macro"]["f1"]["value"], "low": None, "high": None}
+
+
+def test_figures_of_runs_that_are_all_right_have_the_interval_of_their_number() -> None:
+    """Each resample of them is all right, too: an interval from 1 to 1 would claim certainty after ten runs."""
+    labels = np.array([0] * 8 + [1] * 2)
+    certain = scores(np.eye(2)[labels], labels, ("passed", "failed"), labels, resamples=20)
+    for figures, runs in ((certain["macro"], 10), (certain["classes"]["failed"], 2)):
+        low, high = wilson(runs, runs)
+        assert all(figures[name] == {"value": 1.0, "low": low, "high": high} for name in BY_CLASS)
 
 
 def test_memory_names_the_nearest_run_and_a_duration_gives_early_failures_and_late_timeouts_away():
