@@ -69,8 +69,8 @@ class _Refusal(NamedTuple):
 
 _admin_clients: dict[KafkaOptions, AdminClient] = {}
 _lock = threading.Lock()  # of `_admin_clients`: a client is created once. Single operations on `_refusals` need none.
-#: The last refusal that is not reported yet.
-_refusals: dict[KafkaOptions, _Refusal] = {}
+#: The last refusal that is not reported yet: of a broker's admin client (True), and of all its other clients (False).
+_refusals: dict[tuple[KafkaOptions, bool], _Refusal] = {}
 
 
 class NoTopicError(EngineError):
@@ -101,7 +101,7 @@ def make_client(
         if on_refusal is not None:
             on_refusal(error)
         else:
-            _refusals[options] = _Refusal(error.str(), time.monotonic())
+            _refusals[options, client_class is AdminClient] = _Refusal(error.str(), time.monotonic())
 
     try:
         return client_class({**properties, "error_cb": on_error})
@@ -117,17 +117,14 @@ def admin(options: KafkaOptions) -> AdminClient:
         if options not in _admin_clients:
             _admin_clients[options] = make_client(AdminClient, options, options.common())
         client = _admin_clients[options]
-    earlier = _refusals.pop(options, None)
-    client.poll(0)  # the refusals since the last call do not explain an error of the next one
-    _refusals.pop(options, None)
-    if earlier is not None:
-        _refusals[options] = earlier
+    client.poll(0)
+    _refusals.pop((options, True), None)  # refusals since its last call do not explain an error of the next one
     return client
 
 
 def is_refused(options: KafkaOptions) -> bool:
     """Return whether the broker has just rejected a client that was polled, and no error has reported this yet."""
-    return bool(_cause(_refusals.get(options)))
+    return bool(_cause(options, dict.get))
 
 
 def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) -> EngineError:
@@ -147,12 +144,19 @@ def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) ->
         client = _admin_clients.get(options)
     if client is not None:
         client.poll(0)  # calls `on_error`
-    refusal = _cause(_refusals.pop(options, None))
+    refusal = _cause(options, dict.pop)
     if refusal or code in _REFUSED:
         return EngineError(f"{broker} refuses the connection: {options.hide(refusal) or cause}")
     return EngineError(f"{broker} does not answer ({cause}); check --kafka")
 
 
-def _cause(refusal: _Refusal | None) -> str:
-    """Return the cause of a refusal; "" without one, or if it is too old to explain a failed call."""
-    return refusal.cause if refusal is not None and time.monotonic() - refusal.time_s <= _REFUSAL_S else ""
+def _cause(options: KafkaOptions, read: Callable[..., _Refusal | None]) -> str:
+    """Return the cause of a refusal; "" without one, or if it is too old to explain a failed call.
+
+    Args:
+      options: connection options.
+      read: `dict.get`, or `dict.pop` to report it.
+    """
+    refusals = [read(_refusals, (options, is_admin), None) for is_admin in (True, False)]
+    now_s = time.monotonic()
+    return next((refusal.cause for refusal in refusals if refusal and now_s - refusal.time_s <= _REFUSAL_S), "")
