@@ -17,7 +17,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakValueDictionary
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -184,7 +183,7 @@ class Answers:
         self._metrics = metrics
         self._unready = unready
         self._replays = Replays(MAX_SIGNATURE_AGE_S, MAX_KNOWN_DELIVERIES)
-        self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+        self._accepting: dict[bytes, asyncio.Task[None]] = {}
 
     def application(self, endpoints: Mapping[str, Endpoint]) -> Starlette:
         """Return the ASGI application of the sources by path."""
@@ -228,11 +227,17 @@ class Answers:
             await self._accept(endpoint, body, headers)
             return "accepted"
         key = endpoint.name.encode() + identity
-        async with self._locks.setdefault(key, asyncio.Lock()):  # copies that arrive meanwhile wait
-            if self._replays.has(key, time.monotonic()):
-                return "repeat"
-            await self._accept(endpoint, body, headers)
-            self._replays.add(key, time.monotonic())
+        if self._replays.has(key, time.monotonic()):
+            return "repeat"
+        if key in self._accepting:
+            await self._accepting[key]  # a copy has the outcome of the first
+            return "repeat"
+        accepting = self._accepting[key] = asyncio.create_task(self._accept(endpoint, body, headers))
+        try:
+            await accepting
+        finally:
+            del self._accepting[key]
+        self._replays.add(key, time.monotonic())
         return "accepted"
 
     async def _accept(self, endpoint: Endpoint, body: bytes, headers: Mapping[str, str]) -> None:

@@ -136,7 +136,7 @@ def test_copies_that_come_together_are_stored_once_and_take_the_rate_of_one(tmp_
         answers = await asyncio.gather(*(hooks.request(github(BODY)) for _ in range(10)))
         return [answer.status_code for answer in answers]
 
-    assert asyncio.run(post_together()) == [503] + [202] * 9
+    assert [asyncio.run(post_together()) for _ in range(3)] == [[503] * 10, [202] * 10, [202] * 10]
     assert len(hooks.messages) == 1
 
 
