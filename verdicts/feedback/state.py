@@ -168,6 +168,19 @@ def _precedence(item: Item) -> tuple[bool, int]:
     return _is_proved(item), item.end_us
 
 
+def _put(entry: Entry, item: Item) -> str:
+    """Add a verdict to an entry, unless it repeats one, ranks below one of its job, or is one too many."""
+    previous = entry.items.get(item.job)
+    if previous is not None and previous.prediction.get("id") == item.prediction.get("id"):
+        return "repeat"
+    if previous is not None and _precedence(previous) > _precedence(item):
+        return "superseded"
+    if previous is None and len(entry.items) >= MAX_FEEDBACK_JOBS and not _make_room(entry, item):
+        return "too_many"
+    entry.items[item.job] = item
+    return "taken"
+
+
 def _make_room(entry: Entry, item: Item) -> bool:
     """Remove a verdict on a run without a proof, for one with a proof; return whether there was one."""
     weaker = next((job for job, rival in entry.items.items() if not _is_proved(rival)), None)
@@ -278,20 +291,15 @@ class FeedbackState(TopicState):
         if entry is None:
             key = entry_key(item.system, item.ref)
             entry = Entry(key, item.system, item.ref)
-        previous = entry.items.get(item.job)
-        if previous is not None and previous.prediction.get("id") == item.prediction.get("id"):
-            return "repeat"
-        if previous is not None and _precedence(previous) > _precedence(item):
-            return "superseded"
-        if previous is None and len(entry.items) >= MAX_FEEDBACK_JOBS and not _make_room(entry, item):
-            return "too_many"
-        entry.items[item.job] = item
+        outcome = _put(entry, item)
+        if outcome != "taken":
+            return outcome
         if entry.changes == entry.done:
             entry.since_us = now_us
         entry.changes += 1
         entry.last_us = now_us
         self._touch(entry, now_us)
-        return "taken"
+        return outcome
 
     def _move(self, record: Mapping[str, Any], now_us: int) -> None:
         """Give an entry the number of its change; one that is there already takes its verdicts."""
@@ -305,9 +313,8 @@ class FeedbackState(TopicState):
             entry.key = key
             self._touch(entry, now_us)
             return
-        for job, item in entry.items.items():
-            if job not in target.items or _precedence(target.items[job]) < _precedence(item):
-                target.items[job] = item
+        for item in entry.items.values():
+            _put(target, item)
         if target.changes == target.done:
             target.since_us = entry.since_us
         target.changes += 1
@@ -376,19 +383,19 @@ class FeedbackState(TopicState):
 
         Beyond the limit, forget the oldest; entries of runs without a proof first.
         """
-        old = []
-        for entry in self.entries.values():  # the one touched longest ago first
+        old = {}
+        for key, entry in self.entries.items():  # the one touched longest ago first
             if now_us - entry.touched_us <= KEEP_US:
                 break
             if not entry.is_open:
-                old.append(entry)
+                old[key] = entry
         too_many = len(self.entries) - len(old) - MAX_FEEDBACK_ENTRIES
         if too_many > 0:
-            candidates = [entry for entry in self.entries.values() if entry.intent is None and entry not in old]
+            candidates = [entry for key, entry in self.entries.items() if entry.intent is None and key not in old]
             candidates.sort(key=lambda entry: any(map(_is_proved, entry.items.values())))
-            old += candidates[:too_many]
-        for entry in old:
-            self._drop(entry.key)
+            old |= {entry.key: entry for entry in candidates[:too_many]}
+        for key, entry in old.items():
+            self._drop(key)
             if entry.is_open:
                 self.messages[entry.system, "overflow"] += 1
         if old or len(self.moved) > MAX_FEEDBACK_ENTRIES:

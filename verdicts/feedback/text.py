@@ -23,6 +23,8 @@ _TITLE_BYTES = 200
 _MOST_OBSERVATIONS = 4
 _MOST_OBSERVATIONS_EACH = 1
 _CAUSE_WORDS = {"code": "this change", "machine": "the machine"}
+#: The same in a sentence about runs of any change.
+_CAUSE_WORDS_OF_ALL = {"code": "their change", "machine": "the machine"}
 #: Wording for a cause named by an operator: it applies to all runs with the same failure, not only to this change.
 _NAMED_CAUSES = {"code": "the code", "machine": "the machine"}
 _NO_VERDICT = "The model gives no verdict: it is not certain enough of a cause."
@@ -291,14 +293,15 @@ def _percent(share: float) -> str:
 
 
 def _rerun_lines(ordered: Sequence[Finding], style: Style) -> list[str]:
-    """Return how many runs with each verdict ran again and passed; nothing for a cause with too few reruns."""
+    """Return how many earlier runs with each verdict passed when they ran again; nothing for too few reruns."""
     lines = []
-    for cause, words in _CAUSE_WORDS.items():
+    for cause, words in _CAUSE_WORDS_OF_ALL.items():
         item = next((finding.item for finding in ordered if finding.item.cause == cause), None)
         if item is None or item.reruns < style.policy.min_reruns:
             continue
         lines.append(
-            f"Runs that ciml put down to {words}: {item.reruns} ran again unchanged, and {item.passed} of these passed."
+            f"Earlier runs, also of other changes, that ciml put down to {words}: {item.reruns} ran again unchanged, "
+            f"and {item.passed} of these passed."
         )
     return ["\n".join(lines)] if lines else []
 

@@ -126,15 +126,23 @@ def mute(options: MuteOptions) -> None:
     """Send no more messages to a project.
 
     PROJECT is a name or a glob. Muting takes effect immediately, even in a running service: new verdicts are counted as
-    muted_project, and pending messages are closed as muted. Messages that were sent stay.
+    muted_project, and pending messages are closed as muted. Messages that were sent stay. The globs * and all mute
+    every project; it prints how many of the projects with a verdict match.
 
     \b
     Example:
       ciml feedback mute openstack/nova --data-path data
       ciml feedback mute 'sandbox/*' --data-path data
     """
+    from ciml.pipelines.feedback import feedback_replica
+    from ciml.verdicts.feedback.judgement import is_muted
+
     _commit(options, muted=True)
-    click.echo(f"muted: {options.project!r}")
+    with feedback_replica(options.root).state() as state:
+        projects = {entry.change.project for entry in state.entries.values()}
+        projects |= {verdict.project for verdict in state.history}
+    matches = sum(is_muted(project, (options.project,)) for project in projects)
+    click.echo(f"muted: {options.project!r} ({matches} of {len(projects)} projects with a verdict)")
 
 
 @make_command("unmute")

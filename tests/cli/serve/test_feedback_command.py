@@ -177,7 +177,7 @@ def test_list_shows_what_waits(config: str, tmp_path: Path) -> None:
 
 def test_a_project_is_muted_at_once_and_unmuted(config: str, tmp_path: Path) -> None:
     data = str(tmp_path / "data")
-    assert ciml("mute", "org/*", "--data-path", data).output == "muted: 'org/*'\n"
+    assert ciml("mute", "org/*", "--data-path", data).output == "muted: 'org/*' (0 of 0 projects with a verdict)\n"
     put(tmp_path / "data", config, prediction(1))
     with feedback_replica(DataRoot.open(data)).state() as state:
         assert dict(state.verdicts) == {"muted_project": 1}
@@ -185,3 +185,8 @@ def test_a_project_is_muted_at_once_and_unmuted(config: str, tmp_path: Path) -> 
     assert ciml("unmute", "org/*", "--data-path", data).output == "no longer muted: 'org/*'\n"
     assert ciml("unmute", "org/*", "--data-path", data).output == "'org/*' is not muted\n"
     assert ciml("list", "--data-path", data).output == "no messages\n"
+    more = [prediction(number, project=project) for number, project in ((2, "org/other"), (3, "infra/ciml"))]
+    put(tmp_path / "data", config, prediction(1), *more)  # the first is covered
+    for glob, number in (("org/*", 2), ("*", 3), ("all", 3), ("org/other", 1)):
+        expected = f"muted: {glob!r} ({number} of 3 projects with a verdict)\n"
+        assert ciml("mute", glob, "--data-path", data).output == expected

@@ -55,7 +55,7 @@ _BEGINNINGS = (
     "- ",
     "The model's probability ",
     "The model's own verdict ",
-    "Runs that ciml put down ",
+    "Earlier runs, also of other changes, that ciml put down ",
     "ciml estimated ",
 )
 _SEVERAL = re.compile(r"(\*\*)?[0-9]+ jobs failed: ")

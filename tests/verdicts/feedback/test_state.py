@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
+from ciml.integrations.review import ChangeRef
 from ciml.manifest.checkpoints import Limits
 from ciml.pipelines.feedback import feedback_replica
 from ciml.verdicts.feedback import state as state_module
-from ciml.verdicts.feedback.state import FeedbackState
+from ciml.verdicts.feedback.state import Entry, FeedbackState
+from tests.growth import assert_linear
 from tests.verdicts.feedback.reviews import NOW_S, Review, feedback, prediction
 from tests.verdicts.feedback.worlds import World
 
@@ -117,6 +120,39 @@ def test_patch_sets_of_runs_without_a_proof_are_forgotten_first(world: World, mo
     with world.committing.state() as state:
         assert {entry.change.change for entry in state.entries.values()} == {"12", "105"}
         assert state.messages == {("review", "overflow"): 3}
+
+
+def _full(size: int) -> dict[str, Any]:
+    """Return the snapshot of a state of patch sets, half of them closed."""
+    entries = [
+        Entry(f"{number}", "review", ChangeRef("p", f"{number}"), changes=int(number >= size // 2))
+        for number in range(size)
+    ]
+    return {**FeedbackState().snapshot(), "entries": [entry.to_json() for entry in entries]}
+
+
+def test_forgetting_many_patch_sets_takes_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget(snapshot: dict[str, Any]) -> FeedbackState:
+        state = FeedbackState.restored_from(1, snapshot, {})
+        monkeypatch.setattr(state_module, "MAX_FEEDBACK_ENTRIES", len(state.entries) // 4)
+        state.apply(2, {"time_us": state_module.KEEP_US + 1})
+        return state
+
+    state = forget(_full(100))
+    assert list(state.entries) == [str(number) for number in range(75, 100)]
+    assert state.messages == {("review", "overflow"): 25}
+    assert_linear(_full, forget, 500)
+
+
+def test_the_jobs_of_two_entries_of_a_patch_set_are_limited_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_module, "MAX_FEEDBACK_JOBS", 2)
+    world.review.by_commit["a1" * 20] = "12"
+    world.take(prediction(1, build_name="a", auth="ssh"), prediction(2, build_name="b"))
+    world.take(prediction(3, build_name="c", change="", auth="ssh"), prediction(4, build_name="d", change=""))
+    world.settle()
+    assert jobs(world) == {"a": "zuul~1~1", "c": "zuul~3~1"}
 
 
 def test_projects_are_muted_and_unmuted_one_by_one() -> None:

@@ -60,12 +60,13 @@ def test_one_verdict_is_said_in_one_line_with_evidence_and_advice() -> None:
         "- It was killed in minute 9.\n"
         f"- [Picture of its telemetry]({PICTURE})\n"
         "\n"
-        "Runs that ciml put down to the machine: 31 ran again unchanged, and 26 of these passed.\n"
+        "Earlier runs, also of other changes, that ciml put down "
+        "to the machine: 31 ran again unchanged, and 26 of these passed.\n"
         "\n"
         "ciml estimated this from the runs of patch set 3. Wrong: react with 👎, or reply "
         "“not helpful”. No messages on this change: put “ciml-quiet” into its title.\n"
         "\n"
-        "<!-- ciml:fb48c4c559d99fad:e20513f4:machine:c5df7699d05d -->"
+        "<!-- ciml:fb48c4c559d99fad:e20513f4:machine:e1e6bb05c642 -->"
     )  # fmt: skip
 
 
@@ -97,8 +98,10 @@ def test_several_verdicts_are_one_message_with_a_line_each() -> None:
         "- “unit”: the machine (91 %; base rate 37 % of 214 failed runs of this job). Checked by reruns or "
         f"reviewers: 34 of the last 40 such verdicts were right. {SEEN[0]}",
         "",
-        "Runs that ciml put down to this change: 12 ran again unchanged, and 2 of these passed.",
-        "Runs that ciml put down to the machine: 31 ran again unchanged, and 26 of these passed.",
+        "Earlier runs, also of other changes, that ciml put down "
+        "to their change: 12 ran again unchanged, and 2 of these passed.",
+        "Earlier runs, also of other changes, that ciml put down "
+        "to the machine: 31 ran again unchanged, and 26 of these passed.",
         "",
     ]
 
