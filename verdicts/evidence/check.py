@@ -123,13 +123,18 @@ def _check_idle(sentence: _Sentence, subject: Subject) -> bool:
 
 
 def _idle_from(subject: Subject, least: float) -> float:
-    """Return the second from which the means of all windows are at least ``least`` per cent idle."""
+    """Return the start of the first window from which on all windows with samples are at least ``least`` per cent idle.
+
+    It is NaN, which fits nothing, if the last window is not.
+    """
     step = _window_s(subject)
     windows = pc.cast(pc.floor(pc.divide(_seconds(subject.table), float(step))), pa.int64())
     by_window = pa.table({"window": windows, "idle": _valid(subject, _IDLE)}).group_by("window")
     means = by_window.aggregate([("idle", "mean")])
     busy = means.filter(pc.fill_null(pc.less(means.column("idle_mean"), least), True)).column("window")
-    return float((pc.max(busy).as_py() + 1) * step) if len(busy) else 0.0
+    last_busy = pc.max(busy).as_py()
+    number = pc.min(windows if last_busy is None else windows.filter(pc.greater(windows, last_busy))).as_py()
+    return _NEVER if number is None else float(number * step)
 
 
 @_checks(
@@ -162,11 +167,8 @@ def _check_run_out(sentence: _Sentence, subject: Subject) -> bool:
 def _check_gap(sentence: _Sentence, subject: Subject) -> bool:
     start = _moment(sentence["when"], subject)
     seconds = sorted(value for value in _seconds(subject.table).to_pylist() if value is not None)
-    before = [value for value in seconds if start <= value < start + _moment_s(subject)]
-    after = [value for value in seconds if before and value > before[-1]]
-    if not after:
-        return False
-    gap = after[0] - before[-1]
+    steps = zip(seconds, seconds[1:], strict=False)
+    gap = max((after - before for before, after in steps if start <= before < start + _moment_s(subject)), default=0)
     return _quantity(sentence["duration"]).fits(gap) and gap > 15
 
 

@@ -113,6 +113,12 @@ def test_what_is_said_of_a_run(columns: dict[str, list[float]], keys: dict[str, 
     assert " ".join(said(run_of(columns, **keys))) == text
 
 
+def test_a_run_that_was_idle_from_a_gap_on() -> None:
+    times = [START_US + 1_000_000 * (at if at < 20 else at + 20) for at in range(60)]
+    idle = run_of({USR: [60.0] * 20 + [0.5] * 40, IDLE: [30.0] * 20 + [98.4] * 40, WRITTEN: [0.0] * 60}, times=times)
+    assert said(idle)[1].startswith("It was nearly idle and wrote nothing to disk for its last 39 s: ")
+
+
 @pytest.mark.parametrize(("seconds", "is_said"), [(1440, False), (1460, True)])
 def test_a_length_is_unusual_beyond_half_the_range_of_passing_runs(seconds: int, is_said: bool) -> None:
     subject = subject_of(rows=seconds + 1)
@@ -141,6 +147,10 @@ def test_a_gap_between_samples_and_telemetry_that_ends_early() -> None:
     for times in (TIMES, TIMES[::-1]):
         gap = run_of({USR: [60.0] * 60}, usual=100, times=times)
         assert said(gap)[0] == "No sample was taken for 36 s from second 29."
+    within_a_minute = [START_US + 1_000_000 * (at if at < 130 else at + 25) for at in range(300)]
+    gap = run_of({USR: [60.0] * 300}, usual=325, times=within_a_minute)
+    assert said(gap)[0] == "No sample was taken for 26 s from minute 2."
+    assert not follows("No sample was taken for 26 s from minute 1.", gap)
     one = subject_of(end_us=START_US + 100_000_000)
     assert said(one) == [EARLY, AS_USUAL]
     stored_slowly, unknown = (msgspec.structs.replace(one.profile, tail_s=each) for each in ((20.0, 30.0, 40.0), None))
@@ -174,12 +184,15 @@ def subjects(draw: st.DrawFn) -> Subject:
     for name in draw(st.lists(st.sampled_from(sorted(USUAL)), max_size=6, unique=True)):
         values = [value for value, count in draw(st.lists(_STRETCH, min_size=1, max_size=8)) for _ in range(count)]
         columns[name] = (values * (rows // len(values) + 1))[:rows]
-    every_s = draw(st.sampled_from([1.0, 0.7, 5.0]))
+    every_us = draw(st.sampled_from([1_000_000, 700_000, 5_000_000]))
+    steps_us = np.full(rows, every_us)
+    for seconds, row in draw(st.dictionaries(st.sampled_from([16, 26, 90]), st.integers(0, rows - 1))).items():
+        steps_us[row] = seconds * 1_000_000
     end_us = draw(st.one_of(st.none(), st.integers(START_US, START_US + 10**9)))
     run = run_of(
         columns or {USR: [60.0] * rows},
         usual=draw(st.sampled_from([20, 60, 400])),
-        every_s=every_s,
+        times=(START_US + np.cumsum(steps_us)).tolist(),
         outcome=draw(st.sampled_from(["failure", "timeout", ""])),
         exit_status=draw(st.sampled_from([None, 1, -9, 139])),
         end_us=end_us,
