@@ -241,16 +241,9 @@ class KeepRun(beam.DoFn):
         try:
             new = run.add(part)
         except RejectedInput as rejected:
-            new = None
             outgoing.append(self._messages.late(state.run_id, part, rejected))
-        if new is None:
-            Metrics.counter(METRICS, "repeats").inc()
         else:
-            Metrics.counter(METRICS, "samples").inc(new.size)
-            state.newer.append(pack(new))
-            if len(state.newer) >= _FOLD:
-                older.add(pack(join_parts([unpack(packed) for packed in state.newer])))
-                state.newer = []
+            self._keep(new, state, older)
         outgoing += self._messages.of(run, "running")
         if run.complete:
             outgoing += self._close("ended", run, state, older, now_s)
@@ -258,6 +251,17 @@ class KeepRun(beam.DoFn):
         if state.standing == "running":
             _run_cache.put(self._job, state.token, run)
         return outgoing
+
+    def _keep(self, new: Part | None, state: RunState, older: Any) -> None:
+        """Add the new samples and ends of a part to the state; None without any."""
+        if new is None:
+            Metrics.counter(METRICS, "repeats").inc()
+            return
+        Metrics.counter(METRICS, "samples").inc(new.size)
+        state.newer.append(pack(new))
+        if len(state.newer) >= _FOLD:
+            older.add(pack(join_parts([unpack(packed) for packed in state.newer])))
+            state.newer = []
 
     @on_timer(_WAKE.timer_spec)
     def on_wake(self, older: Any = _OLDER, head: Any = _HEAD, wake: Any = _WAKE) -> Iterator[ToSend]:

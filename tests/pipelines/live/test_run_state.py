@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Sequence
 from itertools import count, permutations
 from typing import Any
@@ -263,6 +264,18 @@ def test_samples_beyond_the_limit_are_a_dead_letter_and_the_others_are_rendered(
     sent = list(RenderRun(config(policy=LivePolicy(most_samples=2))).process((RUN, parts)))
     assert [topic for topic, _, _ in sent] == ["live-dead-letters", "windows", "live-examples"]
     assert json.loads(sent[0][2])["reason"] == "run_too_long"
+
+
+def test_samples_beyond_the_limit_are_counted_as_rejected_and_not_as_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: Counter[str] = Counter()
+    count_up = Mock(side_effect=lambda _, name: Mock(inc=lambda number=1: counted.update({name: number})))
+    monkeypatch.setattr(live.Metrics, "counter", count_up)
+    keep = KeepRun(config(policy=LivePolicy(most_samples=2)), lambda: 1000.0)
+    state = Bag(), One(), Cell()
+    for offset, number in enumerate((2, 2, 3)):
+        packed = pack(part_of([(offset, message_of(*range(number)))], columns_of(DATASETS), 0))
+        list(keep.process((RUN, packed), *state))
+    assert counted == {"samples": 2, "repeats": 1, "late.run_too_long": 3}
 
 
 def bundle(send: Send, values: Sequence[bytes]) -> None:
