@@ -83,6 +83,8 @@ MAX_LOG_COLUMNS = 4096
 #: Starts of the recorder in one log, and different headers among them: each header takes a parser call of its own.
 MAX_LOG_STARTS = 1000
 MAX_LOG_HEADERS = 100
+#: Days that become the first one of a live run, one after another: each moves and publishes all of its windows again.
+MAX_RUN_DAYS = 17
 #: Cells (rows times the columns of all starts) of one log: 128 MiB as floats. A day at 1 s fits up to 194 columns.
 MAX_LOG_CELLS = 1 << 24
 #: Minimum cells per row, to account for its time: at most a million rows, twelve days at 1 s.

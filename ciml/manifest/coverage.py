@@ -81,6 +81,11 @@ class RangeSet:
     def __repr__(self) -> str:
         return f"RangeSet({list(self)})"
 
+    @property
+    def end(self) -> int:
+        """One past the largest element; 0 without one."""
+        return self._ends[-1] if self._ends else 0
+
     def count(self) -> int:
         """Return the number of elements."""
         return sum(self._ends) - sum(self._starts)

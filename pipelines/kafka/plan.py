@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import OffsetRange
-from ciml.manifest.coverage import ADOPT_COMMAND, OtherTopicError, RangeSet, TopicState, check_topic_id
+from ciml.manifest.coverage import ADOPT_COMMAND, OtherTopicError, TopicState, check_topic_id
 from ciml.pipelines.kafka.broker import Listing
 
 
@@ -82,7 +82,7 @@ def _start_of(state: TopicState, listing: Listing, partition: int) -> int:
             f"{where}: offsets {lost} expired before they were read: the topic's retention is shorter than ciml's "
             "downtime. To record them as lost and continue: ciml ingest accept-loss"
         )
-    last = _last_of(covered)
+    last = covered.end
     if last > end:
         raise OtherTopicError(
             f"{where} ends at {end}, but was read up to {last}: it is not the topic that was read before. To "
@@ -96,11 +96,7 @@ def is_older(listing: Listing, state: TopicState) -> bool:
 
     A recreated topic looks the same until it is listed again.
     """
-    return any(_last_of(state.covered(listing.topic, part)) > end for part, (_, end) in listing.bounds.items())
-
-
-def _last_of(covered: RangeSet) -> int:
-    return max((stop for _, stop in covered), default=0)
+    return any(state.covered(listing.topic, part).end > end for part, (_, end) in listing.bounds.items())
 
 
 def expired_offsets(state: TopicState, listing: Listing) -> list[OffsetRange]:

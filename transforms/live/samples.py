@@ -30,6 +30,7 @@ _HEAD = struct.Struct("<HIHqiqq")
 _END = struct.Struct("<qq")
 _LENGTH = struct.Struct("<I")  # of a part in the head of the state
 _MIN_CAPACITY = 64  # of `SortedSamples`
+_KEY = "S24"  # by which it sorts
 _MAX_RANGES = 1000  # of sequence numbers that are remembered of a closed run
 
 
@@ -208,16 +209,18 @@ def by_start(part: Part) -> Iterator[tuple[int, np.ndarray]]:
 class SortedSamples:
     """The samples of a run, ordered by time, then by start of the recorder, then by sequence number.
 
-    An attribute of `Part`, such as ``time_us``, is the key of an array: ``samples["time_us"]``.
+    Arrays by name: ``time_us`` int64 [n] and ``row`` int64 [n] are in this order, and ``boot`` bool [n] and ``values``
+    float64 [n, F] in the order of arrival, where ``row`` points. So a sample that arrives after later ones moves 40
+    bytes for each of these, however many columns they have.
     """
 
     def __init__(self, columns: int) -> None:
         self.size = 0
-        # By attribute of `Part`. The arrays have spare rows, so that samples are copied rarely.
+        # The arrays have spare rows, so that samples are copied rarely.
         self._arrays = {
+            "key": np.zeros(_MIN_CAPACITY, _KEY),
             "time_us": np.zeros(_MIN_CAPACITY, np.int64),
-            "recorder": np.zeros(_MIN_CAPACITY, np.int64),
-            "sequence": np.zeros(_MIN_CAPACITY, np.int64),
+            "row": np.zeros(_MIN_CAPACITY, np.int64),
             "boot": np.zeros(_MIN_CAPACITY, bool),
             "values": np.zeros((_MIN_CAPACITY, columns)),
         }
@@ -226,16 +229,26 @@ class SortedSamples:
         return self._arrays[name][: self.size]
 
     def insert(self, part: Part) -> None:
-        """Insert samples. Samples with a later time are moved; usually there are none."""
-        begin = int(np.searchsorted(self["time_us"], part.time_us.min()))
-        tails = {name: np.concatenate([self[name][begin:], getattr(part, name)]) for name in self._arrays}
-        order = np.lexsort((tails["sequence"], tails["recorder"], tails["time_us"]))  # the last key is the primary one
+        """Insert samples, at least one."""
+        keys = _sort_keys(part)
+        order = np.argsort(keys)
+        places = np.searchsorted(self["key"], keys[order])
+        first = int(places[0])
+        new = {"key": keys[order], "time_us": part.time_us[order], "row": self.size + order}
+        tails = {name: np.insert(self[name][first:], places - first, rows) for name, rows in new.items()}
+        tails |= {"boot": part.boot, "values": part.values}
         self.size += part.size
         if self.size > len(self._arrays["time_us"]):
             for name, rows in self._arrays.items():
                 self._arrays[name] = np.resize(rows, (2 * self.size, *rows.shape[1:]))
         for name, tail in tails.items():
-            self[name][begin:] = tail[order]
+            self[name][self.size - len(tail) :] = tail
+
+
+def _sort_keys(part: Part) -> np.ndarray:
+    """Return texts of 24 bytes [n] in the order of the samples. Their times and numbers are not negative."""
+    fields = np.column_stack([part.time_us, part.recorder, part.sequence]).astype(">i8")
+    return fields.view(_KEY).ravel()
 
 
 def pack(part: Part) -> bytes:

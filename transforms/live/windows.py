@@ -22,13 +22,15 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.digest import row_digest, sha256_json
 from ciml.errors import RejectedInput
 from ciml.events.samples import telemetry_table
-from ciml.limits import MAX_LOG_STARTS
+from ciml.limits import MAX_LOG_STARTS, MAX_RUN_DAYS
 from ciml.manifest.coverage import RangeSet
 from ciml.transforms.examples.downsample import DAY_US, as_stored, reduce_windows
 from ciml.transforms.examples.prepare import prepare_many
 from ciml.transforms.live.samples import NEVER_US, LivePolicy, Part, SortedSamples, by_start, join_parts, unseen
 
 PaneKind = Literal["early", "final", "late"]
+#: Samples from which on a final window is not computed again for each late sample.
+_LONG_WINDOW = 1000
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class LiveRun:
         self._windows: list[_DatasetWindows] = []  # one a data set, from the first pane on
         self._present = np.zeros(len(self.columns), bool)
         self._first_us = NEVER_US  # the time of the run's first sample, which may not have arrived yet
+        self._first_days = 0  # number of days that were the first one
         self._day_us = -1  # the midnight from which the windows count; -1 before the first pane
         self._new_times: list[np.ndarray] = []  # of samples whose windows are not recomputed yet
         self._samples = SortedSamples(len(self.columns))
@@ -137,12 +140,9 @@ class LiveRun:
     @property
     def missing(self) -> int:
         """The number of samples known to be missing."""
-        total = 0
-        for recorder_us in self.seen.keys() | self.ends.keys():
-            received = self.seen.get(recorder_us, RangeSet())
-            last = max((end for _, end in received), default=0)
-            total += max(self.ends.get(recorder_us, 0), last) - received.count()
-        return total
+        starts = self.seen.keys() | self.ends.keys()
+        sent = sum(max(self.ends.get(start, 0), self.seen.get(start, RangeSet()).end) for start in starts)
+        return sent - self.size
 
     @property
     def complete(self) -> bool:
@@ -156,7 +156,7 @@ class LiveRun:
           The new samples and ends of ``part``; None if there are none.
 
         Raises:
-          RejectedInput: ``run_too_long`` or ``too_many_restarts``; nothing was added.
+          RejectedInput: ``run_too_long``, ``too_many_restarts`` or ``too_many_days``; nothing was added.
         """
         new_rows = unseen(part, self.seen)
         ends: dict[int, int] = {}
@@ -171,9 +171,9 @@ class LiveRun:
         if not new_rows.size and not ends:
             return None
         accepted = part.take(new_rows, tuple(ends.items()))
+        self._put_first(min(accepted.first_us, int(accepted.time_us.min(initial=NEVER_US))))
         self.ends.update(ends)
         self._present |= accepted.present
-        self._first_us = min(self._first_us, accepted.first_us)
         for recorder_us, rows in by_start(accepted):
             received = self.seen.setdefault(recorder_us, RangeSet())
             numbers = accepted.sequence[rows]
@@ -183,6 +183,16 @@ class LiveRun:
             self._samples.insert(accepted)
             self._new_times.append(accepted.time_us)
         return accepted
+
+    def _put_first(self, first_us: int) -> None:
+        """Record the time of a sample that may be the first. Each day that becomes the first one moves all windows."""
+        if first_us >= self._first_us:
+            return
+        if first_us // DAY_US < self._first_us // DAY_US:
+            if self._first_days == MAX_RUN_DAYS:
+                raise RejectedInput("too_many_days", f"after {MAX_RUN_DAYS} others, an even earlier day is the first")
+            self._first_days += 1
+        self._first_us = first_us
 
     def take_due_panes(self, *, over: bool = False) -> list[Pane]:
         """Return the panes that became due since the last call, by data set and time, and record them as published.
@@ -202,8 +212,7 @@ class LiveRun:
         to be an earlier one, all windows are computed again.
         """
         times = self._samples["time_us"]
-        first_us = min(self._first_us, int(times[0]))
-        day_us = first_us - first_us % DAY_US
+        day_us = self._first_us - self._first_us % DAY_US
         new_times = self._new_times
         self._new_times = []
         if day_us == self._day_us:
@@ -246,18 +255,26 @@ class LiveRun:
         present = np.flatnonzero(self._present)
         names = [self.columns[index] for index in present.tolist()]
         samples = self._samples
-        return telemetry_table(names, samples["time_us"], samples["boot"], samples["values"][:, present])
+        rows = samples["row"]
+        values = samples["values"][np.ix_(rows, present)]
+        return telemetry_table(names, samples["time_us"], samples["boot"][rows], values)
 
     @classmethod
     def rebuild(
         cls, run_id: str, parts: Sequence[Part], datasets: Sequence[LiveDataset], policy: LivePolicy
     ) -> LiveRun:
-        """Rebuild a run from its parts. Windows and examples that were due when it was stored count as published."""
+        """Rebuild a run from its parts.
+
+        Windows and examples that were due when it was stored count as published; of long windows, which may have had
+        late samples, that is not known.
+        """
         run = cls(run_id, datasets, policy)
         if parts:
             run.add(join_parts(parts))
             run.take_due_panes()
             run.published_size = run.size
+            for windows in run._windows:
+                windows.forget_long()
         return run
 
 
@@ -270,7 +287,8 @@ class _DatasetWindows:
       indices: indices of the data set's columns among the columns of the run.
       day_us: the midnight from which the windows count, epoch microseconds.
       policy: when windows are published.
-      open: sizes of the windows that were computed and are not final, by number; the size is in samples, as computed.
+      published: sizes of windows, in samples, as last computed, by number: of those that are not final, and of final
+        ones from `_LONG_WINDOW` on.
       final_below: windows with smaller numbers are final.
     """
 
@@ -278,7 +296,7 @@ class _DatasetWindows:
     indices: list[int]
     day_us: int
     policy: LivePolicy
-    open: dict[int, int] = field(default_factory=dict)
+    published: dict[int, int] = field(default_factory=dict)
     final_below: float = -math.inf
 
     @property
@@ -297,10 +315,17 @@ class _DatasetWindows:
         final_below = math.inf if over else max(self.final_below, self._window_of_clock(samples))
         spans = self._due_spans(samples, changed_us, final_below)
         panes = self._make_panes(samples, spans, final_below)
-        sizes = self.open | {span.number: span.size for span in spans}
-        self.open = {number: size for number, size in sizes.items() if number >= final_below}
+        sizes = self.published | {span.number: span.size for span in spans}
+        self.published = {
+            number: size for number, size in sizes.items() if number >= final_below or size >= _LONG_WINDOW
+        }
         self.final_below = final_below
         return panes
+
+    def forget_long(self) -> None:
+        """Have the long final windows published again, at the latest when the run is over."""
+        final = [number for number in self.published if number < self.final_below]
+        self.published |= dict.fromkeys(final, _LONG_WINDOW)
 
     def _window_of_clock(self, samples: SortedSamples) -> int:
         """Return the first window whose slack is not over by the run's clock, the time of its last sample."""
@@ -310,21 +335,25 @@ class _DatasetWindows:
     def _due_spans(self, samples: SortedSamples, changed_us: np.ndarray, final_below: float) -> list[_Span]:
         """Return the spans of the windows to publish, by number.
 
-        These are the windows that become final, and the windows with changed samples that are final or have grown.
+        These are the windows that become final, and those with new samples that are final and short, or have grown.
         """
-        becoming_final = [number for number in self.open if number < final_below]
+        least = -math.inf if final_below == math.inf else self.final_below
+        closing = [number for number in self.published if least <= number < final_below]
         changed = (changed_us - self.day_us) // self.interval_us
-        numbers = np.unique(np.concatenate([changed, np.array(becoming_final, np.int64)]))
+        numbers = np.unique(np.concatenate([changed, np.array(closing, np.int64)]))
         starts_us = self.day_us + numbers * self.interval_us
         begins = np.searchsorted(samples["time_us"], starts_us)
         sizes = np.searchsorted(samples["time_us"], starts_us + self.interval_us) - begins
         spans = map(_Span, numbers.tolist(), begins.tolist(), sizes.tolist())
-        return [span for span in spans if span.number < final_below or self._has_grown(span)]
+        return [span for span in spans if self._is_due(span, final_below)]
 
-    def _has_grown(self, span: _Span) -> bool:
-        """Return whether a window is new, or has grown enough to be published early again."""
-        published_size = self.open.get(span.number)
-        return published_size is None or span.size >= published_size * (1 + self.policy.window_growth)
+    def _is_due(self, span: _Span, final_below: float) -> bool:
+        """Return whether a window with new samples, or that becomes final, is to be published."""
+        size = self.published.get(span.number)
+        if size is None or self.final_below <= span.number < final_below:
+            return True
+        growth = 0.0 if final_below == math.inf else self.policy.window_growth
+        return span.size > size and span.size >= size * (1 + growth)
 
     def _make_panes(self, samples: SortedSamples, spans: Sequence[_Span], final_below: float) -> list[Pane]:
         """Return the panes of the windows that have values in all columns."""
@@ -345,7 +374,7 @@ class _DatasetWindows:
         values = np.full((len(spans), len(self.indices)), np.nan, np.float32)
         if not spans:
             return values
-        rows = np.concatenate([np.arange(span.begin, span.begin + span.size) for span in spans])
+        rows = np.concatenate([samples["row"][span.begin : span.begin + span.size] for span in spans])
         window_of_row = np.repeat(np.arange(len(spans)), [span.size for span in spans])
         if not definition.count_first_sample:
             is_counted = ~samples["boot"][rows]

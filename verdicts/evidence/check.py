@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -167,7 +168,7 @@ def _check_run_out(sentence: _Sentence, subject: Subject) -> bool:
 def _check_gap(sentence: _Sentence, subject: Subject) -> bool:
     start = _moment(sentence["when"], subject)
     seconds = sorted(value for value in _seconds(subject.table).to_pylist() if value is not None)
-    steps = zip(seconds, seconds[1:], strict=False)
+    steps = pairwise(seconds)
     gap = max((after - before for before, after in steps if start <= before < start + _moment_s(subject)), default=0)
     return _quantity(sentence["duration"]).fits(gap) and gap > 15
 

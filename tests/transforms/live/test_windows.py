@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from ciml.events.samples import End, Samples
 from ciml.telemetry import telemetry_columns
 from ciml.transforms.examples.downsample import downsample
 from ciml.transforms.live.messages import example_message, pane_message
-from ciml.transforms.live.samples import LivePolicy, join_parts, pack, part_of, unpack
+from ciml.transforms.live.samples import LivePolicy, Part, SortedSamples, join_parts, pack, part_of, unpack
 from ciml.transforms.live.windows import ExampleSoFar, LiveDataset, LiveRun, Pane
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.golden import make_logs
@@ -385,3 +386,62 @@ def test_the_form_of_published_messages() -> None:
     assert json.loads(example_message(RUN, example, "running")) == {**common, **running}
     over = {"standing": "silent", "ended": False, "digest": example.digest}
     assert json.loads(example_message(RUN, example, "silent")) == {**common, **over}
+
+
+def test_late_samples_of_a_long_window_are_published_ever_less_often() -> None:
+    """Each late sample of a small window is published; a long one is not computed once for each of them."""
+    (message,) = recorded(RUN, at(*((second, float(second)) for second in (7200, *range(3000)))))
+    run = LiveRun(RUN, [one("1h")], POLICY)
+    panes = []
+    for row in range(3001):
+        run.add(part_of([(row, some(message, np.array([row])))], run.columns))
+        panes += run.take_due_panes()
+    late = [pane.samples for pane in panes if pane.number == 0]
+    assert late[:1000] == list(range(1, 1001))
+    assert len(late) < 1020
+    again = LiveRun.rebuild(RUN, [part_of([(0, message)], run.columns)], [one("1h")], POLICY)
+    for end in (run, again):  # of the second it is not known what was published
+        assert end.take_due_panes() == []
+        assert [(pane.number, pane.samples, pane.kind) for pane in end.take_due_panes(over=True)] == [
+            (0, 3000, "late"),
+            (2, 1, "final"),
+        ]
+        assert end.take_due_panes(over=True) == []
+
+
+def test_a_sender_cannot_have_all_windows_published_again_for_each_sample() -> None:
+    (message,) = recorded(RUN, at(*((-86_400 * day, 1.0) for day in range(20))))
+    run = LiveRun(RUN, [one()], POLICY)
+    parts = [
+        part_of([(row, replace(some(message, np.array([row])), first_us=int(message.time_us[row])))], run.columns)
+        for row in range(20)
+    ]
+    published = 0
+    for part in parts[:17]:
+        run.add(part)
+        published += len(run.take_due_panes())
+    assert published == sum(range(1, 18))
+    with pytest.raises(RejectedInput, match="too_many_days"):
+        run.add(parts[17])
+    assert run.size == 17
+
+
+def test_samples_in_any_order_are_sorted_without_a_look_at_all_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ties of times, starts and numbers included; what is sorted are the new samples alone."""
+    sorted_rows = []
+    argsort = np.argsort
+    monkeypatch.setattr(np, "argsort", lambda keys: sorted_rows.append(len(keys)) or argsort(keys))
+    monkeypatch.setattr(np, "lexsort", Mock(side_effect=AssertionError))
+    rng = np.random.default_rng(4)
+    fields = [rng.choice([0, 1, 255, 256, 65_536, MIDNIGHT], 600) for _ in range(3)]
+    keys = np.unique(np.column_stack(fields), axis=0)
+    shuffled = keys[rng.permutation(len(keys))]
+    samples = SortedSamples(1)
+    parts = np.split(shuffled, [1, 2, 50, 53, 54])
+    for rows in parts:
+        values = np.arange(samples.size, samples.size + len(rows), dtype=float)
+        no_boot = np.zeros(len(rows), bool)
+        samples.insert(Part(rows[:, 1], rows[:, 2], rows[:, 0], no_boot, values[:, None], np.ones(1, bool)))
+    assert sorted_rows == list(map(len, parts))
+    assert samples["time_us"].tolist() == keys[:, 0].tolist()
+    assert shuffled[samples["values"][samples["row"], 0].astype(int)].tolist() == keys.tolist()
