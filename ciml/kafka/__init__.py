@@ -182,9 +182,7 @@ class ReadOptions:
         but never longer than ``rest_s``. With a steady trickle of messages, a partition then does not wait for the full
         slices of the others, and many small messages make one batch.
       stall_s: how long a bounded read waits for a broker that does not answer, s.
-      slack_s: how long the watermark waits for messages between their timestamp and the broker, s.
       find_s: interval of checks for new partitions and for a recreated topic, s.
-      ends_s: maximum age of a known partition end, s.
     """
 
     batch_messages: int = 500
@@ -193,6 +191,4 @@ class ReadOptions:
     idle_s: float = 10.0
     pause_at_end: bool = False
     stall_s: float = 60.0
-    slack_s: float = 120.0
     find_s: float = 30.0
-    ends_s: float = 5.0

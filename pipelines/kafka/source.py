@@ -37,6 +37,9 @@ from ciml.transforms.guard import keep_error
 
 _DRAINED = 3  # early resumes in a row
 _MARGIN_S = 0.1  # added to a pause, since Flink's runner truncates it to whole seconds
+_END_S = 5.0  # maximum age of a known partition end
+#: How long the watermark waits for messages between their timestamp and the broker, seconds.
+SLACK_S = 120.0
 #: The namespace of the source's metrics: the gauge ``backlog.<topic>.<partition>``, in messages.
 METRICS = "ciml.kafka"
 FOREVER = sys.maxsize
@@ -102,7 +105,7 @@ class _Read(OffsetDoFn):
         """Return the number of offsets to read, by the broker's last answer."""
         if restriction.stop < FOREVER:
             return count_remaining(restriction, None)
-        ends = end_of(self._kafka, element.topic, element.partition, self._options.ends_s)
+        ends = end_of(self._kafka, element.topic, element.partition, _END_S)
         return count_remaining(restriction, ends.end if ends else None)
 
     def truncate(self, element: PartitionRead, restriction: Restriction) -> Restriction | None:
@@ -167,7 +170,7 @@ class ReadUnbounded(_Read):
                     oldest_s = min((stamp / 1000 for stamp in map(_stamp, messages) if stamp), default=None)
                     yield TimestampedValue(batch, Timestamp.of(asked_s if oldest_s is None else oldest_s))
                     position = end
-                    advance_watermark(watermark, Observation(asked_s, oldest_s), options.slack_s)
+                    advance_watermark(watermark, Observation(asked_s, oldest_s))
                 if not messages:
                     defer(tracker, self._idle_pause_s(element, reader, position, watermark))
                     return
@@ -181,10 +184,10 @@ class ReadUnbounded(_Read):
     def _idle_pause_s(self, element: PartitionRead, reader: Reader, position: int, watermark: Any) -> float:
         """Observe that a partition has nothing new; return the pause, which grows each time."""
         options = self._options
-        ends = end_of(self._kafka, element.topic, element.partition, min(options.ends_s, options.idle_s))
+        ends = end_of(self._kafka, element.topic, element.partition, min(_END_S, options.idle_s))
         if ends is not None:
             _backlog_of(element).set(max(ends.end - position, 0))
-            advance_watermark(watermark, Observation(ends.asked_s, None, position >= ends.end), options.slack_s)
+            advance_watermark(watermark, Observation(ends.asked_s, None, position >= ends.end))
         pause_s = min(options.rest_s * 2 ** min(reader.idle, 20), options.idle_s)
         reader.idle += 1
         return float(pause_s)
@@ -242,10 +245,10 @@ class FindPartitions(OffsetDoFn):
                 return
             # Messages of a new partition are no older than the last listing without it, less the slack, which is the
             # present watermark.
-            since = watermark.current_watermark() or Timestamp.of(asked_s - self._options.slack_s)
+            since = watermark.current_watermark() or Timestamp.of(asked_s - SLACK_S)
             for number in range(first_new, count):
                 yield TimestampedValue(PartitionRead(element.topic, element.topic_id, number, 0, None), since)
-        advance_watermark(watermark, Observation(asked_s, None, True), self._options.slack_s)
+        advance_watermark(watermark, Observation(asked_s, None, True))
         defer(tracker, self._options.find_s)
 
 
@@ -393,7 +396,7 @@ class Observation(NamedTuple):
     nothing_unread: bool = False
 
 
-def next_watermark(watermark_s: float | None, observation: Observation, slack_s: float) -> float | None:
+def next_watermark(watermark_s: float | None, observation: Observation, slack_s: float = SLACK_S) -> float | None:
     """Return the watermark after an observation: no unread message is older.
 
     This holds for messages whose timestamp is at most ``slack_s`` before the broker received them, and not after. A
@@ -419,11 +422,11 @@ def next_watermark(watermark_s: float | None, observation: Observation, slack_s:
     return reached if watermark_s is None else max(watermark_s, reached)
 
 
-def advance_watermark(watermark: Any, observation: Observation, slack_s: float) -> None:
+def advance_watermark(watermark: Any, observation: Observation) -> None:
     """Advance Beam's manual watermark by an observation."""
     now = watermark.current_watermark()
     before = None if now is None else now.micros / 1e6
-    after = next_watermark(before, observation, slack_s)
+    after = next_watermark(before, observation)
     if after is not None and after != before:
         watermark.set_watermark(Timestamp.of(after))
 

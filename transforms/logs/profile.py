@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ciml.errors import CimlError
 from ciml.limits import MAX_OUTPUT_PROFILE_TEMPLATES
 from ciml.transforms.logs.ranking import ScannedOutput
 from ciml.transforms.logs.templates import template_digest
 
-_FORMAT = 1
 _MILLION = 1_000_000
 
 
@@ -134,34 +132,6 @@ class OutputProfile:
         least = share * self.runs
         usual = ((name, usual_lines) for name, usual_lines in self.templates.items() if usual_lines.runs >= least)
         return dict(sorted(usual, key=lambda item: (item[1].place, item[0])))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the profile as JSON; equal profiles are equal texts."""
-        return {
-            "format": _FORMAT,
-            "runs": self.runs,
-            "below": None if self.below is None else self.below.hex(),
-            "templates": {name: list(self.templates[name]) for name in sorted(self.templates)},
-        }
-
-    @classmethod
-    def from_json(cls, value: Any) -> OutputProfile:
-        """Read a profile.
-
-        Raises:
-          CimlError: it has another format, or is malformed.
-        """
-        try:
-            if value["format"] != _FORMAT:
-                raise CimlError(f"profile of outputs: format {value['format']!r:.20} is unknown; update ciml")
-            templates = {
-                str(name): Usual(int(runs), int(low), int(high), int(places))
-                for name, (runs, low, high, places) in value["templates"].items()
-            }
-            below = None if value["below"] is None else bytes.fromhex(value["below"])
-            return cls(int(value["runs"]), templates, below)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CimlError(f"profile of outputs: malformed ({type(error).__name__}: {error})") from None
 
 
 def printed_templates(output: ScannedOutput) -> dict[str, Printed]:

@@ -58,7 +58,7 @@ class Item(Record, frozen=True, gc=False):
       project, change, patchset, head, head_project, head_branch: of the change; see `ChangeRef`.
       job, run_id: of the run.
       cause: the cause to send. It differs from ``verdict.cause`` if an operator's note alone is sent: it is `UNKNOWN`.
-      probability, retry: of the verdict.
+      probability: of the verdict.
       end_us: the run's end, or the time of its prediction, epoch microseconds.
       prediction: the record on the topic, without measurements.
       right, settled: among the last settled verdicts of this cause, the number of right ones, and the number of all.
@@ -74,7 +74,6 @@ class Item(Record, frozen=True, gc=False):
     run_id: str
     cause: str
     probability: float
-    retry: str
     end_us: int
     prediction: dict[str, Any]
     right: int = 0
@@ -232,7 +231,6 @@ def _item(system: str, prediction: _Prediction, record: Mapping[str, Any], end_u
         run_id=prediction.run_id,
         cause=prediction.verdict.cause,
         probability=prediction.verdict.probability,
-        retry=prediction.verdict.retry,
         end_us=end_us,
         prediction={key: value for key, value in record.items() if key not in _LEFT_OUT},
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from random import Random
 
@@ -10,10 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ciml.errors import CimlError
 from ciml.transforms.logs import profile as module
 from ciml.transforms.logs.profile import (
-    OutputProfile,
     Printed,
     Usual,
     differences_of,
@@ -27,10 +24,6 @@ RUN = st.dictionaries(
     st.builds(Printed, st.integers(1, 9), st.integers(0, 8).map(lambda eighths: eighths / 8)),
     max_size=8,
 )
-
-
-def text(profile: OutputProfile) -> str:
-    return json.dumps(profile.to_json())
 
 
 def printed(data: str) -> dict[str, Printed]:
@@ -60,12 +53,11 @@ def test_order_and_parts_change_nothing(runs: list[dict[str, Printed]], cut: int
         random.shuffle(shuffled)  # type: ignore[attr-defined]
         first, second = profile_of(shuffled[:cut]), profile_of(shuffled[cut:])
         first.merge(second)
-    assert text(first) == text(sampled)
+    assert first == sampled
     assert len(sampled.templates) <= most
     assert {name: whole.templates[name] for name in sampled.templates} == sampled.templates
     for name in whole.templates:
         assert (name in sampled.templates) == sampled.judges(name)
-    assert text(OutputProfile.from_json(json.loads(text(sampled)))) == text(sampled)
 
 
 def test_only_a_template_that_the_profile_judges_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,21 +68,6 @@ def test_only_a_template_that_the_profile_judges_is_new(monkeypatch: pytest.Monk
     new = [name for name in others if profile.is_new(name)]
     assert 20 < len(new) < 80
     assert [name in profile for name in others] == [name not in new for name in others]
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        ({"format": 2}, "format 2 is unknown"),
-        ({}, "malformed"),
-        ({"format": 1, "runs": 1, "below": None, "templates": {"a": [1]}}, "malformed"),
-        ({"format": 1, "runs": 1, "below": "zz", "templates": {}}, "malformed"),
-        ([], "malformed"),
-    ],
-)
-def test_a_malformed_profile_is_named(value: object, said: str) -> None:
-    with pytest.raises(CimlError, match=said):
-        OutputProfile.from_json(value)
 
 
 def passing(number: int) -> dict[str, Printed]:
