@@ -30,6 +30,7 @@ from ciml.serving.registry import CANARY, SHADOW, STABLE, Registry, Signature
 from ciml.training.evaluation.sequential import Arm, PairedComparison, SequentialComparison
 from ciml.trust import PolicySource, evaluate
 from ciml.verdicts.feedback.truths import Truths
+from ciml.verdicts.signatures.stored import change_of
 
 _DAY_S = 86_400.0
 
@@ -222,12 +223,11 @@ class KnownRun(NamedTuple):
     """What is known of a run that a version predicted.
 
     Attributes:
-      subject: its project and change, or its run id without a change, as in
-        `ciml.verdicts.feedback.standing.RecordedVerdict`.
+      subject: what stands for its change, see `ciml.verdicts.signatures.stored.change_of`.
       name: its class by the definition of the version; "" for a failed run whose cause may still become known.
     """
 
-    subject: tuple[str, str]
+    subject: str
     name: str
 
 
@@ -267,7 +267,7 @@ def known_runs(
         for version in versions:
             name = _class_of(facts, definitions[version], truths)
             if name is not None:
-                known[facts.run_id, version] = KnownRun((facts.project, facts.change or facts.run_id), name)
+                known[facts.run_id, version] = KnownRun(change_of(facts), name)
     return known
 
 
@@ -311,7 +311,7 @@ def settled(
       The pairs, and how many predictions follow them.
     """
     settled_runs = []
-    counted: set[tuple[int, tuple[str, str]]] = set()
+    counted: set[tuple[int, str]] = set()
     for index, prediction in enumerate(predictions):
         version = prediction["version"]
         run = known.get((prediction["run_id"], version))

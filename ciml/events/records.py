@@ -135,6 +135,14 @@ class RunFacts(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
         """Return the fields that differ from their defaults, and always the phase, so that manifests are small."""
         return {**msgspec.to_builtins(self), "phase": self.phase}
 
+    @property
+    def tested(self) -> str:
+        """What stands for the tested change: the change, or else its commit, or else the series of attempts, or "".
+
+        GitHub's events of jobs have no change, and those of a fork never get one.
+        """
+        return self.change or self.head or self.attempt_of
+
 
 class Trust(Record, frozen=True, forbid_unknown_fields=True, gc=False):
     """The trust decision for a run, and the rule that decided."""

@@ -158,7 +158,7 @@ def test_the_first_known_run_of_a_change_counts_and_none_before_one_that_is_wait
     known: list[str], now_s: float, settled_runs: list[str], waits: int
 ) -> None:
     predictions = [{"run_id": f"r{number}", "version": 1, "class": "code", "time_us": 0} for number in range(3)]
-    runs = [KnownRun(("p", change), name) for change, name in (text.split(" ") for text in known)]
+    runs = [KnownRun(f"p {change}", name) for change, name in (text.split(" ") for text in known)]
     pairs, waiting = settled(predictions, {(f"r{number}", 1): run for number, run in enumerate(runs)}, 60, now_s)
     assert ([prediction["run_id"] for prediction, _ in pairs], waiting) == (settled_runs, waits)
 
@@ -174,6 +174,17 @@ def test_a_run_is_judged_by_the_definition_of_its_version_and_only_a_failed_one_
     assert {(run_id, version): one.name for (run_id, version), one in known.items()} == {
         ("zuul~0~1", 1): "a", ("zuul~1~1", 1): "a", ("zuul~1~1", 2): "",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("same", [{"change": "7"}, {"head": "c0ffee"}, {"attempt_of": "81/unit"}, {}])
+def test_without_a_change_the_runs_of_a_commit_or_of_a_series_of_attempts_count_once(
+    data: DataRoot, same: dict[str, str]
+) -> None:
+    facts = [run(number, provider="a", **{"change": "", **same}) for number in range(2)]
+    RawStore(data).add(facts)
+    predictions = [{"run_id": mention.run_id, "version": 1, "class": "a", "time_us": 0} for mention, _ in facts]
+    known = known_runs(data, ALL, predictions, {1: DEFINITION})
+    assert len(settled(predictions, known, 60, 0)[0]) == (1 if same else 2)
 
 
 def test_runs_that_are_not_trusted_and_predictions_before_the_canary_do_not_count(data: DataRoot) -> None:

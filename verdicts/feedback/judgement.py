@@ -280,7 +280,7 @@ def _to_history(prediction: _Prediction, now_us: int, *, claim: bool) -> Recorde
         model=prediction.model,
         version=prediction.version,
         project=run.project,
-        change=run.change or run.head,
+        change=run.tested,
         job=run.build_name,
         cause=verdict.cause,
         claim=claim,

@@ -41,7 +41,8 @@ class RecordedVerdict(Record, frozen=True, omit_defaults=True, gc=False):
       id: of the prediction.
       run_id: of the run.
       model, version: that gave it.
-      project, change, job: of the run.
+      project, job: of the run.
+      change: what stands for the change of the run, see `RunFacts.tested`.
       cause: the verdict, ``unknown`` included.
       claim: whether all conditions of a message hold but those on the model's history and on the change.
       probability: of the cause.

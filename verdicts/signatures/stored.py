@@ -251,12 +251,8 @@ _State = tuple[bytes, list[tuple[str, list[OutputFile]]], bytes]
 
 
 def change_of(facts: RunFacts) -> str:
-    """Return what stands for the change of a run: its commit or its series of attempts where no change is known.
-
-    GitHub's events of jobs have no change, and those of a fork never get one. Without any of these, its id does.
-    """
-    identity = facts.change or facts.head or facts.attempt_of
-    return f"{facts.project} {identity}".strip() if identity else facts.run_id
+    """Return the project and tested change of a run (`RunFacts.tested`); its id if nothing stands for a change."""
+    return f"{facts.project} {facts.tested}".strip() if facts.tested else facts.run_id
 
 
 def time_of(facts: RunFacts) -> int:

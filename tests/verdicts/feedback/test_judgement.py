@@ -129,6 +129,21 @@ def test_what_could_be_said_of_another_change_is_recorded_as_a_claim() -> None:
     assert judged(prediction(end_us=NOW_US - 91 * 86_400_000_000)).verdict is None
 
 
+@pytest.mark.parametrize(
+    ("known", "change"),
+    [
+        ({}, "12"),
+        ({"change": ""}, "a1" * 20),
+        ({"change": "", "head": "", "attempt_of": "81/unit"}, "81/unit"),
+        ({"change": "", "head": ""}, ""),
+    ],
+)
+def test_what_stands_for_the_change_of_a_recorded_verdict(known: dict[str, str], change: str) -> None:
+    verdict = judged(prediction(**known)).verdict
+    assert verdict is not None
+    assert (verdict.change, verdict.subject) == (change, ("org/project", change or "zuul~1~1"))
+
+
 @pytest.mark.parametrize("share", [-0.01, 1.01, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["probability", "coverage", "base_rate"])
 def test_a_share_outside_of_0_and_1_makes_a_bad_record(name: str, share: float) -> None:
