@@ -296,12 +296,30 @@ def _counted(size: int) -> int:
     return max(size - SMALL_REQUEST_BYTES, 0)
 
 
+class _Threads:
+    """Threads, and the requests that wait for them: one that its client gives up leaves, and its memory is free."""
+
+    def __init__(self, number: int, name: str) -> None:
+        self.pool = ThreadPoolExecutor(number, thread_name_prefix=name)
+        self._free = asyncio.Semaphore(number)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        await self._free.acquire()
+        try:
+            result = asyncio.wrap_future(self.pool.submit(_without_traceback, work))
+        except BaseException:
+            self._free.release()
+            raise
+        result.add_done_callback(lambda _: self._free.release())
+        return await asyncio.shield(result)  # a thread is not free before its work ends
+
+
 class Workers:
     """Threads that process requests, and another one for large requests. Belongs to one event loop."""
 
     def __init__(self, threads: int) -> None:
-        self._small = ThreadPoolExecutor(threads, thread_name_prefix="request")
-        self._large = ThreadPoolExecutor(1, thread_name_prefix="large-request")
+        self._small = _Threads(threads, "request")
+        self._large = _Threads(1, "large-request")
         self._waiting = 0
 
     async def run(self, size: int, work: Callable[[], T]) -> T:
@@ -315,14 +333,13 @@ class Workers:
             raise RequestError("RESOURCE_EXHAUSTED", message)
         self._waiting += 1
         try:
-            pool = self._large if size > LARGE_REQUEST_BYTES else self._small
-            return await asyncio.wrap_future(pool.submit(_without_traceback, work))
+            return await (self._large if size > LARGE_REQUEST_BYTES else self._small).run(work)
         finally:
             self._waiting -= 1
 
     def close(self) -> None:
-        for pool in (self._small, self._large):
-            pool.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._small, self._large):
+            threads.pool.shutdown(wait=False)
 
 
 def _without_traceback(work: Callable[[], T]) -> T:

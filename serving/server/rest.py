@@ -48,8 +48,8 @@ def _json(body: bytes | str, status: int = 200) -> Response:
     return Response(body, status, media_type="application/json")
 
 
-def _error(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(json.dumps({"error": message}), status, headers, media_type="application/json")
+def _error(message: str, status: int) -> Response:
+    return _json(json.dumps({"error": message}), status)
 
 
 def _guarded(handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
@@ -96,11 +96,7 @@ class RestApi:
         match = _PREDICT.fullmatch(path) if request.method == "POST" else None
         if match is not None:
             with self.intake.hold() as held:
-                try:
-                    body = await self.intake.read(held, request.stream())
-                except RequestError as error:
-                    # The rest of the body may still arrive and must not be read as the next request.
-                    return _error(error.message, error.http_status, {"connection": "close"})
+                body = await self.intake.read(held, request.stream())
                 return await self.workers.run(len(body), lambda: self._predict(match, body))
         status_match = _STATUS.fullmatch(path) if request.method == "GET" else None
         if status_match is not None:

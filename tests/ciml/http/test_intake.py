@@ -6,6 +6,7 @@ import asyncio
 import random
 import resource
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -226,3 +227,48 @@ def test_requests_beyond_the_threads_wait_up_to_a_limit_and_large_ones_one_at_a_
             workers.close()
 
     asyncio.run(serve())
+
+
+def test_requests_that_their_clients_give_up_take_no_memory_and_no_second_thread() -> None:
+    release = threading.Event()
+    running = threading.Semaphore(0)
+    bodies: list[Body] = []
+
+    def work(body: Body) -> None:
+        running.release()
+        release.wait(30)
+
+    async def serve() -> None:
+        workers = Workers(1)
+
+        async def request() -> None:
+            body = Body()
+            bodies.append(body)
+            await workers.run(1, partial(work, body))
+
+        try:
+            requests = [asyncio.create_task(request()) for _ in range(5)]
+            assert await asyncio.to_thread(running.acquire, timeout=30)
+            held = weakref.WeakSet(bodies)
+            bodies.clear()
+            for task in requests:
+                task.cancel()
+            await asyncio.wait(requests)
+            del requests, task
+            await asyncio.sleep(0)
+            assert len(held) == 1  # that of the thread, which cannot be interrupted
+            later = asyncio.create_task(workers.run(1, lambda: "answered"))
+            await asyncio.sleep(0.05)
+            assert not later.done()
+            release.set()
+            assert await asyncio.wait_for(later, 30) == "answered"
+            assert not held
+        finally:
+            release.set()
+            workers.close()
+
+    asyncio.run(serve())
+
+
+class Body:
+    """The body of a request."""
