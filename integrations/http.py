@@ -64,6 +64,18 @@ class Unsettled(EngineError):
     """A request that changes something was sent, and its outcome is unknown: a timeout, a reset, a 5xx."""
 
 
+class FailedAnswer(EngineError):
+    """The system answers a request that changes nothing with an error of its own: 5xx, 408, 425.
+
+    Attributes:
+      status: that of the answer.
+    """
+
+    def __init__(self, detail: str, status: int) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
 class Refused(CimlError):
     """The system rejects this request, and would reject it again: 400, 403, 404, 409, 422. Nothing was changed.
 
@@ -301,7 +313,8 @@ class Rest:
             return Busy(f"{self.origin} answers {status} and asks to wait for {wait_s:.0f} s", wait_s)
         text = f"answers {status}{f': {message}' if message else ''}"
         if status >= 500 or status in (408, 425):
-            return self._unknown_outcome_error(text, changes)
+            error = self._unknown_outcome_error(text, changes)
+            return error if changes else FailedAnswer(str(error), status)
         if status == 401:
             self.forget()
             return Refused(UNAUTHORIZED, f"{self.origin} rejects the credentials: {self._rights}")

@@ -38,21 +38,19 @@ _VALUES: dict[int, tuple[str, Any]] = {
 }
 
 
-#: The server is unreachable or too slow: a retry may help. Other statuses are final.
-_TRANSIENT = frozenset(
-    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
-)
+#: The model may be too slow, or its answer too large, for this request; or the server is busy. A few retries may help.
+#: A ciml server that is busy answers UNAVAILABLE; earlier versions answered RESOURCE_EXHAUSTED.
+_DOUBTFUL = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED})
+#: The server is unreachable, busy or too slow: a retry may help. Other statuses are final.
+_TRANSIENT = _DOUBTFUL | {grpc.StatusCode.UNAVAILABLE}
 #: The server answered with an error about this request: a retry fails too.
-_FAILED = frozenset(
-    {
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.OUT_OF_RANGE,
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.ABORTED,
-    }
-)
+_FAILED = _DOUBTFUL | {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.ABORTED,
+}
 
 
 def put_array(request: Any, name: str, array: NDArray[Any]) -> None:
@@ -105,7 +103,7 @@ class ClientPolicy:
 
     Attributes:
       timeout_s: limit of one call. A batch of 256 runs takes milliseconds; the rest allows for a model swap.
-      slow_tries: timed-out attempts after which a prediction fails.
+      slow_tries: attempts after which a prediction fails that times out, or exhausts a resource such as memory.
       budget_s: limit of all attempts of a call together, while the server is unreachable.
       first_wait_s, most_wait_s: first and longest wait between attempts; the wait doubles, with jitter.
     """
@@ -267,7 +265,7 @@ class ModelClient:
             time.sleep(0.1)
 
     def _retried(self, call: Callable[[], Any], slow_tries: int | None = None) -> tuple[Any, float]:
-        """Return the answer and its duration. ``slow_tries`` limits the attempts that end by their deadline."""
+        """Return the answer and its duration. ``slow_tries`` limits the attempts that the model may have failed."""
         policy = self._policy
         slow = 0
 
@@ -275,7 +273,7 @@ class ModelClient:
             nonlocal slow
             if not isinstance(error, grpc.RpcError) or error.code() not in _TRANSIENT:
                 return False
-            slow += error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            slow += error.code() in _DOUBTFUL
             return slow_tries is None or slow < slow_tries
 
         retrying = tenacity.Retrying(

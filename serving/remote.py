@@ -35,6 +35,8 @@ _GRPC = re.compile(r"grpc://(?P<address>[^/?#@\\]+:[0-9]{1,5})(?:/(?P<model>[^/:
 _EXAMPLE = "http://127.0.0.1:8501/v1/models/NAME or grpc://127.0.0.1:8500/NAME"
 #: Bytes of a value in the JSON of a request: a float32 as its shortest decimal, a comma, and brackets.
 _VALUE_BYTES = 17
+#: Statuses of a model that fails for its inputs (INTERNAL, DEADLINE_EXCEEDED), not of a server that is unavailable.
+_FAILED_STATUSES = (500, 504)
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,14 @@ class RestServer:
         return Described(rows[0], int(version))
 
     def _predict(self, version: int, body: object, kind: Any) -> Any:
-        return self._get(f"/v1/models/{self.served.model}/versions/{version}:predict", kind, body)
+        from ciml.integrations.http import FailedAnswer
+
+        try:
+            return self._get(f"/v1/models/{self.served.model}/versions/{version}:predict", kind, body)
+        except FailedAnswer as error:
+            if error.status not in _FAILED_STATUSES:
+                raise
+            raise FailedCallError(str(error)) from None
 
     def probabilities(
         self, inputs: NDArray[np.float32], n_windows: NDArray[np.int32], version: int

@@ -65,6 +65,11 @@ def too_large(message: str) -> RequestError:
     return RequestError("INVALID_ARGUMENT", message, http_status=413)
 
 
+def busy(message: str) -> RequestError:
+    """Return an UNAVAILABLE error: the server has too many requests, and the same one may succeed later."""
+    return RequestError("UNAVAILABLE", message)
+
+
 def not_found(message: str) -> RequestError:
     """Return a NOT_FOUND error: no such model or version (yet)."""
     return RequestError("NOT_FOUND", message)
@@ -238,7 +243,7 @@ class Intake:
         """
         if len(self._reading) >= self._max_reading:
             message = f"dropped as the oldest of {self._max_reading} incomplete requests (MAX_READING_REQUESTS)"
-            self._reject(next(iter(self._reading)), RequestError("RESOURCE_EXHAUSTED", message))
+            self._reject(next(iter(self._reading)), busy(message))
         timeout = asyncio.timeout(self._body_s)
         self._reading[held] = timeout
         received: list[bytes] = []
@@ -277,7 +282,7 @@ class Intake:
             raise self._too_large(held)
         if self._counted_bytes > MAX_HELD_BYTES:
             message = f"dropped as the largest: all requests hold more than {MAX_HELD_BYTES} bytes (MAX_HELD_BYTES)"
-            rejection = RequestError("RESOURCE_EXHAUSTED", message)
+            rejection = busy(message)
             largest = max(self._reading, key=lambda request: request.size)
             if largest is held:
                 raise rejection
@@ -326,11 +331,11 @@ class Workers:
         """Run ``work`` for a request of ``size`` bytes in a thread.
 
         Raises:
-          RequestError: RESOURCE_EXHAUSTED if too many requests wait.
+          RequestError: UNAVAILABLE if too many requests wait.
         """
         if self._waiting >= MAX_WAITING_REQUESTS:
             message = f"{MAX_WAITING_REQUESTS} requests are waiting already (MAX_WAITING_REQUESTS)"
-            raise RequestError("RESOURCE_EXHAUSTED", message)
+            raise busy(message)
         self._waiting += 1
         try:
             return await (self._large if size > LARGE_REQUEST_BYTES else self._small).run(work)

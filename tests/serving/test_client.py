@@ -86,7 +86,7 @@ def test_predict_and_status(server: ModelServer, good: dict[int, Path]) -> None:
 
 
 CODES = grpc.StatusCode
-BUSY, AWAY, SLOW = CODES.RESOURCE_EXHAUSTED, CODES.UNAVAILABLE, CODES.DEADLINE_EXCEEDED
+EXHAUSTED, AWAY, SLOW = CODES.RESOURCE_EXHAUSTED, CODES.UNAVAILABLE, CODES.DEADLINE_EXCEEDED
 
 
 Script = list[grpc.StatusCode | None]
@@ -141,9 +141,10 @@ def test_server_that_comes_back_is_waited_for() -> None:
 @pytest.mark.parametrize(
     ("codes", "calls", "failure"),
     [
-        ([AWAY, BUSY, None], 3, None),
-        ([AWAY, SLOW, BUSY, None], 4, None),
+        ([AWAY, EXHAUSTED, None], 3, None),
+        ([AWAY, SLOW, AWAY, None], 4, None),
         ([SLOW, AWAY, SLOW, None], 3, FailedCallError),  # two slow tries in total, not in a row
+        ([EXHAUSTED, EXHAUSTED, None], 2, FailedCallError),  # of the model, as TensorFlow Serving's
         *(([code, None], 1, FailedCallError) for code in (CODES.INTERNAL, CODES.INVALID_ARGUMENT, CODES.UNKNOWN)),
         ([CODES.NOT_FOUND, None], 1, NotServedError),
         ([CODES.PERMISSION_DENIED, None], 1, EngineError),

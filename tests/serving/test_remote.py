@@ -198,6 +198,7 @@ HOSTILE: list[tuple[Any, Any, Any, type[Exception], str]] = [
     ((200, b"[" * 100_000), GOOD, {}, EngineError, "unexpected JSON"),
     ((200, b" " * (9 << 20)), GOOD, {}, EngineError, "MAX_ANSWER_BYTES"),
     ((500, b"\x1b[31mno"), GOOD, {}, EngineError, "answers 500"),
+    (METADATA, GOOD, (503, b"{}"), EngineError, "answers 503"),  # a busy server, not a failing model
     ({**METADATA, "model_spec": {"version": "../2"}}, GOOD, {}, EngineError, "is not a version"),
     (METADATA, {"predictions": []}, {}, EngineError, "0 descriptions"),
     (METADATA, answer_of(DEFINITION, definition=3), {}, IntegrityError, "has no definition"),
@@ -263,6 +264,21 @@ def test_a_hostile_server_is_an_error(
 
     with http_server(answer) as url, pytest.raises(kind, match=message):
         RemoteModel(parse_url(url, "m"), 1.0).predict([telemetry(0, 20)])
+
+
+def test_a_run_that_the_model_of_a_rest_server_fails_for_affects_only_itself() -> None:
+    failed = (504, b'{"error": "takes longer than 30 s for one call"}')
+    predictions = [(500, b"{}"), {"outputs": [[0.25] * 4]}, failed]  # of both runs, of the first, of the second
+
+    def answer(path: str) -> Any:
+        return GOOD if path == "describe" else predictions.pop(0) if path.endswith(":predict") else METADATA
+
+    with http_server(answer) as url:
+        answers = RemoteModel(parse_url(url, "m"), 30.0).predict([telemetry(0, 20), telemetry(1, 20)])
+    assert isinstance(answers[0], Answer)
+    assert isinstance(answers[1], RejectedInput)
+    assert answers[1].reason == "model_error"
+    assert "takes longer than 30 s" in answers[1].detail
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,9 @@ class Graph:
           limit_s: after which TensorFlow cancels the call between two operations, seconds.
 
         Raises:
-          RequestError: INVALID_ARGUMENT if it rejects the inputs, DEADLINE_EXCEEDED if it takes too long.
+          RequestError: INVALID_ARGUMENT if it rejects the inputs, DEADLINE_EXCEEDED if it takes too long, INTERNAL if
+            it returns too much.
+          Exception: it fails otherwise, or memory runs out.
         """
         tf = load_tensorflow()
         options = tf.compat.v1.RunOptions(timeout_in_ms=max(int(limit_s * 1000), 1))
@@ -92,11 +94,6 @@ class Graph:
         except tf.errors.DeadlineExceededError:
             message = f"signature {name!r} takes longer than {limit_s:.3g} s for one call"
             raise RequestError("DEADLINE_EXCEEDED", message) from None
-        except tf.errors.OpError as error:
-            code = "RESOURCE_EXHAUSTED" if isinstance(error, tf.errors.ResourceExhaustedError) else "INTERNAL"
-            raise RequestError(code, one_line(error.message)) from None
-        except MemoryError:
-            raise RequestError("RESOURCE_EXHAUSTED", f"signature {name!r}: out of memory") from None
         _check_size(name, values)
         return values
 
@@ -107,11 +104,11 @@ def _check_size(name: str, values: Sequence[NDArray[Any]]) -> None:
         if texts.dtype.kind != "O":
             continue
         if texts.size > MAX_JSON_VALUES:
-            raise RequestError("RESOURCE_EXHAUSTED", f"signature {name!r} returns {texts.size} texts")
+            raise RequestError("INTERNAL", f"signature {name!r} returns {texts.size} texts")
         size += sum(map(len, texts.ravel()))
     if size > MAX_TENSOR_BYTES:
         message = f"signature {name!r} returns {size} bytes; at most {MAX_TENSOR_BYTES} (MAX_TENSOR_BYTES)"
-        raise RequestError("RESOURCE_EXHAUSTED", message)
+        raise RequestError("INTERNAL", message)
 
 
 def _checked_meta_graph(where: str, file: Path) -> Any:

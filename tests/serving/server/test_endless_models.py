@@ -62,7 +62,7 @@ def test_a_call_that_takes_all_memory_fails_alone(endless: dict[Kind, Path]) -> 
     model = load_model(open_store(endless["crash"]))
     with pytest.raises(RequestError) as failure:
         model.predict("", {"x": np.full(2, 5, "f4")})
-    assert failure.value.code in ("RESOURCE_EXHAUSTED", "INTERNAL")
+    assert failure.value.code == "INTERNAL"  # not RESOURCE_EXHAUSTED, which a client may take for a busy server
     model.close()
 
 
