@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe
@@ -96,10 +97,14 @@ def _fork(descriptors: Sequence[int]) -> tuple[_Forker, int]:
         for _ in range(2):
             forker = prepare()
             try:
-                return forker, forker.ask(FORK, 0, descriptors)
+                pid = forker.ask(FORK, 0, descriptors)
             except OSError as error:
                 failure = error
                 _forker = None
+            else:
+                if pid < 0:
+                    raise EngineError(f"cannot start the process of a model: {os.strerror(-pid)}")
+                return forker, pid
     raise EngineError(f"cannot start the process of a model: {failure}") from failure
 
 
@@ -139,7 +144,7 @@ class ModelProcess:
         EngineError: it is not loaded in time.
         """
         try:
-            answer = self._ask(Load(str(folder), where, self._call_s), Loaded, self._load_s)
+            answer = self._ask(self._idle.get(), Load(str(folder), where, self._call_s), Loaded, self._load_s)
         except BlockingIOError:
             self.end()
             message = f"{where}: loading takes longer than {self._load_s:g} s (MAX_MODEL_LOAD_S)"
@@ -171,8 +176,15 @@ class ModelProcess:
         limit_s = max(self._call_s if timeout_s is None else min(self._call_s, timeout_s), 0.001)
         arrays = [pack(array, spec.dtype) for array, spec in zip(inputs, signature.inputs.values(), strict=True)]
         silent_s = self._call_s + 1.0 + self._call_s / 6  # with a grace after TensorFlow's own time limit
+        until_s = time.monotonic() + limit_s
         try:
-            answer = self._ask(Call(signature.name, limit_s, arrays), Answer, silent_s)
+            idle = self._idle.get(timeout=limit_s)
+        except queue.Empty:
+            message = f"signature {signature.name!r}: {CONNECTIONS} other calls have run for {limit_s:.3g} s"
+            raise RequestError("DEADLINE_EXCEEDED", message) from None
+        call = Call(signature.name, max(until_s - time.monotonic(), 0.001), arrays)
+        try:
+            answer = self._ask(idle, call, Answer, silent_s)
             if answer.code:
                 raise RequestError(answer.code, answer.message)
             specs = signature.outputs.values()
@@ -190,9 +202,11 @@ class ModelProcess:
             message = f"signature {signature.name!r}: the model's process {self.end()}"
             raise RequestError("INTERNAL", message) from None
 
-    def _ask(self, request: Load | Call, kind: type[_Reply], limit_s: float) -> _Reply:
+    def _ask(
+        self, idle: tuple[Connection, float], request: Load | Call, kind: type[_Reply], limit_s: float
+    ) -> _Reply:
         """Return the process's answer. Raises `BlockingIOError` after ``limit_s`` seconds, and as `receive` does."""
-        connection, present_limit_s = self._idle.get()
+        connection, present_limit_s = idle
         try:
             if self.ended:
                 raise _unavailable()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import os
 import resource
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 CONNECTIONS = 4
 FORK = b"F"
 END = b"E"
-#: A command and a process id; the answer is a process id or a wait status.
+#: A command and a process id; the answer is a wait status, or the id of the new process, or minus an error number.
 COMMAND = struct.Struct("<cq")
 ANSWER = struct.Struct("<q")
 _PR_SET_PDEATHSIG = 1
@@ -59,7 +60,8 @@ def main(control_fd: int) -> None:
         command, pid = COMMAND.unpack(data)
         if command == FORK:
             answer = _fork(control, descriptors)
-            children.add(answer)
+            if answer > 0:
+                children.add(answer)
         else:
             answer = _end(pid) if pid in children else 0
             children.discard(pid)
@@ -77,7 +79,10 @@ def _end(pid: int) -> int:
 
 def _fork(control: socket.socket, descriptors: list[int]) -> int:
     parent = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:  # without memory or processes: this one must live, or all models end with it
+        pid = -(error.errno or errno.EAGAIN)
     if pid:
         for descriptor in descriptors:
             os.close(descriptor)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import queue
 import shutil
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.http.intake import RequestError
 from ciml.serving import contract, model_files
 from ciml.serving.contract import check_candidate
 from ciml.serving.model_files import file_digests, list_versions, model_digest
-from ciml.serving.server.model import loaded_model
+from ciml.serving.server.model import loaded_model, worker
 from ciml.serving.server.model import process as process_module
 from ciml.serving.server.model.loaded_model import LoadedModel, load_model
-from ciml.serving.server.model.process import prepare
+from ciml.serving.server.model.process import ModelProcess, _Forker, prepare
 from ciml.storage import open_store
 from tests.serving.models_fixture import DEFINITION, L, direct, runs, save_model
 from tests.serving.server.model.test_allowed_ops import altered
@@ -312,3 +316,29 @@ def test_a_model_whose_forker_was_killed_says_so(good: dict[int, Path], monkeypa
     os.kill(prepare()._process.pid, signal.SIGKILL)
     assert [process.end(), process.end()] == ["ended with the process that forked it"] * 2
     load_model(open_store(good[1])).close()  # by a new one
+
+
+def test_a_fork_that_fails_ends_no_other_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("configure_logging", "declare_own_process", "load_tensorflow", "gc"):
+        monkeypatch.setattr(worker, name, Mock())
+    monkeypatch.setattr(os, "fork", Mock(side_effect=BlockingIOError(errno.EAGAIN, "")))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    forker = object.__new__(_Forker)
+    forker.owner, forker._control, forker._lock = os.getpid(), ours, threading.Lock()
+    monkeypatch.setattr(process_module, "_forker", forker)
+    thread = threading.Thread(target=worker.main, args=(theirs.detach(),))
+    thread.start()
+    with ours:
+        for _ in range(2):
+            with pytest.raises(EngineError, match="cannot start the process of a model: Resource temporarily"):
+                ModelProcess(1.0, 1.0)
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_a_call_waits_for_others_no_longer_than_its_client(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, n_windows = runs(2)
+    monkeypatch.setattr(model.process, "_idle", queue.LifoQueue())  # all connections are in use
+    with pytest.raises(RequestError, match=r"4 other calls have run for 0\.01 s") as late:
+        model.predict("", {"inputs": inputs, "n_windows": n_windows}, timeout_s=0.01)
+    assert late.value.code == "DEADLINE_EXCEEDED"
