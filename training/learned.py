@@ -21,14 +21,14 @@ _LISTED_RUNS = 3
 
 
 @dataclass(frozen=True)
-class ModelWithExcludedRuns:
-    """A served version of a model that learned from excluded runs.
+class AffectedVersion:
+    """A pushed version of a model that learned from certain runs, such as excluded ones, or may have.
 
     Attributes:
       model: its name.
       version: of the model.
       labels: of the version, such as ``stable``; none for the champion's predecessor.
-      runs: ids of the excluded training runs, in the snapshot's order.
+      runs: ids of these runs that it learned from, in the snapshot's order.
       fault: why they cannot be determined; "" if they can.
       withdrawn: whether the version is out of service.
     """
@@ -52,7 +52,7 @@ class ModelWithExcludedRuns:
         return f"{version} learned {runs} ({run_list}) and is still served; replace it by ciml refresh, or roll back"
 
 
-def models_with_excluded_runs(data: DataRoot, models: Sequence[str] | None = None) -> list[ModelWithExcludedRuns]:
+def models_with_excluded_runs(data: DataRoot, models: Sequence[str] | None = None) -> list[AffectedVersion]:
     """Return the served versions that learned from runs which are excluded now.
 
     Args:
@@ -66,7 +66,7 @@ def models_with_excluded_runs(data: DataRoot, models: Sequence[str] | None = Non
 
 def versions_that_learned(
     data: DataRoot, exclusions: Exclusions, models: Sequence[str] | None = None
-) -> list[ModelWithExcludedRuns]:
+) -> list[AffectedVersion]:
     """Return the pushed versions that learned from runs, served or not, also withdrawn ones.
 
     Args:
@@ -88,7 +88,7 @@ def candidate_learned_excluded(data: DataRoot, model: str, candidate: Candidate)
     return _learned_runs(data, model, candidate, None)
 
 
-def _versions(data: DataRoot, model: str, exclusions: Exclusions | None) -> Iterator[ModelWithExcludedRuns]:
+def _versions(data: DataRoot, model: str, exclusions: Exclusions | None) -> Iterator[AffectedVersion]:
     """Yield the pushed versions of a model, each with the runs of exclusions; for None, the served, by stored ones."""
     state = Registry(data, model).state
     for version in state.served() if exclusions is None else state.pushed():
@@ -99,9 +99,9 @@ def _versions(data: DataRoot, model: str, exclusions: Exclusions | None) -> Iter
         except EngineError:
             raise
         except CimlError as error:
-            yield ModelWithExcludedRuns(model, version, labels, (), str(error), is_withdrawn)
+            yield AffectedVersion(model, version, labels, (), str(error), is_withdrawn)
             continue
-        yield ModelWithExcludedRuns(model, version, labels, tuple(runs), "", is_withdrawn)
+        yield AffectedVersion(model, version, labels, tuple(runs), "", is_withdrawn)
 
 
 def _learned_runs(data: DataRoot, model: str, candidate: Candidate, exclusions: Exclusions | None) -> list[str]:

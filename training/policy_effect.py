@@ -11,7 +11,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, NoTrainingDataError
 from ciml.training.data.snapshot import JudgedRun, Role, facts_of_spans, judge_runs
 from ciml.training.exclusions import Exclusion, Exclusions
-from ciml.training.learned import ModelWithExcludedRuns, versions_that_learned
+from ciml.training.learned import AffectedVersion, versions_that_learned
 from ciml.trust import TrustPolicy
 
 
@@ -46,7 +46,7 @@ class PolicyEffect:
     """
 
     changes: Counter[Change]
-    versions: Sequence[ModelWithExcludedRuns]
+    versions: Sequence[AffectedVersion]
     faults: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ciml.serving.ledger import withdraw
 from ciml.serving.registries import known_registries
 from ciml.serving.registry import Registry, Signature
 from ciml.training.exclusions import Exclusion, Exclusions, add
-from ciml.training.learned import ModelWithExcludedRuns, versions_that_learned
+from ciml.training.learned import AffectedVersion, versions_that_learned
 from ciml.training.trainer import TrainResult
 
 #: Trains a model again, given its name and that of its data set.
@@ -83,7 +83,7 @@ def purge(
         known_registries(data, model)
     add(data.exclusions, [exclusion], author=signed.author)
     exclusions = Exclusions((exclusion,))
-    by_model: dict[str, list[ModelWithExcludedRuns]] = {}
+    by_model: dict[str, list[AffectedVersion]] = {}
     for version in versions_that_learned(data, exclusions, models):
         by_model.setdefault(version.model, []).append(version)
     purged = []
@@ -99,7 +99,7 @@ def purge(
 
 def _purge_model(
     registry: Registry,
-    versions: Sequence[ModelWithExcludedRuns],
+    versions: Sequence[AffectedVersion],
     exclusions: Exclusions,
     signed: Signature,
     retrain: Retrain | None,
@@ -124,7 +124,7 @@ def _purge_model(
     return Purged(registry.model, tuple(withdrawn), champion, result, tuple(missing))
 
 
-def _withdraw(registry: Registry, versions: Sequence[ModelWithExcludedRuns], signed: Signature) -> list[int]:
+def _withdraw(registry: Registry, versions: Sequence[AffectedVersion], signed: Signature) -> list[int]:
     """Withdraw the versions that learned from the runs, and return those that were not withdrawn before."""
     numbers = [version.version for version in versions if version.runs and not version.withdrawn]
     withdraw(registry, numbers, signed)
@@ -132,7 +132,7 @@ def _withdraw(registry: Registry, versions: Sequence[ModelWithExcludedRuns], sig
 
 
 def _retrain(
-    registry: Registry, versions: Sequence[ModelWithExcludedRuns], retrain: Retrain | None
+    registry: Registry, versions: Sequence[AffectedVersion], retrain: Retrain | None
 ) -> tuple[TrainResult | None, list[str]]:
     """Train a model again, if a version of it learned from the runs. Return the result, and why there is none."""
     learned = [version.version for version in versions if version.runs]

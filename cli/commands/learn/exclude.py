@@ -21,7 +21,7 @@ from ciml.services.options import GateOptions
 
 if TYPE_CHECKING:
     from ciml.training.exclusions import Exclusion, StoredExclusion
-    from ciml.training.learned import Learning, ModelWithExcludedRuns
+    from ciml.training.learned import AffectedVersion, Learning
 
 #: Exit code of a purge that leaves something to do.
 INCOMPLETE = 5
@@ -291,7 +291,7 @@ def who_learned(options: WhoLearnedOptions) -> None:
     options.show_all(versions, _print_versions, asdict, "no version learned from these runs")
 
 
-def _print_versions(versions: list[ModelWithExcludedRuns]) -> None:
+def _print_versions(versions: list[AffectedVersion]) -> None:
     rows = []
     for version in versions:
         state = "withdrawn" if version.withdrawn else ", ".join(version.labels) or "not served"

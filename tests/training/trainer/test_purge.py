@@ -26,7 +26,7 @@ from ciml.training import purge as purge_module
 from ciml.training import trainer as trainer_module
 from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.exclusions import Exclusion, Exclusions, add, read_state
-from ciml.training.learned import ModelWithExcludedRuns, parts_of_run, versions_that_learned
+from ciml.training.learned import AffectedVersion, parts_of_run, versions_that_learned
 from ciml.training.purge import Purged, purge
 from ciml.training.refresh import Skipped, TrainConfig
 from ciml.training.trainer import TrainResult, run_once
@@ -112,7 +112,7 @@ def test_killed_before_each_step(anywhere: DataRoot) -> None:
 def test_runs_are_excluded_before_versions_are_searched(golden: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     """So a trainer in progress has pushed its version before the search, or sees the exclusion after its push."""
 
-    def search(data: DataRoot, exclusions: Exclusions, models: object) -> list[ModelWithExcludedRuns]:
+    def search(data: DataRoot, exclusions: Exclusions, models: object) -> list[AffectedVersion]:
         assert [stored.exclusion for stored in read_state(data.exclusions).active()] == [*exclusions.exclusions]
         return []
 
