@@ -13,6 +13,7 @@ import numpy as np
 
 from ciml.errors import CimlError
 from ciml.http.intake import RequestError
+from ciml.serving.predict.answers import RunningModel
 from ciml.serving.predict.prepared import MAX_CALL_ROWS
 
 #: The inputs of a model, by name.
@@ -32,7 +33,7 @@ class ServedModel:
         from ciml.serving.server.model.loaded_model import load_model
         from ciml.storage import LocalStore
 
-        self._loaded = load_model(LocalStore(folder))
+        self._model = RunningModel(lambda: load_model(LocalStore(folder)))
 
     def predict(self, model_input: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
         """Predict runs that were prepared by the model's definition, as a data set holds them.
@@ -56,9 +57,8 @@ class ServedModel:
         rows = max((len(values) for values in inputs.values()), default=0)
         try:
             calls = (slice(start, start + MAX_CALL_ROWS) for start in range(0, max(rows, 1), MAX_CALL_ROWS))
-            parts = [
-                self._loaded.predict("", {name: values[call] for name, values in inputs.items()}) for call in calls
-            ]
+            loaded = self._model.loaded()
+            parts = [loaded.predict("", {name: values[call] for name, values in inputs.items()}) for call in calls]
         except RequestError as error:
             raise CimlError(str(error)) from None
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

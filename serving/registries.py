@@ -77,6 +77,7 @@ class RegistryVerifier:
     def current(self, entry: ModelEntry) -> ModelEntry | None:
         """Return a model's part of the configuration, or the registry's if it still names a withdrawn version.
 
+        The latest or all versions are the latest or all that are not withdrawn.
         A process that withdraws a version writes the configuration afterwards, and may die in between.
 
         Returns:
@@ -90,6 +91,10 @@ class RegistryVerifier:
         )
         catch_up(log, state)
         withdrawn = {number for number, version in state.versions.items() if version.withdrawn}
+        if withdrawn and entry.policy != "specific":
+            usable = [number for number in state.pushed() if number not in withdrawn]
+            versions = usable if entry.policy == "all" else usable[-entry.latest :]
+            entry = replace(entry, policy="specific", versions=tuple(versions))
         if withdrawn.isdisjoint((*entry.versions, *entry.labels.values())):
             return entry
         return replace(entry, versions=tuple(state.served()), labels=dict(state.labels)) if state.labels else None

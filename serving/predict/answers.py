@@ -12,7 +12,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -116,7 +115,8 @@ class PreparedModel(ABC):
         if not tables:  # `bisect` would raise if the definition needs facts
             return []
         answers: list[Answer | RejectedInput] = []
-        inputs: list[tuple[pa.Table, RunFacts | None]] = list(zip(tables, runs or repeat(None), strict=False))
+        facts: Sequence[RunFacts | None] = [None] * len(tables) if runs is None else runs
+        inputs = list(zip(tables, facts, strict=True))
         for _, result in bisect("predict", inputs, self._predict):
             answers += [result] if isinstance(result, RejectedInput) else result
         return answers

@@ -200,7 +200,9 @@ class ModelManager:
                 version = self._labelled(name, label)
             elif self._is_loading(name):
                 raise _being_loaded(name)
-            number = max(loaded, default=None) if version is None else version
+            # The highest may have lost its process, and be loaded again at present.
+            living = [number for number in loaded if not loaded[number].ended]
+            number = max(living or loaded, default=None) if version is None else version
             if number is None or number not in loaded:
                 servable = f"Latest({name})" if number is None else f"Specific({name}, {number})"
                 raise not_found(f"Servable not found for request: {servable}")
@@ -402,11 +404,11 @@ class ModelManager:
                 surplus = set()  # no configured version is available: keep serving the loaded ones
             for number in surplus:
                 model.versions[number] = _Version(VersionStatus(number, "UNLOADING"))
+        until_s = time.monotonic() + _DRAIN_S
         for number in sorted(surplus):
-            loaded[number].close()
+            _unload(model.entry.name, number, loaded[number], until_s)
             with self._lock:
                 model.versions[number].status = VersionStatus(number, "END")
-            _LOG.info("model %s: version %d unloaded", model.entry.name, number)
 
 
 def _configured_versions(entry: ModelEntry, base: Store) -> set[int]:
@@ -421,8 +423,13 @@ def _unload_all(models: Iterable[_Model]) -> None:
     until_s = time.monotonic() + _DRAIN_S
     for model in models:
         for number, loaded in model.loaded.items():
-            loaded.close(max(until_s - time.monotonic(), 0.0))
-            _LOG.info("model %s: version %d unloaded", model.entry.name, number)
+            _unload(model.entry.name, number, loaded, until_s)
+
+
+def _unload(name: str, number: int, loaded: LoadedModel, until_s: float) -> None:
+    """Unload a version that no new request is given, once its requests have ended, or at a time, monotonic seconds."""
+    loaded.close(max(until_s - time.monotonic(), 0.0))
+    _LOG.info("model %s: version %d unloaded", name, number)
 
 
 def _code_of(error: Exception, other: str) -> str:

@@ -198,9 +198,8 @@ class ModelServer:
         api = GrpcApi(
             self.manager, self.metrics, self._intake(MAX_READING_REQUESTS), workers, connections, apply_config
         )
-        server, self.grpc_port = await api.serve(
-            f"{options.host}:{options.grpc_port}", options.max_bytes, options.header_s
-        )
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        server, self.grpc_port = await api.serve(f"{host}:{options.grpc_port}", options.max_bytes, options.header_s)
         return server, asyncio.create_task(connections.watch(self.grpc_port))
 
     def _intake(self, max_reading: int) -> Intake:
@@ -267,7 +266,9 @@ class ModelServer:
 
     def _apply_config(self, entries: Iterable[ModelEntry]) -> None:
         entries = tuple(entries)
-        self.manager.apply(entries)
+        with self._reading:
+            self._configured = entries  # until the file changes
+            self._apply_served()
         self.manager.step()
         for entry in entries:
             for status in self.manager.status(ModelChoice(entry.name)):

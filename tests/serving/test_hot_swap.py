@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import psutil
@@ -31,6 +33,7 @@ from ciml.serving.server.manager import ModelChoice
 from ciml.serving.server.server import ModelServer, ServerOptions
 from tests.serving.models_fixture import direct, push_models, runs, save_model
 from tests.serving.process import server_process
+from tests.serving.server.test_manager import Loaded
 
 
 class Probe:
@@ -294,6 +297,39 @@ def test_a_version_leaves_service_although_its_withdrawal_died_before_it_wrote_t
     with ModelServer(options(data)) as again:
         assert (list(again.manager.available("purged")), again.manager.available("emptied")) == ([1], {})
     write_config(data)
+
+
+@pytest.mark.parametrize(
+    "policy", [{}, {"latest": {"num_versions": 2}}, {"all": {}}, {"specific": {"versions": [1, 2]}}], ids=str
+)
+def test_a_withdrawn_version_leaves_service_after_a_reload_too(
+    tmp_path: Path, folders: dict[int, Path], monkeypatch: pytest.MonkeyPatch, policy: dict[str, Any]
+) -> None:
+    from google.protobuf import json_format
+    from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
+
+    monkeypatch.setattr(server_module, "load_model", lambda folder, verify, **_: Loaded(folder.root))
+    monkeypatch.setattr(server_module, "_REGISTRY_S", 0.1)
+    data = DataRoot.open(tmp_path)
+    push_models(data, folders[1], folders[2])
+    config = {"name": "m", "base_path": data.models.url("m"), "model_version_policy": policy}
+    reload = json_format.ParseDict(
+        {"config": {"model_config_list": {"config": [config]}}}, model_management_pb2.ReloadConfigRequest()
+    )
+    with ModelServer(dataclasses.replace(options(data), allow_reload=True, host="::1")) as server:
+        channel = grpc.insecure_channel(f"[::1]:{server.grpc_port}")
+        service = model_service_pb2_grpc.ModelServiceStub(channel)
+        assert stable(server, "m") == 2
+        service.HandleReloadConfigRequest(reload, timeout=60)
+        assert (stable(server, "m"), max(server.manager.available("m"))) == (None, 2)
+        with monkeypatch.context() as patch:
+            patch.setattr("ciml.serving.ledger.write_config", lambda root: False)
+            withdraw(Registry(data, "m"), [2], Signature("ann", "forged results"))
+        until(lambda: list(server.manager.available("m")) == [1])
+        push_models(data, folders[3])
+        service.HandleReloadConfigRequest(reload, timeout=60)
+        assert 2 not in server.manager.available("m")
+        channel.close()
 
 
 TWICE = b"model_config_list { config { name: 'm' base_path: '/x' } config { name: 'm' base_path: '/y' } }"

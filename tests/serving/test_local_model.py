@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError, RejectedInput
+from ciml.events.records import RunFacts
 from ciml.limits import MAX_REQUEST_BYTES
 from ciml.serving.predict import answers, prepared
 from ciml.serving.predict.answers import Answer, LocalModel
@@ -128,4 +129,7 @@ def test_a_run_that_raises_costs_only_itself(tmp_path: Path, monkeypatch: pytest
     tables = [telemetry(number, 30 + number) for number in range(7)]
     tables[2] = tables[2].drop_columns([DEFINITION.columns[0]])
     tables[5] = tables[5].slice(0, 0)
-    assert reasons(LocalModel(data, "m").predict(tables)) == {2: "missing_column", 4: "internal_error", 5: "empty"}
+    model = LocalModel(data, "m")
+    assert reasons(model.predict(tables)) == {2: "missing_column", 4: "internal_error", 5: "empty"}
+    with pytest.raises(ValueError, match=r"zip\(\) argument 2 is shorter"):
+        model.predict(tables, [RunFacts("a", "", "")])  # not without answers for the others

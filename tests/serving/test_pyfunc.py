@@ -17,6 +17,10 @@ class _Model:
 
     def __init__(self) -> None:
         self.rows: list[int] = []
+        self.ended = False
+
+    def close(self) -> None:
+        pass
 
     def predict(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.rows.append(len(inputs["n_windows"]))
@@ -32,6 +36,10 @@ def test_all_rows_are_predicted_at_most_256_in_a_call(
     served = ServedModel("folder")
     inputs: dict[str, Any] = {"inputs": np.zeros((rows, 2, 1)), "n_windows": np.arange(rows)}
     assert served.predict(inputs)["probabilities"].ravel().tolist() == list(range(rows))
+    assert model.rows == calls
+    model.ended = True  # its process, for lack of memory
+    model = _Model()  # is loaded again
+    served.predict(inputs)
     assert model.rows == calls
     with pytest.raises(CimlError, match="input 'n_windows': expected int32, got float64"):
         served.predict({**inputs, "n_windows": np.zeros(rows)})

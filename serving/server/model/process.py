@@ -202,9 +202,7 @@ class ModelProcess:
             message = f"signature {signature.name!r}: the model's process {self.end()}"
             raise RequestError("INTERNAL", message) from None
 
-    def _ask(
-        self, idle: tuple[Connection, float], request: Load | Call, kind: type[_Reply], limit_s: float
-    ) -> _Reply:
+    def _ask(self, idle: tuple[Connection, float], request: Load | Call, kind: type[_Reply], limit_s: float) -> _Reply:
         """Return the process's answer. Raises `BlockingIOError` after ``limit_s`` seconds, and as `receive` does."""
         connection, present_limit_s = idle
         try:

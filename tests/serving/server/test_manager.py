@@ -106,6 +106,18 @@ def test_a_version_whose_process_ended_is_loading_again(tmp_path: Path) -> None:
     assert loads.states == ["LOADING", "LOADING"]
 
 
+def test_without_a_version_the_highest_one_whose_process_lives_answers(tmp_path: Path) -> None:
+    manager = manager_of(Loaded)
+    manager.apply([ModelEntry("m", str(tmp_path), versions=(1, 2), labels={"canary": 2})])
+    manager.step()
+    answers = [manager.find(ModelChoice("m"))[0]]
+    for number in (2, 1):
+        manager.find(ModelChoice("m", number))[1].ended = True  # type: ignore[misc]
+        answers.append(manager.find(ModelChoice("m"))[0])
+    assert answers == [2, 1, 2]
+    assert manager.find(ModelChoice("m", label="canary"))[0] == 2  # a label names a version
+
+
 @pytest.mark.parametrize(
     ("failure", "code", "outcome"),
     [
@@ -302,12 +314,16 @@ def test_close_waits_once_for_all_models(tmp_path: Path, waits_s: list[float], m
     assert all(version.closed for version in loaded)
 
 
-def test_close_waits_once_for_the_requests_of_all_versions(tmp_path: Path, waits_s: list[float]) -> None:
+def test_versions_that_are_unloaded_together_wait_once_for_their_requests(tmp_path: Path, waits_s: list[float]) -> None:
     manager = manager_of(Loaded)
     manager.apply([ModelEntry("m", str(tmp_path), versions=(1, 2, 3, 4))])
     manager._step_model("m", manager._target["m"])  # in this thread
+    manager.apply([ModelEntry("m", str(tmp_path), versions=(3, 4))])
+    manager._step_model("m", manager._target["m"])
+    assert waits_s == [manager_module._DRAIN_S, 0.0]
+    waits_s.clear()
     manager.close()
-    assert waits_s == [manager_module._DRAIN_S] + [0.0] * 3
+    assert waits_s == [manager_module._DRAIN_S, 0.0]
 
 
 def test_a_dropped_model_is_unloaded_even_if_no_thread_can_be_started(
