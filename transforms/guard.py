@@ -43,6 +43,7 @@ _NOT_OF_INPUTS_BY_NAME = (
     ("grpc", "RpcError"),
 )
 _MAX_MESSAGE_CHARACTERS = 4096  # that are searched for secrets
+_CUT_CHARACTERS = 1024  # at the end of what is searched, where a secret may be cut and is not recognised
 _MAX_FRAMES = 64  # of a traceback, innermost first
 _MAX_KEPT_ERRORS = 100
 
@@ -233,7 +234,10 @@ def rejection(stage: str, error: Exception) -> RejectedInput:
         message = str(error)
     except Exception:  # noqa: BLE001  # an exception's own text may fail
         message = ""
-    message = _printable(message[:_MAX_MESSAGE_CHARACTERS])[:MAX_ERROR_CHARACTERS]
+    plain = _printable(message[:_MAX_MESSAGE_CHARACTERS])
+    if len(message) > _MAX_MESSAGE_CHARACTERS:
+        plain = plain[:-_CUT_CHARACTERS]
+    message = plain[:MAX_ERROR_CHARACTERS]
     description = _printable(type(error).__name__)[:MAX_ERROR_CHARACTERS]
     if message:
         description += f": {message}"
