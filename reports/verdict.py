@@ -9,19 +9,14 @@ from typing import Any
 
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
-from ciml.manifest.log import ManifestLog
 from ciml.reports.drawing import shown
 from ciml.reports.page import Page, Picture, Section, Table, Tile, cells, save
-from ciml.runs.outputs import KeptOutput, read_output
-from ciml.runs.run_log import find_rows
-from ciml.runs.state import open_raw
 from ciml.storage import Store
-from ciml.transforms.logs.profile import OutputProfile
-from ciml.transforms.logs.ranking import Line, excerpt, scan
-from ciml.transforms.logs.run_outputs import stored_profile
+from ciml.transforms.logs.ranking import Line, excerpt
+from ciml.transforms.logs.run_outputs import read_scanned
 from ciml.verdict_rules import Verdict
 from ciml.verdicts.evidence import Evidence
-from ciml.verdicts.evidence.output import OutputEvidence
+from ciml.verdicts.evidence.output import OutputEvidence, profile_of_job, stored_row
 from ciml.verdicts.signatures.failures import FailedRuns
 
 #: Characters of the output, and failed tests, that are shown.
@@ -60,14 +55,15 @@ def save_verdict(
 
 def _excerpt(data: DataRoot, run_id: str) -> _Excerpt:
     """Return the lines that explain a failure; none of a run without an output, or with a damaged one."""
-    row = find_rows(ManifestLog(data.raw), [run_id]).get(run_id)
+    row = stored_row(data, run_id)
     try:
-        read = read_output(data.raw, row.output if row else None)
-        kept_output = KeptOutput(b"", 0) if isinstance(read, str) else read
-        profile = stored_profile(data.raw, *open_raw(data.raw), row.facts.build_name) if row else OutputProfile()
+        read = read_scanned(data.raw, row.output if row else None)
     except IntegrityError:
         return _Excerpt((), 0)
-    output = scan(kept_output.data)
+    if row is None or isinstance(read, str):
+        return _Excerpt((), 0)
+    kept_output, output = read
+    profile = profile_of_job(data, row.facts.build_name)
     lines = excerpt(output, _CHARACTERS, profile if profile.runs else None)
     all_lines = len(output.codes) + kept_output.dropped_lines
     return _Excerpt(tuple(line._replace(number=kept_output.number(line.number)) for line in lines), all_lines)

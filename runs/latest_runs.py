@@ -17,7 +17,7 @@ from ciml.events.run_id import source_of
 from ciml.globs import matches_any
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.progress import Progress, no_progress
-from ciml.runs.run_log import StoredRunLog
+from ciml.runs.run_log import RunRecord, StoredRunLog
 from ciml.runs.state import RawState
 
 #: The kind of a change of trust among the records of a run; it is no `ciml.events.records.Kind`.
@@ -211,6 +211,20 @@ def row_of(entries: list[RunEntry]) -> RunEntry | None:
     return next((entry for entry in reversed(entries) if entry.kind in ("run", "reclaim")), None)
 
 
+def last_row(log: ManifestLog, state: RawState, run_id: str) -> RunRecord | None:
+    """Return the raw row of a run that counts; None for an unknown run. The newest deltas are searched first."""
+    if state.index.run(run_id) is None:
+        return None
+    needle = _needle(run_id)
+    run_log = StoredRunLog(log)
+    for version in range(state.version, 0, -1):
+        if needle in log.read_raw(version):
+            for row in reversed(run_log.read(version).rows):
+                if row.mention.run_id == run_id:
+                    return row
+    return None
+
+
 class Attempt(NamedTuple):
     """An attempt of a job: run id, number, outcome with corrections, start (µs; None if unknown), kind of record."""
 
@@ -257,10 +271,15 @@ def attempts_of(
 
 def _deltas_with(log: ManifestLog, until: int, text: str, progress: Progress) -> Iterator[tuple[int, Delta]]:
     """Yield the deltas that contain a JSON string, up to a version. The others are not parsed."""
-    needle = json.dumps(text, ensure_ascii=False).encode(errors="replace")  # as the manifest encodes it
+    needle = _needle(text)
     for version, data in log.raw_since(0):
         if version > until:
             return
         progress("deltas", version, until)
         if needle in data:
             yield version, log.parse(version, data)
+
+
+def _needle(text: str) -> bytes:
+    """Return a JSON string as the manifest encodes it."""
+    return json.dumps(text, ensure_ascii=False).encode(errors="replace")

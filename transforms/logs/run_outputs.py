@@ -18,7 +18,7 @@ from ciml.runs.outputs import KeptOutput, OutputTemplates, read_output, read_tem
 from ciml.runs.run_log import find_rows
 from ciml.runs.state import RawState
 from ciml.storage import Store
-from ciml.transforms.logs.profile import OutputProfile, Printed, printed_templates
+from ciml.transforms.logs.profile import OutputProfile, Printed, printed_templates, profile_of
 from ciml.transforms.logs.ranking import ScannedOutput, scan
 from ciml.transforms.logs.templates import MASKS
 
@@ -156,17 +156,14 @@ def passing_runs(log: ManifestLog, state: RawState, job: str) -> Iterator[Stored
             yield run
 
 
-def stored_profile(raw: Store, log: ManifestLog, state: RawState, job: str, most: int = PASSING_RUNS) -> OutputProfile:
-    """Return the profile of a job by its last trusted passing runs, at most ``most``. A damaged output does not count.
+def stored_profile(raw: Store, log: ManifestLog, state: RawState, job: str) -> OutputProfile:
+    """Return the profile of a job by its last `PASSING_RUNS` trusted passing runs. A damaged output does not count.
 
     Raises:
       EngineError: the store does not answer.
     """
-    profile = OutputProfile()
     outputs = (run.output for run in passing_runs(log, state, job))
-    for printed in islice(printed_by_passing(raw, outputs), most):
-        profile.add(printed)
-    return profile
+    return profile_of(islice(printed_by_passing(raw, outputs), PASSING_RUNS))
 
 
 def printed_by_passing(raw: Store, outputs: Iterable[OutputFile | None]) -> Iterator[dict[str, Printed]]:

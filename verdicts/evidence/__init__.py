@@ -17,16 +17,14 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.outcomes import exit_status_of
 from ciml.events.records import RunFacts
-from ciml.manifest.log import ManifestLog
 from ciml.runs.known_subjects import with_claims
-from ciml.runs.latest_runs import entries_of, row_of
 from ciml.runs.reader import read_run
-from ciml.runs.state import open_raw
 from ciml.serving.predict.log import prediction_id
 from ciml.serving.registry import Registry, read_asset
 from ciml.storage import Store
@@ -35,7 +33,7 @@ from ciml.transforms.profiles import SERIES, Profile, Profiles, length_s
 from ciml.verdict_rules import PROFILES
 from ciml.verdicts.evidence.check import follows
 from ciml.verdicts.evidence.observe import AS_USUAL, Observation, Subject, observations
-from ciml.verdicts.evidence.output import OutputEvidence, output_evidence
+from ciml.verdicts.evidence.output import OutputEvidence, output_evidence, shared_raw, stored_row
 from ciml.verdicts.evidence.picture import draw
 
 _log = logging.getLogger(__name__)
@@ -91,6 +89,31 @@ def evidence_of(data: DataRoot, prediction: Mapping[str, Any], profiles: Profile
       >>> evidence_of(data, prediction).observations  # doctest: +SKIP
       ('It reached its time limit after 76 s; passing runs take 13 to 32 s.',)
     """
+    facts, table, profile = _compared(data, prediction, profiles)
+    subject = Subject.of(facts, table, profile, _claimed(data, facts))
+    evidence, picture = evidence_of_subject(subject, _output_of(data, facts))
+    if not picture or profiles is not None:
+        return evidence
+    name = prediction.get("id", "")
+    if not _ID.fullmatch(name):
+        name = prediction_id(facts.run_id, str(prediction["model"]), int(prediction["version"]))
+    data.evidence.replace(f"{name[:2]}/{name}.svg", picture.encode())
+    return replace(evidence, picture=f"evidence/{name[:2]}/{name}.svg")
+
+
+def comparison_of(data: DataRoot, prediction: Mapping[str, Any]) -> Evidence:
+    """Return with how many passing runs the run of a prediction can be compared: evidence without sentences.
+
+    Raises as `evidence_of`.
+    """
+    facts, table, profile = _compared(data, prediction, None)
+    return _comparison(Subject.of(facts, table, profile))
+
+
+def _compared(
+    data: DataRoot, prediction: Mapping[str, Any], profiles: Profiles | None
+) -> tuple[RunFacts, pa.Table, Profile]:
+    """Return the facts and the telemetry of a prediction's run, and the profile of the passing runs of its job."""
     try:
         facts = RunFacts.from_json(prediction["run"])
         model = str(prediction["model"])
@@ -102,16 +125,18 @@ def evidence_of(data: DataRoot, prediction: Mapping[str, Any], profiles: Profile
     if not table.num_rows:
         raise IntegrityError(f"run {facts.run_id} has no samples")
     of_model = profiles_of_version(data, model, version) if profiles is None else profiles
-    profile = of_model.of(facts.build_name)
-    subject = Subject.of(facts, table, profile, _claimed(data, facts))
-    evidence, picture = evidence_of_subject(subject, _output_of(data, facts))
-    if not picture or profiles is not None:
-        return evidence
-    name = prediction.get("id", "")
-    if not _ID.fullmatch(name):
-        name = prediction_id(facts.run_id, model, version)
-    data.evidence.replace(f"{name[:2]}/{name}.svg", picture.encode())
-    return replace(evidence, picture=f"evidence/{name[:2]}/{name}.svg")
+    return facts, table, of_model.of(facts.build_name)
+
+
+def _comparison(subject: Subject) -> Evidence:
+    profile = subject.profile
+    return Evidence(
+        (),
+        job=profile.job,
+        runs=profile.runs,
+        length_s=length_s(subject.table),
+        same_place=None if profile.places is None else profile.places.get(subject.place, 0),
+    )
 
 
 def evidence_of_subject(subject: Subject, output: OutputEvidence | None = None) -> tuple[Evidence, str]:
@@ -131,16 +156,8 @@ def evidence_of_subject(subject: Subject, output: OutputEvidence | None = None) 
     if output is not None and (output.line is not None or output.tests):
         chosen = _beside_output(chosen, subject, output)[:_BESIDE_OUTPUT]
     picture = draw(subject, [observation.column for observation in chosen if observation.column])
-    profile = subject.profile
-    evidence = Evidence(
-        (*output_sentences, *(observation.text for observation in chosen)),
-        job=profile.job,
-        runs=profile.runs,
-        dropped=dropped,
-        length_s=length_s(subject.table),
-        same_place=None if profile.places is None else profile.places.get(subject.place, 0),
-        output=output,
-    )
+    sentences = (*output_sentences, *(observation.text for observation in chosen))
+    evidence = replace(_comparison(subject), observations=sentences, dropped=dropped, output=output)
     return evidence, picture
 
 
@@ -171,18 +188,16 @@ def _claimed(data: DataRoot, facts: RunFacts) -> RunFacts | None:
     """
     if exit_status_of(facts.labels) is not None:
         return None
-    _, state = open_raw(data.raw)
-    return with_claims(facts, state.index.subjects.claims(facts.run_id))
+    with shared_raw(data).state() as state:
+        return with_claims(facts, state.index.subjects.claims(facts.run_id))
 
 
 def _path_of(data: DataRoot, run_id: str) -> str:
     """Return the path of a run whose prediction does not name it: the raw manifest is searched."""
-    log = ManifestLog(data.raw)
-    row = row_of(entries_of(log, log.end(), run_id))
+    row = stored_row(data, run_id)
     if row is None:
         raise IntegrityError(f"run {run_id} is in no manifest of {data.raw.url()}")
-    path: str = row.record["file"]["path"]
-    return path
+    return row.file.path
 
 
 @lru_cache(maxsize=8)

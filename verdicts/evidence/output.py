@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 
 from ciml.data_root import DataRoot
@@ -21,10 +21,11 @@ from ciml.events.outcomes import CODE, MACHINE
 from ciml.events.records import OutputFile, RunFacts
 from ciml.events.redaction import REDACTED
 from ciml.manifest.log import ManifestLog
-from ciml.runs.latest_runs import entries_of, row_of
+from ciml.manifest.replica import LogReplica
+from ciml.runs.latest_runs import last_row
 from ciml.runs.outputs import KeptOutput
 from ciml.runs.run_log import RunRecord
-from ciml.runs.state import open_raw
+from ciml.runs.state import RAW, RawState
 from ciml.transforms.logs.failed_tests import FailedTest, OtherChanges, failed_tests
 from ciml.transforms.logs.failure_keys import TROUBLES, without_margin
 from ciml.transforms.logs.profile import OutputProfile
@@ -193,21 +194,27 @@ def output_evidence(data: DataRoot, run_id: str) -> OutputEvidence | None:
       >>> output_evidence(data, "zuul~5f0c~1").sentences  # doctest: +SKIP
       ("“E ModuleNotFoundError: No module named 'attrs'” is new in this job (job-output.txt, line 812).",)
     """
-    log = ManifestLog(data.raw)
-    entry = row_of(entries_of(log, log.end(), run_id))
-    if entry is None or not entry.record.get("output"):
-        return None
-    row = msgspec.convert(entry.record, RunRecord)
-    log, state = open_raw(data.raw)
-    profile = stored_profile(data.raw, log, state, row.facts.build_name)
-    return evidence_of_output(data, row.facts, row.output, profile) if row.output else None
+    row = stored_row(data, run_id)
+    return evidence_of_output(data, row.facts, row.output) if row is not None and row.output is not None else None
+
+
+@lru_cache(maxsize=8)
+def shared_raw(data: DataRoot) -> LogReplica[RawState]:
+    """Return the process's replica of the raw manifest of a data root: each delta is read once."""
+    return LogReplica(ManifestLog(data.raw), RAW)
+
+
+def stored_row(data: DataRoot, run_id: str) -> RunRecord | None:
+    """Return the raw row of a run; None for a run without one."""
+    replica = shared_raw(data)
+    with replica.state() as state:
+        return last_row(replica.log, state, run_id)
 
 
 def evidence_of_output(
     data: DataRoot,
     facts: RunFacts,
     stored: OutputFile,
-    profile: OutputProfile | None = None,
     budget_s: float = _BUDGET_S,
 ) -> OutputEvidence:
     """Do as `output_evidence`, given what is stored of the run.
@@ -216,7 +223,6 @@ def evidence_of_output(
       data: the data root.
       facts: of the run.
       stored: its output.
-      profile: of passing runs of its job; by default of the latest that were stored.
       budget_s: time for reading runs that are not in the signatures yet, s.
 
     Raises:
@@ -227,12 +233,31 @@ def evidence_of_output(
     kept_output, output = ReadOutput(KeptOutput(b"", 0), scan(b"")) if isinstance(read, str) else read
     failed = _quotable_tests(kept_output, output)
     with shared_signatures(data).read(budget_s) as reader:
-        comparison = reader.profile(facts.build_name) if profile is None else profile
+        profile = _profile(data, reader, facts.build_name)
         failure, neighbours = _failure(data, reader, facts)
         tests = _with_others(failed, reader, facts)
-    line = quote(kept_output, output, comparison, stored.name)
+    line = quote(kept_output, output, profile, stored.name)
     sentences = _sentences(line, tests, failure, neighbours)
     return OutputEvidence(tuple(sentences), line, tuple(tests), failure, neighbours, output_url(facts, line))
+
+
+def profile_of_job(data: DataRoot, job: str) -> OutputProfile:
+    """Return the profile of the latest passing runs of a job with which failed runs are compared.
+
+    Raises:
+      EngineError: the store does not answer.
+    """
+    with shared_signatures(data).read(_BUDGET_S) as reader:
+        return _profile(data, reader, job)
+
+
+def _profile(data: DataRoot, reader: SignatureReader, job: str) -> OutputProfile:
+    """Return the profile of a job; by the raw manifest where the signatures are not read to its end."""
+    if reader.is_current:
+        return reader.profile(job)
+    replica = shared_raw(data)
+    with replica.state() as state:
+        return stored_profile(data.raw, replica.log, state, job)
 
 
 def _failure(data: DataRoot, reader: SignatureReader, facts: RunFacts) -> tuple[FailedRuns | None, int]:

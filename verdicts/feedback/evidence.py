@@ -35,10 +35,10 @@ def compare_run(data: DataRoot, policy: Policy, record: Mapping[str, Any]) -> Si
       EngineError: the store does not answer.
     """
     from ciml.serving.predict.assets import knows_ranges
-    from ciml.verdicts.evidence import evidence_of
+    from ciml.verdicts.evidence import comparison_of
 
     def read() -> tuple[Evidence, bool]:
-        return evidence_of(data, record), knows_ranges(data, str(record["model"]), int(record["version"]))
+        return comparison_of(data, record), knows_ranges(data, str(record["model"]), int(record["version"]))
 
     if not policy.min_passing_runs:
         return None

@@ -34,7 +34,7 @@ from ciml.transforms.examples.changes import digest_of
 from ciml.transforms.logs.failed_tests import RecentTests, failed_tests
 from ciml.transforms.logs.failure_keys import Key, keys_of, without_margin
 from ciml.transforms.logs.lines import lines_of_block
-from ciml.transforms.logs.profile import OutputProfile, Printed
+from ciml.transforms.logs.profile import OutputProfile, Printed, profile_of
 from ciml.transforms.logs.run_outputs import PASSING_RUNS, printed_by_passing, read_scanned, stored_printed
 from ciml.transforms.logs.signals import have_kind
 from ciml.transforms.logs.signatures import SIGNATURES_KIND, Failure, Line, Signatures
@@ -111,6 +111,7 @@ class SignatureLog:
         with self._lock:
             if self._reader is None:
                 self._reader, self._version = self._bookmarks.resume(lambda: SignatureReader(self._raw))
+            self._reader.is_current = True
             for version, delta in self._log.since(self._version):
                 self._failed += sum([self._reader.add(record) for record in delta.rows])
                 self._rows += len(delta.rows)
@@ -118,6 +119,7 @@ class SignatureLog:
                 if self._rows >= _BOOKMARK_ROWS or self._failed >= _BOOKMARK_FAILED:
                     self._save(self._reader)
                 if time.monotonic() > end_s:
+                    self._reader.is_current = False
                     break
             if self._rows and time.monotonic() - self._saved_s > _BOOKMARK_S:
                 self._save(self._reader)
@@ -138,11 +140,13 @@ class SignatureReader:
     Attributes:
       signatures: of the rows that were added.
       tests: that failed in these rows.
+      is_current: whether these are all rows; otherwise the time for reading was over.
     """
 
     def __init__(self, raw: Store) -> None:
         self.signatures = Signatures()
         self.tests = RecentTests()
+        self.is_current = True
         self._raw = raw
         self._passed: OrderedDict[str, list[OutputFile]] = OrderedDict()  # outputs of passing runs, by job
         self._profiles: OrderedDict[tuple[str, ...], OutputProfile] = OrderedDict()
@@ -207,9 +211,7 @@ class SignatureReader:
         if paths in self._profiles:
             self._profiles.move_to_end(paths)
             return self._profiles[paths]
-        profile = OutputProfile()
-        for printed in printed_by_passing(self._raw, outputs):
-            profile.add(printed)
+        profile = profile_of(printed_by_passing(self._raw, outputs))
         self._profiles[paths] = profile
         if len(self._profiles) > _PROFILES:
             self._profiles.popitem(last=False)

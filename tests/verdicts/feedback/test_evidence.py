@@ -9,6 +9,7 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.errors import EngineError
+from ciml.storage.local import LocalStore
 from ciml.transforms.profiles import Profile, Profiles
 from ciml.verdicts.feedback.config import Policy
 from ciml.verdicts.feedback.evidence import compare_run, find_evidence, is_noted, output_link
@@ -106,7 +107,7 @@ def test_a_run_or_model_that_cannot_be_read_has_no_message_and_a_store_that_is_a
     def away(*arguments: Any) -> Any:
         raise EngineError("the store does not answer")
 
-    monkeypatch.setattr("ciml.verdicts.evidence.evidence_of", away)
+    monkeypatch.setattr("ciml.verdicts.evidence.comparison_of", away)
     with pytest.raises(EngineError):
         compare_run(data, Policy(), record)
 
@@ -172,6 +173,36 @@ def test_a_message_on_a_stored_run_quotes_links_and_names(tmp_path: Path) -> Non
         "- From second 20, steal was 41 %; passing runs have 0 %.",
         f"- [Its output]({page}#L4)",
     ]
+
+
+def test_a_message_reads_the_new_deltas_and_its_run_and_not_the_whole_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataRoot.open(tmp_path / "data")
+    raw = passing_runs(data)
+    for number in range(10, 40):
+        fail(raw, number, DOWN)
+    stored.push(data, tmp_path / "model", profiles(60))
+    run = stored.FAILED.replace(labels={}, change="12", patchset="3", project="p", end_us=NOW_US)
+    raw.add([(run, stored.STARVED)], outputs={run.run_id: DOWN.encode()})
+    (path,) = [path for path in data.raw.list() if path.startswith("runs/") and run.run_id in path]
+    record = stored.prediction(run, path)
+    reads: list[str] = []
+    read = LocalStore.read
+    monkeypatch.setattr(LocalStore, "read", lambda store, path: reads.append(path) or read(store, path))
+
+    def send() -> int:
+        reads.clear()
+        assert compare_run(data, Policy(), record) is None
+        judged = decide_feedback(record, reviews.feedback(), (), NOW_US).item
+        assert judged is not None
+        assert len(find_evidence(data, judged, Policy()).observations) == 3
+        return sum("_manifest/" in path for path in reads)
+
+    assert send() <= 3 * 34  # by two followers of the process, and the registry
+    assert send() <= 10
+    fail(raw, 40, DOWN)
+    assert send() <= 14
 
 
 def test_a_run_is_noted_whose_failure_an_operator_has_a_note_on(tmp_path: Path) -> None:
