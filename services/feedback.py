@@ -229,7 +229,8 @@ def _send_and_read(connection: _Connection) -> None:
 
 def _log_message(entry: Entry, message: Rendered) -> None:
     change = entry.change
-    _log.warning("dry run: on %s, %s %s:\n%s", entry.system, change.project, change.change or change.head, message.body)
+    where = (change.project, change.change or change.head)  # hostile texts
+    _log.warning("dry run: on %s, %r %r:\n%s", entry.system, *where, message.body)
 
 
 def _markup_of(system: System) -> Format:

@@ -100,7 +100,7 @@ def _entry_at(entry: Entry, entries: Iterable[Entry], time_us: int) -> Entry | N
 
 
 def derive_corrections(
-    system: str, entries: Sequence[Entry], reactions: Reactions, reviewers: Iterable[str], now_us: int
+    system: str, entries: Sequence[Entry], reactions: Reactions, reviewers: Iterable[str]
 ) -> list[Correction]:
     """Return the corrections of the causes of runs that follow from the reactions to a message.
 
@@ -112,23 +112,22 @@ def derive_corrections(
       system: name of the review system.
       entries: all of the message's change.
       reactions: those that the system reports now.
-      reviewers: accounts, ``SYSTEM:ACCOUNT``, that may correct labels.
-      now_us: the present, epoch microseconds.
+      reviewers: accounts, ``SYSTEM:ACCOUNT``, that may correct labels; upper and lower case of accounts are equal.
     """
-    trusted = set(reviewers)
+    parts = (reviewer.partition(":") for reviewer in reviewers)
+    trusted = {account.casefold() for name, _, account in parts if name == system}
     undecided = {reaction.account for reaction in reactions.up} & {reaction.account for reaction in reactions.down}
     corrections = []
     for is_up, thumbs in ((True, reactions.up), (False, reactions.down)):
         for account, time_us in thumbs:
-            by = f"{system}:{account}"
-            if by not in trusted or account in undecided:
+            if account.casefold() not in trusted or account in undecided:
                 continue
             text = text_at(entries, time_us)
             if text is None or text.causes not in _OTHER_CAUSE:
                 continue
             opposite = _OTHER_CAUSE[text.causes]
             cause = _OTHER_CAUSE[opposite] if is_up else opposite
-            corrections += [Correction(run_id, cause, by, now_us) for run_id in text.runs]
+            corrections += [Correction(run_id, cause, f"{system}:{account}", time_us) for run_id in text.runs]
     return corrections
 
 
@@ -214,7 +213,7 @@ class Reader:
         now_us = int(self.clock() * 1e6)
         with self.replica.state() as state:
             entries = _entries_of_change(state, entry)
-            corrections = derive_corrections(self.name, entries, reactions, self.reviewers, now_us)
+            corrections = derive_corrections(self.name, entries, reactions, self.reviewers)
             records = new_reactions(entry, entries, reactions)
         # Corrections first: a repetition after a crash does not store them twice.
         causes = {(correction.run_id, correction.by): correction.cause for correction in corrections}

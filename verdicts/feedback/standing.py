@@ -346,11 +346,11 @@ def _row(
     history = standings.history(model)
     standing = standings.of(model, project, cause)
     claims = history.claims(cause, project or None, standings.policy.settled_window)
-    right_by_duration = [
-        verdict.settled == cause
+    right_by_duration = {  # the last one of each change, as among the claims
+        verdict.subject: verdict.settled == cause
         for verdict in history.settled
         if by_duration.get(verdict.id) == cause and project in ("", verdict.project)
-    ]
+    }
     return Row(
         model,
         project,
@@ -360,7 +360,7 @@ def _row(
         waiting,
         precision_of(claims),
         history.base_rate(cause, project or None),
-        _share(right_by_duration),
+        _share(right_by_duration.values()),
         reruns_of(claims),
     )
 

@@ -31,12 +31,11 @@ KEEP_US = 3 * 86_400_000_000
 SECONDS = (5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0)
 
 Action = Literal["post", "edit"]
-#: Outcomes of a message, closed sets and labels of a metric. Only these leave an entry without a pending verdict.
+#: Outcomes of a message that leave an entry without a pending verdict. After the others, ``not_sent`` and ``not_found``,
+#: the message is tried again. All are labels of a metric.
 FINAL = frozenset(
     "posted edited unchanged said dry_run no_note outdated merged abandoned missing muted late refused".split()
 )
-#: Of an intent that changed nothing: the message is tried again.
-AGAIN = frozenset({"not_sent", "not_found"})
 _OF_MESSAGES = frozenset({"posted", "edited"})
 REACTIONS = ("up", "down", "not_helpful")
 

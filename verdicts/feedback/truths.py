@@ -38,7 +38,7 @@ class Correction(Record, frozen=True, gc=False):
       run_id: the encoded run id.
       cause: of the failure.
       by: who says so: ``SYSTEM:ACCOUNT``, or ``operator``.
-      time_us: when it was read, epoch microseconds.
+      time_us: of the reaction, epoch microseconds; of earlier versions, when it was read.
     """
 
     run_id: str
@@ -76,7 +76,7 @@ def corrections_log(data: DataRoot) -> ManifestLog:
 
 
 def corrections_of(data: DataRoot) -> dict[str, Correction]:
-    """Return the correction of each run that has one, by run id. Of several reviewers the one read last counts.
+    """Return the correction of each run that has one, by run id. Of several reviewers the last reaction counts.
 
     Raises:
       IntegrityError: the log is damaged.

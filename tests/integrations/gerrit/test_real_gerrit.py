@@ -92,7 +92,7 @@ def test_a_vote_on_a_patch_set_says_nothing_of_the_next(tmp_path: Path, gerrit: 
     with receiving(tmp_path, gerrit) as kept:
         streamed = gerrit.change("voted while the receiver listens")
         gerrit.vote(streamed, 2)
-        time.sleep(1.1)  # a copy of the same second is not told from a vote
+        time.sleep(1.1)  # the copy has another time than the vote
         gerrit.patch(streamed)
         gerrit.comment(streamed, "I do not like the new code")
         wait(lambda: len(events_in(kept, streamed.partition("~")[2])) >= 4, "events are missing")

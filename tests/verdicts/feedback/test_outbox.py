@@ -53,7 +53,7 @@ def test_a_reaction_is_to_the_cause_that_an_operator_named(world: World, can_edi
     (entry,) = world.entries()
     assert (entry.texts[-1].causes, [item.cause for item in entry.items.values()]) == ("code", ["machine"])
     thumb = Reactions(up=(Reaction("rita", int(world.now_s * 1e6)),))
-    corrections = derive_corrections("review", [entry], thumb, ["review:rita"], 1)
+    corrections = derive_corrections("review", [entry], thumb, ["review:rita"])
     assert [correction.cause for correction in corrections] == ["code"]
     world.say(prediction(2))
     assert len(world.review.messages) == 1

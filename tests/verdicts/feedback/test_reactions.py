@@ -189,6 +189,16 @@ def test_a_reaction_near_an_edit_or_without_a_time_corrects_nothing(
     assert world.counted == {"down": 1, "up": 1}
 
 
+@pytest.mark.parametrize(("order", "cause"), [(("up", "down"), "code"), (("down", "up"), "machine")])
+def test_of_reviewers_who_disagree_the_last_one_counts(world: Said, order: tuple[str, str], cause: str) -> None:
+    """Their reactions are read together. The systems' names of accounts have no upper and lower case."""
+    for kind, account in zip(order, ("bob", "Alice"), strict=True):
+        world.react(kind, account)
+        world.now_s += 10.0
+    world.reads(300.0)
+    assert set(world.causes.values()) == {cause}
+
+
 def test_a_reviewer_may_think_again(world: Said) -> None:
     world.reads(up=("bob",))
     assert set(world.causes.values()) == {"machine"}
@@ -226,7 +236,7 @@ def test_a_message_of_an_earlier_version_corrects_nothing(world: Said) -> None:
         old = FeedbackState.restored_from(state.version, snapshot, {})
     entries = list(old.entries.values())
     reactions = world.review.reacted["1"]
-    assert derive_corrections("review", entries, reactions, ["review:bob"], 1) == []
+    assert derive_corrections("review", entries, reactions, ["review:bob"]) == []
     assert new_reactions(entries[0], entries, reactions) == [
         {"entry": entries[0].key, "up": [], "down": ["bob"], "not_helpful": []}
     ]

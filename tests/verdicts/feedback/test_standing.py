@@ -188,6 +188,7 @@ def test_a_report_counts_settled_and_open_verdicts_beside_base_rate_and_duration
         verdict.replace(seconds=10.0 if verdict.settled == "code" else 100.0)
         for verdict in (*background(20, 10), *settled_verdicts(18, 2))
     ]
+    lasting += [verdict.replace(id=f"a{verdict.id[1:]}", run_id=f"{verdict.run_id}0") for verdict in lasting]  # reruns
     others = [recorded(300), recorded(301, change="300"), recorded(302, project="other"), recorded(303, claim=False)]
     verdicts = [*lasting, *others, *settled_verdicts(5, 5, first=800, model="cause-2")]
     rows = {(row.model, row.project, row.cause): row for row in report_standings(verdicts, Policy(), NOW_US)}

@@ -159,7 +159,7 @@ def test_a_data_root_without_feedback_has_no_corrections(data: DataRoot) -> None
     assert corrections_of(data) == {}
 
 
-def test_of_several_reviewers_the_one_read_last_counts(data: DataRoot) -> None:
+def test_of_several_reviewers_the_last_reaction_counts(data: DataRoot) -> None:
     first = Correction("zuul~1~1", "code", "review:alice", 10)
     second = Correction("zuul~1~1", "machine", "review:bob", 20)
     other = Correction("zuul~2~1", "code", "review:bob", 20)
