@@ -31,8 +31,8 @@ KEEP_US = 3 * 86_400_000_000
 SECONDS = (5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0)
 
 Action = Literal["post", "edit"]
-#: Outcomes of a message that leave an entry without a pending verdict. After the others, ``not_sent`` and ``not_found``,
-#: the message is tried again. All are labels of a metric.
+#: Outcomes of a message that leave an entry without a pending verdict. After the others, ``not_sent`` and
+#: ``not_found``, the message is tried again.
 FINAL = frozenset(
     "posted edited unchanged said dry_run no_note outdated merged abandoned missing muted late refused".split()
 )
