@@ -238,7 +238,7 @@ class Data(StoredRuns):
           UnknownEstimatorError: no estimator has this name.
           InvalidSettingError: an unknown key or an invalid value.
           UnknownDatasetError: no data set has this name.
-          CimlError: too few runs or groups for the folds, or no run has a fact of ``hold_out``.
+          CimlError: too few runs or groups for the folds, or no run has a fact of ``hold_out`` other than ``change``.
 
         Example:
           >>> result = data.cross_validate("status", "random_forest", folds=3, parameters={"n_estimators": 20})

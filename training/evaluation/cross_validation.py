@@ -177,9 +177,8 @@ def split_folds(dataset: InMemoryDataset, *, folds: int, hold_out: Sequence[str]
     parts_with_runs = [Fold(train, held_out) for train, held_out in parts if held_out.size]  # groups may be uneven
     for train, held_out in parts_with_runs:
         if len(np.unique(labels[train])) < 2:
-            names = np.array([dataset.facts[position].run_id for position in positions]) if groups is None else groups
-            without = listed(np.unique(names[held_out]).tolist())
-            raise NoTrainingDataError(f"cross-validation: without {without}, the training runs have a single class")
+            without = f"without {listed(np.unique(groups[held_out]).tolist())}, " if groups is not None else ""
+            raise NoTrainingDataError(f"cross-validation: {without}the training runs of a fold have a single class")
     return CVSplit(positions, tuple(parts_with_runs), groups)
 
 
@@ -188,7 +187,7 @@ def _groups(dataset: InMemoryDataset, positions: np.ndarray, hold_out: Sequence[
     runs = [dataset.facts[position] for position in positions]
     columns = [facts_of(runs, name) for name in hold_out]
     for name, values in zip(hold_out, columns, strict=True):
-        if not any(values):
+        if not any(values) and name != "change":  # runs without a change stand for themselves, as in the splits
             raise CimlError(
                 f"cross-validation: no run of {dataset.snapshot.dataset!r} has the fact {name!r}; "
                 "hold out another one, or none"

@@ -98,6 +98,9 @@ def test_define_train_show_and_the_same_again(data: Path):
     assert folds.output.splitlines()[0] == "3 folds by job, test runs unread"
     assert "; held out " in folds.output
     assert "  mean    accuracy 0." in folds.output
+    for hold_out, by in (((), "change"), (("--hold-out", "run"), "run")):
+        folds = run(*words, "--cross-validate", "2", *hold_out, data=data)
+        assert folds.output.splitlines()[0] == f"2 folds by {by}, test runs unread"
 
 
 @pytest.mark.parametrize(

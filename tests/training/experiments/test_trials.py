@@ -347,6 +347,10 @@ def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: DataRo
     assert [each["held_out"] for each in by_run["folds"]] == [[], [], []]
     with pytest.raises(CimlError, match="no run of 'providers' has the fact 'weather'"):
         one.cross_validate(3, ("weather",))
+    alone = replace(dataset, facts=tuple(facts.replace(change="") for facts in dataset.facts))
+    groups = split_folds(alone, folds=3, hold_out=("change",)).groups
+    assert groups is not None
+    assert len(np.unique(groups)) == len(groups)
 
 
 def test_held_out_runs_are_predicted_with_their_numbers_of_windows(
@@ -383,8 +387,11 @@ def test_folds_that_leave_a_single_class_or_no_group_name_the_held_out_groups(da
     runs = few_runs(dataset, [{"build_name": f"job-{job}"} for job in (0, 0, 0, 1, 1, 1)])
     labels = np.array([0, 0, 0, 1, 1, 1])
     of_one_job = replace(runs, rows=replace(runs.rows, labels=labels))
-    with pytest.raises(CimlError, match=r"without job-[01], the training runs have a single class"):
+    with pytest.raises(CimlError, match=r"without job-[01], the training runs of a fold have a single class"):
         cross_validate(FOREST, of_one_job, folds=2, hold_out=("job",))
+    one_failed = replace(runs, rows=replace(runs.rows, labels=np.array([0, 0, 0, 0, 0, 1])))
+    with pytest.raises(CimlError, match="cross-validation: the training runs of a fold have a single class"):
+        cross_validate(FOREST, one_failed, folds=2)
     uneven = few_runs(dataset, [{"build_name": f"job-{job}"} for job in (0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 3, 3)])
     mixed = np.array([0, 0, 0, 1, 0, 1, 0, 0, 1, 1, 1, 1])  # StratifiedGroupKFold makes an empty fold of these
     uneven = replace(uneven, rows=replace(uneven.rows, labels=mixed))

@@ -55,7 +55,8 @@ class TrainOptions(S3Environment, Json, LearnOptions, Data):
       allow_modules: Module that a stored experiment may import; may be repeated.
       eval_datasets: Further data set to test on; may be repeated.
       folds: Number of cross-validation folds of the training runs; the test runs are not read.
-      hold_out: Fact by which --cross-validate groups runs into folds, such as flavour, change or job.
+      hold_out: Fact by which --cross-validate groups runs into folds, such as flavour or job; run for no groups.
+        [default: change]
       tensorboard: Folder of TensorBoard's event files. [default: none]
       gpu: Option of the talk; training is on the CPU.
       debug: Option of the talk; see CIML_DEBUG.
@@ -105,6 +106,7 @@ def train(options: TrainOptions) -> None:
         raise CimlError(
             "--eval-dataset: not supported with --cross-validate, which trains several models; leave one out"
         )
+    hold_out = () if options.hold_out == ("run",) else options.hold_out or ("change",)
     from ciml.training.data.examples import read_dataset
     from ciml.training.estimators import modules_named
     from ciml.training.exclusions import add, read_lines
@@ -131,7 +133,7 @@ def train(options: TrainOptions) -> None:
         with progress_bar(f"training {experiment.name}") as progress:
             trial = Trial(data.experiments, experiment, examples, options.tensorboard, progress, allowed)
             if folds is not None:
-                results = [(*trial.cross_validate(folds, options.hold_out, progress), fold_lines)]
+                results = [(*trial.cross_validate(folds, hold_out, progress), fold_lines)]
             else:
                 results = [(*trial.run(), result_lines)]
                 results += [(*trial.run_on(further_examples), other_lines) for further_examples in further]
