@@ -146,7 +146,9 @@ class StoredDataset:
         state = catch_up(self.log, DatasetState())
         if state.definition is None:
             folder = self.store.root.removesuffix(f"/{self.name}")
-            raise UnknownDatasetError(f"no data set {self.name!r} in {folder}; create it with ciml dataset create")
+            names = self.root.dataset_names()
+            choices = f"choose from {', '.join(names[:40])}, or create it" if names else "create it"
+            raise UnknownDatasetError(f"no data set {self.name!r} in {folder}; {choices} with ciml dataset create")
         return state
 
     def raw(self, state: DatasetState | None = None) -> Store:

@@ -114,8 +114,8 @@ def validation_line(error: msgspec.ValidationError, kind: type) -> str:
         message = match["message"]
         path = re.findall(r"[A-Za-z0-9_]+", match["path"])
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
+        message = f"unknown key{_similar_keys(match[1], kind, path)}"
         path.append(" ".join(match[1].split())[:80])
-        message = "unknown key"
     elif match := re.fullmatch(r"Object missing required field `(.*)`", message):
         path.append(match[1])
         message = "is missing"
@@ -124,6 +124,26 @@ def validation_line(error: msgspec.ValidationError, kind: type) -> str:
     elif error.__cause__ is None:  # a message of msgspec, not of ``__post_init__``
         message = message.replace("`", "").replace("Expected ", "expected ", 1)
     return f"{'.'.join(path)}: {message}" if path else message
+
+
+def _similar_keys(key: str, kind: Any, path: list[str]) -> str:
+    """Return a question that names the keys similar to an unknown one; without any, all keys at its place."""
+    from difflib import get_close_matches
+
+    for part in path:
+        kind = get_type_hints(_structure(kind)).get(part, kind)  # the number of an item is no key
+    keys = getattr(_structure(kind), "__struct_encode_fields__", ())
+    similar = get_close_matches(key, keys)
+    if similar:
+        return f"; did you mean {' or '.join(similar)}?"
+    return f"; choose from {', '.join(keys)}" if keys else ""
+
+
+def _structure(kind: Any) -> Any:
+    """Return the structure that a type is or has as an argument; None without one."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return kind
+    return next(filter(None, map(_structure, get_args(kind))), None)
 
 
 def _choices(kind: Any, path: list[str]) -> list[str]:

@@ -42,8 +42,8 @@ def start(
             supervisor = files.recorded("supervisor")
             pid = f" (pid {supervisor.pid})" if supervisor is not None else ""
             raise CimlError(
-                f"a service named {files.name} is already running{pid}: stop it (ciml service stop), or choose another "
-                "--name"
+                f"a service named {files.name} is already running{pid}: stop it (ciml service stop {files.name}), or "
+                "choose another --name"
             )
         continues = foreground and files.was_started and _are_same(files.options(), options)
         # In the foreground a missing credential fails the worker, which the supervisor's metrics report.
@@ -70,7 +70,8 @@ def resume(files: ServiceFiles, parallelism: int | None, wait_s: float, report: 
         if _is_supervised(files):
             if is_changed:
                 raise CimlError(
-                    f"the service {files.name} is running: stop it (ciml service stop --savepoint), then resume"
+                    f"the service {files.name} is running: stop it (ciml service stop {files.name} --savepoint), then "
+                    "resume"
                 )
             report(f"The service {files.name} is already running.")
             return
@@ -236,7 +237,8 @@ def _start_supervisor(files: ServiceFiles, wait_s: float, report: Report) -> Non
 def _running_text(status: Status) -> str:
     engine = f" on {status['engine']}" if status.get("engine") else ""
     behind = f"; {status['behind']:,} messages to go" if status.get("behind") is not None else ""
-    return f"The service {status['name']} is running{engine}, from version {status.get('version')}{behind}."
+    version = f", from version {status.get('version')}" if status.get("data") else ""
+    return f"The service {status['name']} is running{engine}{version}{behind}."
 
 
 def _stop_here(files: ServiceFiles, options: StartOptions, wait_s: float) -> None:

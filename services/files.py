@@ -317,7 +317,9 @@ class ServiceFiles:
         """
         value = read_json(self.folder / "options.json")
         if value is None:
-            raise CimlError(f"no service named {self.name} was started in {self.home}; start one: ciml service start")
+            raise CimlError(
+                f"no service named {self.name} was started in {self.home}; start one by ciml service start KIND"
+            )
         return with_present_addresses(self.home, StartOptions.from_json(value))
 
     def put_options(self, options: StartOptions) -> None:

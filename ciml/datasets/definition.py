@@ -366,12 +366,16 @@ def _classes(definition: DatasetDefinition, run_facts: Iterable[RunFacts]) -> tu
         return STATUS_CLASSES
     if definition.class_label == CAUSE:
         return CAUSES
-    names_or_none = {label_of(facts, definition.class_label, {}) for facts in run_facts}
+    voters = list(run_facts)
+    names_or_none = {label_of(facts, definition.class_label, {}) for facts in voters}
     names = sorted(name for name in names_or_none if name is not None)
-    if len(names) < 2:
-        classes = f"only the class {names[0]!r}" if names else "no class"
+    if not names:
+        labels = {name for facts in voters for name in (*_FACTS, *facts.labels) if _metadata_value(facts, name)}
+        choices = ", ".join(["status", *sorted(labels)[:40]])
+        raise CimlError(f"class_label {definition.class_label!r}: no run has a value of it; choose from {choices}")
+    if len(names) == 1:
         raise CimlError(
-            f"class_label {definition.class_label!r}: the first span's runs have {classes}; set classes in the "
+            f"class_label {definition.class_label!r}: all runs have the class {names[0]!r}; set classes in the "
             "definition, or raise span_runs"
         )
     return tuple(names)

@@ -48,11 +48,11 @@ class Sender:
       options: connection options.
 
     Attributes:
-      connection_error: why the broker is unavailable or rejects the connection; "" without a known error.
+      connection_error: why the broker is unavailable or rejects the connection; "" after a delivery.
     """
 
     def __init__(self, options: KafkaOptions) -> None:
-        self.connection_error = ""
+        self.connection_error = f"Kafka at {options.bootstrap} does not answer"
         self._options = options
         self._producer: Producer | None = None
 

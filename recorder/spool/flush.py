@@ -191,8 +191,7 @@ def _send(
             progress = delivery.progress
             deadline = time.monotonic() + settings.flush_s
         if time.monotonic() > deadline or (delivery.failure and sender is None):
-            reason = delivery.failure or (sender.connection_error if sender else "")
-            reason = reason or f"Kafka at {recording.plan.kafka} does not answer"
+            reason = delivery.failure or (sender.connection_error if sender else "") or "the flush time is over"
             remedy = "" if kafka == settings.kafka else "; --kafka HOST:PORT names another broker"
             raise EngineError(f"{reason}{remedy}")
 

@@ -47,6 +47,9 @@ def test_no_such_data_set_and_no_such_name(tmp_path: Path) -> None:
     data = DataRoot(LocalStore(tmp_path))
     with pytest.raises(CimlError, match=f"no data set 'cpu' in {tmp_path}/datasets; create it"):
         data.dataset("cpu").state()
+    assert data.dataset("load").log.try_append(1, {"definition": DatasetDefinition(name="load").to_json()})
+    with pytest.raises(CimlError, match=r"'cpu' in .*/datasets; choose from load, or create it with ciml dataset"):
+        data.dataset("cpu").state()
     with pytest.raises(CimlError, match="name"):
         data.dataset("../raw")
 

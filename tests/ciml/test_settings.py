@@ -29,7 +29,11 @@ class Outer(Settings, frozen=True, kw_only=True):
     inner: Inner = Inner()
     tags: tuple[str, ...] = ()
     kinds: tuple[Literal["a", "b"], ...] | None = None
+    list: tuple[Inner, ...] = ()
     more: dict[str, bool | int | float | str | None] = field(default_factory=dict)
+
+
+KEYS = "number, inner, tags, kinds, list, more"
 
 
 @pytest.mark.parametrize(
@@ -39,9 +43,11 @@ class Outer(Settings, frozen=True, kw_only=True):
         ({"number": "1"}, "paint: number: expected int, got str"),
         ({"number": 1.0}, "paint: number: expected int, got float"),
         ({"number": True}, "paint: number: expected int, got bool"),
-        ({"number": 1, "colour": "red"}, "paint: colour: unknown key"),
-        ({"number": 1, "two\nlines" + "x" * 100: 1}, f"paint: two lines{'x' * 71}: unknown key"),
-        ({"number": 1, "inner": {"colour": "red"}}, "paint: inner.colour: unknown key"),
+        ({"number": 1, "colour": "red"}, f"paint: colour: unknown key; choose from {KEYS}"),
+        ({"number": 1, "numbers": 2, "tag": 3}, "paint: numbers: unknown key; did you mean number?"),
+        ({"number": 1, "two\nlines" + "x" * 100: 1}, f"paint: two lines{'x' * 71}: unknown key; choose from {KEYS}"),
+        ({"number": 1, "inner": {"colour": "red"}}, "paint: inner.colour: unknown key; did you mean color?"),
+        ({"number": 1, "list": [{}, {"shar": 1.0}]}, "paint: list.1.shar: unknown key; did you mean share?"),
         ({"number": 1, "inner": {"color": "blue\n" * 99}}, None),
         ({"number": 1, "inner": {"color": "blue"}}, "paint: inner.color: 'blue' is unknown; choose from red, green"),
         ({"number": 1, "inner": {"share": 1.0}}, "paint: inner.share: expected float < 1.0"),

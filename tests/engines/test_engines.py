@@ -90,6 +90,7 @@ def test_up_status_down_and_a_crash(home: Path, tmp_path: Path):
     assert 0 < rows["kafka"]["memory_used_mb"] < 700
     table = ciml("status", home=home).stdout
     assert all(str(one.pid) in table and one.address in table for one in first.values())
+    assert [row.rpartition("  ")[2] for row in table.splitlines()] == ["health", "ok", "ok", "ok"]
 
     assert engines.create_topics(kafka.address, {"kept": 1}) == {"kept": 1}
     failures: list[object] = []

@@ -28,7 +28,7 @@ def test_the_originals_estimator_and_layers_mean_the_same_network():
     ("value", "line"),
     [
         ({"hidden_layers": [10, 0]}, "experiment: hidden_layers: each hidden layer needs at least one unit"),
-        ({"layers": [1]}, "experiment: layers: unknown key"),
+        ({"layers": [1]}, "experiment: layers: unknown key; did you mean hidden_layers?"),
         ({"name": "../up"}, "experiment: name: '../up' is not valid; use letters, digits, dashes, dots, underscores"),
         ({"epochs": 0}, "experiment: epochs: expected int >= 1"),
         ({"dropout": 1.0}, "experiment: dropout: expected float < 1.0"),

@@ -210,10 +210,8 @@ def _show_status(home: Path, rows: dict[str, dict[str, Any]]) -> None:
     for row in [row for engine in rows.values() for row in (engine, *_parts(engine))]:
         cap = f" (cap {row['memory_mb']})" if row["memory_mb"] else ""
         memory = "–" if row["memory_used_mb"] is None else f"{row['memory_used_mb']} MiB{cap}"
-        health = click.style(row["health"], fg="green" if row["health"] == "ok" else "red")
-        table.append(
-            (row["name"], row["kind"], row["what"], f"{row['pid'] or '–'}", row["address"] or "–", memory, health)
-        )
+        pid = f"{row['pid'] or '–'}"
+        table.append((row["name"], row["kind"], row["what"], pid, row["address"] or "–", memory, row["health"]))
     print_columns(table)
 
 

@@ -34,6 +34,8 @@ _EXAMPLES = {
 #: The colour of the health, by the exit code of ``ciml service status``: healthy, stopped, and any other.
 _COLOURS = {0: "green", 1: "yellow", 2: "red"}
 _MOST_RESUBMISSIONS = 5
+#: Rows of the status that a service without a data root lacks.
+_OF_DATA = frozenset({"data", "lag", "version", "counts", "checkpoint", "savepoint"})
 _Row = tuple[str, str]  # title and text
 
 
@@ -216,12 +218,14 @@ def status(options: StatusOptions) -> int:
     home = options.home
     services = [choose(home, options.name)] if options.name else ServiceFiles.all(home)
     if not services:
-        click.echo("{}" if options.json else f"No service was started in {home}. Start one by: ciml service start")
+        click.echo("{}" if options.json else f"No service was started in {home}. Start one by: ciml service start KIND")
         return 1
     reports = {files.name: gather(files) for files in services}
 
     def show_all(reports: Mapping[str, Status]) -> None:
-        for report in reports.values():
+        for number, report in enumerate(reports.values()):
+            if number:
+                click.echo()
             print_status(report)
 
     options.show(reports, show_all)
@@ -246,7 +250,8 @@ def print_status(status: Status) -> None:
     table.add_row(status.get("kind", "ingest"), status["name"])
     table.add_row("health", f"[{colour}]{status['health']}[/]" + escape(why + _read_note(status, "status")))
     for title, text in (*_job_rows(status), *_count_rows(status), *_history_rows(status), *_remedy_rows(status)):
-        table.add_row(title, escape(text))
+        if title not in _OF_DATA or status.get("data", True):
+            table.add_row(title, escape(text))
     Console().print(table)
 
 
@@ -362,7 +367,7 @@ def choose(home: Path, name: str | None) -> ServiceFiles:
     if len(services) == 1:
         return services[0]
     if not services:
-        raise CimlError(f"no service was started in {home}; start one by ciml service start")
+        raise CimlError(f"no service was started in {home}; start one by ciml service start KIND")
     raise CimlError(f"several services; choose one: {', '.join(files.name for files in services)}")
 
 

@@ -40,3 +40,10 @@ def test_the_last_resubmissions_are_shown(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     assert "reason 19." in shown
     assert "reason 0." not in shown
+
+
+def test_a_service_without_data_has_no_rows_of_data(capsys: pytest.CaptureFixture[str]) -> None:
+    of_data = {"data", "lag", "version", "counts", "checkpoint", "savepoint"}
+    kept = rows(capsys, kind="webhooks", data="data").keys()
+    assert rows(capsys, kind="webhooks", data="").keys() == kept - of_data
+    assert of_data < kept

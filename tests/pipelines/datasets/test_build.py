@@ -147,7 +147,7 @@ def test_classes_are_those_of_all_pinned_runs(data: DataRoot, raw: RawStore) -> 
         ({"features_regex": "nosuch"}, "features_regex 'nosuch' matches none of the columns usr, 1m"),
         ({"build_name": "nosuch"}, "build_name nosuch: no stored run matches; stored jobs: unit-tests"),
         ({"build_name": "nosuch", "slicer": None}, "build_name nosuch: no stored run matches; stored jobs: unit-tests"),
-        ({"class_label": "provider"}, "class_label 'provider': the first span's runs have no class"),
+        ({"class_label": "provider"}, "class_label 'provider': no run has a value of it; choose from status, "),
         ({"slicer": "10:"}, "slicer '10:': selects none of the 4 runs of all"),
         ({"raw_version": 7}, "is at version 1; check the raw store"),
     ],
