@@ -25,18 +25,9 @@ from ciml.transforms.logs.profile import OutputProfile, differences_of, printed_
 from ciml.transforms.logs.ranking import ScannedOutput
 from ciml.transforms.logs.templates import template_digest
 from studies.figures import RESAMPLES
+from studies.recordings import EXAMPLES, Recorded
 from studies.verdict_outputs import DEV_OF, macro_f1, make_output_profiles, read_with_outputs, with_outputs
-from studies.verdicts import (
-    EXAMPLES,
-    NETWORK,
-    Fold,
-    Recorded,
-    Verdicts,
-    by_experiment,
-    differences,
-    folds_by,
-    verdicts_by,
-)
+from studies.verdicts import NETWORK, Fold, Verdicts, by_experiment, differences, folds_by, verdicts_by
 
 #: Buckets of hashed templates.
 BUCKETS = 16

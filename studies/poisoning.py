@@ -2,7 +2,7 @@
 
     python -m studies.poisoning FOLDER… --results FILE [--seeds 5] [--share 0.2]
 
-A FOLDER is a recording, as for `studies.verdicts`. One author flips the labels of all of its runs: failed runs become
+A FOLDER is a recording (`studies.recordings`). One author flips the labels of all of its runs: failed runs become
 passed, and passed runs failed. The other runs are of 20 authors. The model is that of examples/status.toml. Each seed
 holds out other changes, and chooses other changes of the author. A model without flipped labels is the champion, and
 `ciml refresh` trains the next one. Its test runs are flipped where they are of the author, as they would be; the
@@ -31,7 +31,7 @@ from ciml.training.export import load_exported
 from ciml.training.refresh import Candidate, TrainConfig, refresh
 from ciml.trust import TrustPolicy
 from studies.figures import share_with_interval
-from studies.verdicts import EXAMPLES, Recorded, read
+from studies.recordings import EXAMPLES, Recorded, read
 from tests.runs.scenes import RawStore
 
 AUTHORS = 20

@@ -2,7 +2,7 @@
 
     python -m studies.verdict_coverage FOLDER… [--splits 400]
 
-A FOLDER is a recording, as for `studies.verdicts`. Each split is one refresh: `split_of` with another salt decides
+A FOLDER is a recording (`studies.recordings`). Each split is one refresh: `split_of` with another salt decides
 which changes are learned, calibrate or test. Calibration and figures are those of `ciml refresh`. The table also has
 splits by run, and the exact distribution of such a coverage.
 """
@@ -25,7 +25,8 @@ from ciml.training.evaluation.candidate import verdict_figures
 from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
 from ciml.transforms.examples.prepare import prepare_many, split_of
-from studies.verdicts import Recorded, read, resolved_of
+from studies.recordings import Recorded, read
+from studies.verdicts import resolved_of
 from tests.training.calibration.test_exact_coverage import exact
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -22,7 +22,7 @@ from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.training.experiment import Experiment
 from ciml.training.refresh import Candidate, TrainConfig, refresh
 from ciml.trust import TrustPolicy
-from studies.verdicts import EXAMPLES
+from studies.recordings import EXAMPLES
 
 
 def refreshes(data: DataRoot, experiment: Experiment, splits: int) -> Iterator[Candidate]:

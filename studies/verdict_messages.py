@@ -29,19 +29,8 @@ from ciml.verdicts.feedback.evidence import compare_profile
 from ciml.verdicts.feedback.judgement import Silence, doubt_of
 from ciml.verdicts.feedback.standing import RERUNS, REVIEWER, RecordedVerdict, Standings
 from studies.figures import share_with_interval
-from studies.verdicts import (
-    EXAMPLES,
-    Answer,
-    Fold,
-    Recorded,
-    by_experiment,
-    day_us,
-    divide,
-    features_of,
-    folds_by,
-    read,
-    verdicts_of_fold,
-)
+from studies.recordings import EXAMPLES, Recorded, day_us, read
+from studies.verdicts import Answer, Fold, by_experiment, divide, features_of, folds_by, verdicts_of_fold
 
 #: The rules, each with the conditions of the one before.
 RULES = ("old", "base rate", "comparable", "same machines", "settled by reruns", "settled by reviewers")

@@ -2,7 +2,7 @@
 
     python -m studies.verdict_outputs FOLDER… [--hold changes|jobs]
 
-A FOLDER is a recording as in `studies.verdicts`, with ``job-output.txt.gz`` next to each log, or the unpacked sample
+A FOLDER is a recording (`studies.recordings`), with ``job-output.txt.gz`` next to each log, or the unpacked sample
 runs. Runs without an output are left out. Profiles of telemetry and of outputs, model and calibration are made without
 the held-out changes or jobs.
 """
@@ -28,13 +28,12 @@ from ciml.transforms.logs.features import output_features
 from ciml.transforms.logs.profile import MIN_RUNS, OutputProfile, printed_templates
 from ciml.transforms.logs.ranking import ScannedOutput, scan
 from studies.figures import RESAMPLES, table
+from studies.recordings import EXAMPLES, Recorded, read
 from studies.verdicts import (
     BASELINES,
-    EXAMPLES,
     NETWORK,
     Answer,
     Fold,
-    Recorded,
     Verdicts,
     by_base_rate,
     by_duration,
@@ -42,7 +41,6 @@ from studies.verdicts import (
     by_outcome,
     figures,
     folds_by,
-    read,
     verdicts_by,
 )
 

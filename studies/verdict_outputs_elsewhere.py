@@ -4,7 +4,7 @@
     python -m studies.verdict_outputs_elsewhere later FOLDER… --since 2026-11-30
     python -m studies.verdict_outputs_elsewhere logdx FOLDER… --logdx CHECKOUT
 
-A FOLDER is a recording as in `studies.verdicts`, or the unpacked sample runs; runs need no output.
+A FOLDER is a recording (`studies.recordings`), or the unpacked sample runs; runs need no output.
 
 - ``missing`` compares runs with an output, runs without, and runs whose output, or whose telemetry, is withheld when
   they are predicted.
@@ -32,23 +32,20 @@ from ciml.training.experiment import Experiment
 from ciml.transforms.logs.features import output_features
 from ciml.transforms.logs.ranking import scan
 from studies.figures import table
+from studies.recordings import EXAMPLES, Recorded, day_us, read
 from studies.verdict_outputs import DEV_OF, TELEMETRY, figures_of, read_outputs, with_outputs
 from studies.verdicts import (
     BASELINES,
-    EXAMPLES,
     NETWORK,
     Answer,
     Fold,
-    Recorded,
     Verdicts,
     by_base_rate,
     by_duration,
     by_experiment,
     by_outcome,
-    day_us,
     divide,
     folds_by,
-    read,
     verdicts_by,
     verdicts_of_fold,
 )

@@ -21,14 +21,8 @@ from ciml.transforms.profiles import MIN_RUNS, make_profiles
 from ciml.verdict_rules import UNKNOWN
 from ciml.verdicts.evidence import Evidence, evidence_of_subject
 from ciml.verdicts.evidence.observe import Subject
-from studies.verdicts import (
-    EXAMPLES,
-    Recorded,
-    by_experiment,
-    folds_by,
-    read,
-    verdicts_by,
-)
+from studies.recordings import EXAMPLES, Recorded, read
+from studies.verdicts import by_experiment, folds_by, verdicts_by
 
 RUNS = 20
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ciml.events.records import RunFacts
 from studies.poisoning import POISONER, Trial, facts_of, poisoned_runs, table
-from studies.verdicts import Recorded
+from studies.recordings import Recorded
 
 
 def recorded(number: int) -> Recorded:

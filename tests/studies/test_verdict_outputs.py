@@ -13,8 +13,9 @@ from sklearn.metrics import f1_score
 from ciml.datasets.definition import LOG_FEATURES
 from ciml.events.records import RunFacts
 from ciml.transforms.logs.ranking import scan
+from studies.recordings import Recorded
 from studies.verdict_outputs import macro_f1, make_output_profiles, read_outputs, with_outputs
-from studies.verdicts import Fold, Recorded
+from studies.verdicts import Fold
 
 NOISY = b"ValueError: expected by a test\n"
 

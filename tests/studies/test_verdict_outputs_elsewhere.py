@@ -12,8 +12,9 @@ from ciml.events.records import RunFacts
 from ciml.transforms.logs.ranking import scan
 from studies import verdict_outputs_elsewhere
 from studies.output_candidates import spreads
+from studies.recordings import Recorded
 from studies.verdict_outputs_elsewhere import withheld, without_telemetry
-from studies.verdicts import Fold, Recorded
+from studies.verdicts import Fold
 
 HOUR_US = 3_600_000_000
 DISK = b"OSError: [Errno 28] No space left on device\n"

@@ -10,9 +10,9 @@ import pytest
 
 from ciml.events.outcomes import FAILED
 from ciml.events.records import RunFacts
+from studies.recordings import Recorded, read
 from studies.verdicts import (
     Fold,
-    Recorded,
     Verdicts,
     by_base_rate,
     differences,
@@ -21,7 +21,6 @@ from studies.verdicts import (
     fold_of_later_runs,
     folds_of,
     label_noise,
-    read,
     reliability,
     verdicts_by,
 )
