@@ -91,7 +91,10 @@ def report_experiments(
         subfolder = f"{trial.dataset}/{trial.experiment}"
         save(root.child(subfolder), result_page(trial, predictions))
         links[trial.experiment, trial.dataset] = quote(f"{subfolder}/{PAGE}")
-    return save(root, comparison_page(trials, links))
+    progress("pages", len(trials), len(trials) + 1)
+    address = save(root, comparison_page(trials, links))
+    progress("pages", len(trials) + 1, len(trials) + 1)
+    return address
 
 
 def _no_result(store: Store, names: Sequence[str], datasets: Sequence[str]) -> str:
@@ -271,8 +274,10 @@ def _training(trial: StoredTrial) -> Section:
         (key.replace("_", " "), _plain(value)) for key, value in experiment.items() if key != "name" and key in keys
     ]
     counts = snapshot["counts"]
-    classes = list(counts["train"])[:MOST_ROWS]
-    runs = [cells(role, *(counts[role][name] for name in classes)) for role in SPLITS]
+    runs = [
+        cells(shown(name, 80), *(counts[role][name] for role in SPLITS)) for name in list(counts["train"])[:MOST_ROWS]
+    ]
+    left_out = _first(len(runs), len(counts["train"]), "classes")
     trust = [cells(f"trusted by rule {rule}", count) for rule, count in snapshot["rules"].items()]
     trust += [cells(f"not trusted: {reason}", count) for reason, count in snapshot["untrusted"].items()]
     trust += [cells(f"excluded: {reason}", count) for reason, count in snapshot["excluded"].items()]
@@ -283,7 +288,7 @@ def _training(trial: StoredTrial) -> Section:
         "How it was made",
         f"Snapshot {snapshot['digest']}, {spans}; stored in {trial.store.url()}.{older}",
         Table(("hyper-parameter", "value"), tuple(settings), words=2, title="experiment"),
-        Table(("runs", *(shown(name, 40) for name in classes)), tuple(runs), title="runs by class"),
+        Table(("class", *SPLITS), tuple(runs), title="; ".join(filter(None, ("runs by class", left_out)))),
         Table(("decision", "runs"), tuple(trust), title="trust of the training runs") if trust else None,
     )
 

@@ -68,8 +68,12 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reported(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of all that is in ``hostile``."""
     folder = tmp_path_factory.mktemp("reported")
+    finished: list[tuple[str, int, int]] = []
     with Steps(str(folder)).recording() as steps:
-        assert report_experiments(DataRoot.open(hostile).experiments, [], [], folder) == f"{folder}/index.html"
+        experiments = DataRoot.open(hostile).experiments
+        address = report_experiments(experiments, [], [], folder, progress=lambda *done: finished.append(done))
+    assert address == f"{folder}/index.html"
+    assert finished == [("pages", 0, 3), ("pages", 1, 3), ("pages", 2, 3), ("pages", 3, 3)]
     pages = [f"replace {name}" for name in ("bad/one/index.html", "bad/ten/index.html", "index.html")]
     assert [step for step in steps.steps if step.endswith(".html")] == pages  # no page leads to one that is not there
     return folder
@@ -325,6 +329,22 @@ def test_the_plots_of_thirty_classes_and_experiments_stay_readable():
     assert drawn["tests-curves"].caption.endswith(
         "The first 7 of 25 experiments are drawn. The 8 largest of 30 classes are drawn."
     )
+
+
+def test_classes_beyond_a_hundred_are_left_out_of_each_table_by_a_statement():
+    classes = tuple(f"class {number:03}" for number in range(120))
+    one = stored("x", predicted([0, 1], of_b(0.1, 0.9)))
+    labels = np.arange(120)
+    test = scoring.scores(np.eye(120), labels, classes, labels, resamples=0)
+    counts = {role: dict.fromkeys(classes, number) for number, role in enumerate(("train", "dev", "test"), 2)}
+    result = {**one.result, "test": test, "snapshot": {**one.result["snapshot"], "counts": counts}}
+    page = result_page(replace(one, result=result), None)
+    (answers, probabilities) = section(page, "Classes").tables
+    (_, runs) = section(page, "How it was made").tables
+    assert [len(table.rows) for table in (answers, probabilities, runs)] == [100, 100, 100]
+    assert answers.title == probabilities.title == "the first 100 of 120 classes"
+    assert runs.title == "runs by class; the first 100 of 120 classes"
+    assert (runs.headings, runs.rows[0]) == (("class", "train", "dev", "test"), ("class 000", "2", "3", "4"))
 
 
 def report(*words: str, data: Path) -> Result:
