@@ -17,7 +17,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NoReturn
@@ -72,11 +72,16 @@ def start(
       CannotStartError: there is no such program, or it cannot be executed.
     """
     reading, writing = os.pipe()  # closed by the exec
+    pending = CANCEL & signal.sigpending()
     pid = os.fork()
     if pid == 0:
         try:
+            for number in pending:  # sent before there was a command, perhaps to the whole group
+                os.kill(os.getpid(), number)
             for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python
                 signal.signal(ignored, signal.SIG_DFL)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it would take a pending signal
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
             if sigchld_ignored:
                 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
             for number, descriptor in descriptors.items():
@@ -326,13 +331,14 @@ def _watch(recorder: socket.socket, command: int) -> NoReturn:
     process = os.pidfd_open(command)  # pids are reused
     close_descriptors(recorder.fileno(), process)
     while recorder.recv(1):
-        recorder.send(bytes([0, *_take_pending()]))  # an empty message would mean the end
+        recorder.send(bytes([0, *take_pending()]))  # an empty message would mean the end
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(process, signal.SIGKILL)
     os._exit(0)
 
 
-def _take_pending() -> Iterable[int]:
+def take_pending() -> Iterator[int]:
+    """Take the pending signals of this process, which blocks them; yield their numbers."""
     while (info := signal.sigtimedwait(EVERY_SIGNAL, 0)) is not None:
         yield info.si_signo
 

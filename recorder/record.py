@@ -26,6 +26,7 @@ from ciml.recorder.command import (
     close_descriptors,
     is_cancel,
     reap_children,
+    take_pending,
 )
 from ciml.recorder.output import Output
 from ciml.recorder.sampler import Recorder, find_dool
@@ -239,8 +240,10 @@ def _fork_worker(recording: Recording, settings: Settings) -> _Worker:
     code = 1
     try:
         os.setsid()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, EVERY_SIGNAL - {signal.SIGHUP})
+        for _ in take_pending():
+            pass  # signals to the command's group
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, EVERY_SIGNAL - {signal.SIGHUP})
         close_descriptors(2, reading, *recording.descriptors)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)

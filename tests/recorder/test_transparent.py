@@ -139,6 +139,32 @@ def test_each_signal_comes_once_to_one_process_or_to_the_group(tmp_path: Path) -
     assert process.returncode == 0
 
 
+STARTS_UNDER_A_SIGNAL = """
+import os, signal, sys
+from ciml.recorder import command
+mask, ignored = command.block_signals()
+if sys.argv[2] == "before":
+    os.kill(os.getpid(), int(sys.argv[1]))
+fork = os.fork
+def fork_and_signal():
+    pid = fork()
+    if pid == 0 and sys.argv[2] == "after":
+        os.kill(os.getpid(), int(sys.argv[1]))
+    return pid
+os.fork = fork_and_signal
+print(os.waitstatus_to_exitcode(os.waitpid(command.start(["sleep", "60"], mask, ignored), 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("time", ["before", "after"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_command_is_executed_ends_it(number: signal.Signals, time: str) -> None:
+    """A shell that gets SIGINT alone would wait for its own command, and Python's handler would take the signal."""
+    started = [sys.executable, "-c", STARTS_UNDER_A_SIGNAL, str(int(number)), time]
+    done = subprocess.run(started, capture_output=True, text=True, env=environment(), timeout=30)
+    assert done.stdout == f"{-number}\n", done.stderr
+
+
 @pytest.mark.parametrize("output", [(), ("--output",)])
 @pytest.mark.parametrize(
     ("target", "result"),
