@@ -28,8 +28,7 @@ from ciml.training.experiment import Experiment
 from ciml.training.normalise import Normalisation
 from ciml.transforms.examples.prepare import prepare_many
 from studies.figures import share_with_interval
-from studies.recordings import 
-from studies.verdicts import read as read_recordings
+from studies.recordings import read as read_recordings
 from studies.year_runs import read
 
 REFRESHES = 6
