@@ -175,4 +175,8 @@ def load_feedback(path: str | Path) -> Feedback:
     for position, system in enumerate(systems):
         if any(system.name == earlier.name for earlier in systems[:position]):
             raise CimlError(f"{path}: two systems have the name {system.name}; rename one")
+    names = [system.name for system in systems]
+    for reviewer in policy.reviewers:
+        if reviewer.partition(":")[0] not in names:
+            raise CimlError(f"{path}: reviewers: {reviewer!r:.120} is of no [[system]]; choose from {', '.join(names)}")
     return Feedback(Path(path), policy, systems)

@@ -162,6 +162,11 @@ def _is_proved(item: Item) -> bool:
     return bool(item.prediction["run"].get("auth"))
 
 
+def _identity(item: Item) -> tuple[str, str]:
+    """Return what two copies of a prediction share. One of another producer may have no id."""
+    return item.run_id, item.prediction.get("id", "")
+
+
 def _precedence(item: Item) -> tuple[bool, int]:
     """Return the sort key of a job's runs: anybody may claim a run of a change, so a proof counts before the end."""
     return _is_proved(item), item.end_us
@@ -170,7 +175,7 @@ def _precedence(item: Item) -> tuple[bool, int]:
 def _put(entry: Entry, item: Item) -> str:
     """Add a verdict to an entry, unless it repeats one, ranks below one of its job, or is one too many."""
     previous = entry.items.get(item.job)
-    if previous is not None and previous.prediction.get("id") == item.prediction.get("id"):
+    if previous is not None and _identity(previous) == _identity(item):
         return "repeat"
     if previous is not None and _precedence(previous) > _precedence(item):
         return "superseded"

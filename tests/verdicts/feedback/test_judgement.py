@@ -174,6 +174,9 @@ def test_the_first_system_that_takes_a_run_has_it() -> None:
     assert item_of(prediction(), feedback(first, second)).system == "second"
 
 
+_GITHUB = '[[system]]\nname = "hub"\nkind = "github"\nsources = ["github"]\nsecret_file = "token"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -185,6 +188,7 @@ def test_the_first_system_that_takes_a_run_has_it() -> None:
         ('base_url = "https://ci.example.org/a)b"', "feedback.toml: base_url: 'https://ci.example.org/a)b' is not"),
         ('base_url = "https://u:p@ci.example.org/"', "feedback.toml: base_url: "),
         ('reviewers = ["alice"]', "feedback.toml: reviewers: 'alice' is not SYSTEM:ACCOUNT"),
+        ('reviewers = ["git:ada"]\n' + _GITHUB, "reviewers: 'git:ada' is of no [[system]]; choose from hub"),
         ("min_settled = 0", "feedback.toml: min_settled: 0 is not between 1 and 1000"),
         ("settled_window = 10", "feedback.toml: settled_window: 10 is not between 20 and 1000"),
         ("min_precision = 2", "feedback.toml: min_precision: 2.0 is not between 0.0 and 1.0"),

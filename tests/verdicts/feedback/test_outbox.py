@@ -189,6 +189,11 @@ def test_the_same_prediction_twice_is_one(world: World) -> None:
     assert world.review.calls == ["head", "find", "post"]
     with world.committing.state() as state:
         assert state.verdicts == {"taken": 1, "repeat": 2}
+    for record in (again := [prediction(2), prediction(3), prediction(3)]):
+        del record["id"]  # of a producer that gives none
+    world.say(*again)
+    with world.committing.state() as state:
+        assert state.verdicts == {"taken": 3, "repeat": 3}
 
 
 def test_an_older_run_of_a_job_does_not_replace_a_newer_one(world: World) -> None:
