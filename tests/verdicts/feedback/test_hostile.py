@@ -33,6 +33,7 @@ from tests.verdicts.feedback.reviewing import (
     gitlab_client,
     message,
     opened,
+    rejected,
     secret_file,
 )
 from tests.verdicts.feedback.stub import Answer, Asked, Fault, ReviewServer, answers, in_turn, says, serving
@@ -199,8 +200,8 @@ def test_no_redirect_is_followed_and_no_secret_goes_elsewhere(kind: str, tmp_pat
         for status in (301, 302, 303, 307, 308):
             for place in (f"{other.url}/x", "//127.0.0.1/x", "/api/v4/user", "file:///etc/passwd"):
                 server.canned = Answer(status, {}, {"Location": place})
-                for call in (CALLS["find"], CALLS["post"]):
-                    with pytest.raises(Refused, match=f"answers {status}, a redirect, which is not followed"):
+                for call in (CALLS["head"], CALLS["find"], CALLS["post"], CALLS["reactions"]):
+                    with rejected("moved", f"answers {status}, a redirect, which is not followed"):
                         call(client)
         assert other.asked == []
 
