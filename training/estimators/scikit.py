@@ -81,7 +81,7 @@ class ScikitEstimator:
         further: dict[str, Any] = {}
         try:
             if training.dev is not None:
-                dev = training.dev
+                dev = training.dev.take(np.isin(training.dev.labels, present))  # the model cannot answer other classes
                 values = features(self.view, names, dev.inputs, dev.n_windows)
                 further = {"X_val": values, "y_val": np.searchsorted(present, dev.labels)}
             model = self.build(experiment, int(counts.min()))

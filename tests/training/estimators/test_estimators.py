@@ -104,6 +104,18 @@ def test_early_stopping_of_boosting_uses_dev(rows: Rows):
     assert stopped.model.n_iter_ < unstopped.model.n_iter_ == 20  # type: ignore[attr-defined]
 
 
+def test_dev_runs_of_a_class_without_training_runs_do_not_count_as_another_one(rows: Rows):
+    learned = rows.take(np.arange(40, 120))
+    learned = Rows(learned.inputs, learned.n_windows, learned.labels * 2)  # of the classes 0 and 2
+    labels = rows.labels[:40] * 2
+    labels[:4] = [1, 3, 1, 3]
+    dev = Rows(rows.inputs[:40], rows.n_windows[:40], labels)
+    stopping = experiment("hist_gradient_boosting", early_stopping=2)
+    both = (dev, dev.take(np.arange(4, 40)))
+    answers = [fit(stopping, learned, runs, 4).predict(rows.inputs, rows.n_windows) for runs in both]
+    np.testing.assert_array_equal(*answers)
+
+
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
