@@ -92,9 +92,10 @@ def assess(
     train_labels = np.array([run.label for run in snapshot.runs(*train_roles)], np.int64)
     class_counts = np.bincount(train_labels, minlength=len(resolved.classes)).tolist()
     facts = read_facts(dataset.store, snapshot)
-    slices = _slices([facts[run.run_id] for run in runs])
+    test_facts = [facts[run.run_id] for run in runs]
+    jobs = [run.build_name for run in test_facts]
     figures: dict[str, Any] = {
-        "evaluation": evaluate(answers, test.labels, resolved.classes, train_labels, {"job": slices["job"]}),
+        "evaluation": evaluate(answers, test.labels, resolved.classes, train_labels, {"job": jobs}),
         "class_counts": dict(zip(resolved.classes, class_counts, strict=True)),
         "disagreement": _disagreement(answers, in_memory),
         "latency_ms": exported.latency_ms(test.inputs, test.n_windows) if len(test) else None,
@@ -102,10 +103,9 @@ def assess(
     }
     if calibrated is not None:
         before = evaluate(uncalibrated, test.labels, resolved.classes, train_labels)
-        figures |= calibration_figures(calibrated, before, answers, test, slices["job"])
+        figures |= calibration_figures(calibrated, before, answers, test, jobs)
     if champion is not None:
-        sources = [facts[run.run_id].source for run in runs]
-        figures |= _champion_figures(dataset, champion, snapshot, runs, test, answers, slices, sources, gate)
+        figures |= _champion_figures(dataset, champion, snapshot, runs, test_facts, test, answers, gate)
     return figures
 
 
@@ -196,10 +196,9 @@ def _champion_figures(
     champion: Champion,
     snapshot: Snapshot,
     runs: Sequence[SnapshotRun],
+    facts: Sequence[RunFacts],
     test: Examples,
     answers: np.ndarray,
-    slices: Mapping[str, Sequence[str]],
-    sources: Sequence[str],
     gate: GatePolicy,
 ) -> dict[str, Any]:
     """Return ``champion`` with its figures on the same runs, and ``comparison``; None if it cannot be evaluated."""
@@ -215,11 +214,12 @@ def _champion_figures(
         "accuracy": accuracy(champion_right),
         "brier": float(champion_errors.mean()) if len(test) else None,
     }
+    sources = [run.source for run in facts]
     by_source = {"source": sources} if len(set(sources)) > 1 else {}
     comparison = {
         **compare(right, champion_right, confidence=gate.confidence),
         "brier": compare_errors(errors, champion_errors, confidence=gate.confidence),
-        "slices": compare_slices(right, champion_right, slices)[:_SHOWN_SLICES],
+        "slices": compare_slices(right, champion_right, _slices(facts))[:_SHOWN_SLICES],
         "sources": compare_slices(right, champion_right, by_source, min_runs=gate.min_test_runs),
     }
     return {"champion": metrics, "comparison": comparison}
