@@ -29,6 +29,8 @@ _JUDGED = frozenset({"run", "reclaim", "correction", "dead_letter"})
 _KEPT = ("kind", "origin", "reason", "attempts", "first_seen_us", "not_before_us")
 #: Where a record has the facts of its run.
 _FACTS = ("mention", "joined")
+#: What identifies a run and its objects in a record.
+_IDENTITY = ("kind", "origin", "file", "output", "payload")
 _NO_FOLDER = "job=erased/date=1970-01-01"
 
 
@@ -39,8 +41,8 @@ class RunCriteria:
     Attributes:
       run_id: one run.
       owner: who started the runs, as events or updates name them.
-      change: the change of the runs.
-      project: the project of that change.
+      change: the change of the runs, likewise.
+      project: the project of that change, likewise.
       before_us: runs that ended before this time, epoch microseconds. Of a run without times, its event counts.
     """
 
@@ -55,21 +57,23 @@ class RunCriteria:
         """Whether the time alone decides."""
         return self == RunCriteria(before_us=self.before_us)
 
-    def matches(self, mention: Mapping[str, Any], owner: str, time_us: int) -> bool:
+    def facts(self) -> dict[str, str]:
+        """Return the facts by which runs are selected, and which updates may change."""
+        facts = {"owner": self.owner, "change": self.change, "project": self.project}
+        return {name: value for name, value in facts.items() if value}
+
+    def matches(self, mention: Mapping[str, Any], joined: Mapping[str, Any], time_us: int) -> bool:
         """Return whether a record's run is to be erased.
 
         Args:
           mention: the facts of the run in the record.
-          owner: by the updates of its subjects.
+          joined: these facts with the updates of its subjects.
           time_us: of the delta.
         """
         ended_us = mention.get("end_us") or mention.get("start_us") or time_us
-        owners = (mention.get("owner"), owner)
         return (
             (not self.run_id or mention["run_id"] == self.run_id)
-            and (not self.owner or self.owner in owners)
-            and (not self.change or mention.get("change") == self.change)
-            and (not self.project or mention.get("project") == self.project)
+            and all(value in (mention.get(name), joined.get(name)) for name, value in self.facts().items())
             and (self.before_us is None or ended_us < self.before_us)
         )
 
@@ -164,6 +168,19 @@ def _erased_record(kind: Kind, record: Mapping[str, Any], file_of: Callable[[str
     if record.get("updates"):
         erased["updates"] = list(map(_erased_update, record["updates"]))
     return erased
+
+
+def with_other_facts(delta: Delta, change: Callable[[Any], Any]) -> Delta:
+    """Return a delta of the raw manifest with changed facts and updates; what identifies a run stays."""
+    lists = {name: [_with_other_facts(record, change) for record in delta.get(name, ())] for name in LISTS.values()}
+    return {**delta, **{name: records for name, records in lists.items() if name in delta}}
+
+
+def _with_other_facts(record: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    changed = {name: value if name in _IDENTITY else change(value) for name, value in record.items()}
+    if "mention" in record:
+        changed["mention"] |= {name: record["mention"][name] for name in ("run_id", "build_uuid")}
+    return changed
 
 
 def store_without_samples(raw: Store, path: str, run_id: str) -> RawFile:

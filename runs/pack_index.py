@@ -35,9 +35,9 @@ def split_pack(path: str) -> tuple[str, str] | None:
     return split_path(f"{RUNS}/{path.removeprefix(f'{PACKS}/')}")
 
 
-def run_of(name: str) -> str:
-    """Return the run id in a file name ``<run id>.<digest>.parquet``."""
-    return name.rsplit(".", 2)[0]
+def run_of(path: str) -> str:
+    """Return the run id in a path that ends in ``<run id>.<digest>.parquet``."""
+    return path.rpartition("/")[2].rsplit(".", 2)[0]
 
 
 def day_ends_s(folder: str) -> float:

@@ -30,7 +30,7 @@ from ciml.pipelines.kafka.publish import enqueue
 from ciml.progress import Progress, no_progress
 from ciml.runs.erased import ErasedRuns, RunCriteria
 from ciml.runs.known_subjects import Subject, subjects_of
-from ciml.runs.pack_index import split_path
+from ciml.runs.pack_index import run_of, split_path
 from ciml.runs.state import RawState, open_raw
 from ciml.services.files import now_us
 from ciml.services.stored.erasure_steps import STEPS, Work, begin, is_of_other_run, published_tables, remove_unnamed
@@ -182,8 +182,7 @@ def erase(
       Each completed erasure: one that was killed before, and one for each `MOST_RUNS` runs.
 
     Raises:
-      CimlError: the criteria are empty, the reason or the trust policy names the owner, or ids of the runs are left
-        because other processes write them again and again.
+      CimlError: the criteria are empty, the reason or the trust policy names the owner, or processes write ids again.
       EngineError: the store does not answer. The next call completes the erasure.
     """
     signed.check()
@@ -193,10 +192,10 @@ def erase(
     plan = read_plan(data)
     if plan is not None:
         data.erasures.replace(PLAN, _encode(plan))  # its time is that of this call
-        yield _complete(data, plan, progress, erase_topics)
+        yield _complete(data, plan, frozenset(), progress, erase_topics)
     is_first = True
-    while (plan := _make_plan(data, criteria, signed, progress, is_first=is_first)) is not None:
-        yield _complete(data, plan, progress, erase_topics)
+    while (part := _make_plan(data, criteria, signed, progress, is_first=is_first)) is not None:
+        yield _complete(data, *part, progress, erase_topics)
         is_first = False
 
 
@@ -224,8 +223,8 @@ def _check_owner(data: DataRoot, owner: str, signed: Signature) -> None:
 
 def _make_plan(
     data: DataRoot, criteria: RunCriteria, signed: Signature, progress: Progress, *, is_first: bool
-) -> Plan | None:
-    """Store the plan of the next erasure; return None if no run is left."""
+) -> tuple[Plan, frozenset[str]] | None:
+    """Store the plan of the next part, and return it with the runs of later parts; None if no run is left."""
     selection = _find(data, criteria, MOST_RUNS, progress)
     if not selection.run_ids and not (is_first and _is_named(data, criteria.owner, progress)):
         return None
@@ -244,7 +243,7 @@ def _make_plan(
     )
     if not data.erasures.create(PLAN, _encode(plan)):
         raise CimlError(f"{data.erasures.url(PLAN)}: another erasure has just begun; try again later")
-    return plan
+    return plan, selection.later
 
 
 def _is_named(data: DataRoot, owner: str, progress: Progress) -> bool:
@@ -257,9 +256,10 @@ def _encode(plan: Plan) -> bytes:
 
 
 class _Found(NamedTuple):
-    """The runs to erase, and what else of the raw manifest is in the `Plan`, as keys in the order of the records."""
+    """The runs to erase, those of later parts, and what else of the raw manifest is in the `Plan`, in its order."""
 
     run_ids: dict[str, None]
+    later: frozenset[str]
     origins: dict[tuple[str, int, int], None]
     letters: dict[str, None]
     folders: dict[str, None]
@@ -273,7 +273,8 @@ def _find(data: DataRoot, criteria: RunCriteria, most: int, progress: Progress) 
     matching, subjects_of_owner = _select(log, state, criteria, progress)
     run_ids = dict.fromkeys(islice(matching, most))
     remaining = (subjects for run_id, subjects in subjects_of_owner.items() if run_id not in run_ids)
-    found = _Found(run_ids, {}, {}, {}, dict.fromkeys(chain.from_iterable(remaining)), {})
+    later = frozenset(matching) - run_ids.keys()
+    found = _Found(run_ids, later, {}, {}, {}, dict.fromkeys(chain.from_iterable(remaining)), {})
     for _, delta in log.since(0) if run_ids or criteria.owner else ():
         for _, record in records_of(delta):
             mention = record.get("mention")
@@ -300,7 +301,7 @@ def _select(
     for version, delta in log.since(0):
         if version > state.version:
             break
-        if criteria.owner:
+        if criteria.facts():
             state.index.subjects.prefetch_runs([RunFacts.from_json(row["mention"]) for row in rows_of(delta)])
         state.index.prefetch(runs=[record.get("mention", {}).get("run_id", "") for _, record in records_of(delta)])
         for kind, record in records_of(delta):
@@ -315,10 +316,10 @@ def _select(
                 subjects_of_owner.pop(run_id, None)
             elif state.index.run(run_id) is not None:
                 continue
-            owner = state.index.subjects.join(facts).owner if facts and criteria.owner else ""
-            if criteria.owner and criteria.owner in (owner, mention.get("owner")):
+            joined = state.index.subjects.join(facts).to_json() if facts and criteria.facts() else {}
+            if criteria.owner and criteria.owner in (joined.get("owner"), mention.get("owner")):
                 subjects_of_owner[run_id] = subjects_of(facts) if facts else []
-            if criteria.matches(mention, owner, delta["time_us"]):
+            if criteria.matches(mention, joined, delta["time_us"]):
                 matching[run_id] = None
         progress("manifest", version, state.version)
     return matching, subjects_of_owner
@@ -341,9 +342,16 @@ def _add_message(found: _Found, record: Mapping[str, Any]) -> None:
 
 
 def _complete(
-    data: DataRoot, plan: Plan, progress: Progress, erase_topics: Callable[[Collection[str]], None] | None
+    data: DataRoot,
+    plan: Plan,
+    later: frozenset[str],
+    progress: Progress,
+    erase_topics: Callable[[Collection[str]], None] | None,
 ) -> Erased:
-    """Do all steps of a plan until no id of its runs is left, and store the receipt."""
+    """Do all steps of a plan until no id of its runs is left, and store the receipt.
+
+    What is left is not reported if later parts remove it: the owner, and outputs of ``later`` runs.
+    """
     erased = ErasedRuns(
         run_ids=frozenset(plan.run_ids),
         origins=frozenset(plan.origins),
@@ -351,9 +359,10 @@ def _complete(
         subjects=frozenset(plan.subjects),
         others=frozenset(plan.others),
     )
-    names = Names(plan.run_ids, plan.criteria.owner)
-    work = Work(data, erased, names, plan.tables, plan.letters, plan.folders, Counter())
+    changed = Counter[str]()
     for _ in range(_ROUNDS):
+        names = _names(data, plan)
+        work = Work(data, erased, names, plan.tables, plan.letters, plan.folders, changed)
         begin(work)
         for number, (name, step) in enumerate(STEPS.items()):
             progress(f"erase: {name}", number, len(STEPS))
@@ -367,6 +376,10 @@ def _complete(
         if not written:
             if erase_topics is not None:
                 erase_topics(plan.run_ids)
+            if later:
+                places = {
+                    path: kinds for path, kinds in places.items() if kinds != {OWNER} and run_of(path) not in later
+                }
             remaining = Counter(path.partition("/")[0] for path in places)
             receipt = _store_receipt(data, plan, work, remaining, searched_bytes)
             lines = (f"{data.store.url(path)}: {', '.join(sorted(kinds))}" for path, kinds in sorted(places.items()))
@@ -375,6 +388,12 @@ def _complete(
     raise CimlError(
         f"{data.store.url(written[0])} still names an erased run; repeat the command when its writer has stopped"
     )
+
+
+def _names(data: DataRoot, plan: Plan) -> Names:
+    records = (record for _, delta in ManifestLog(data.raw).since(0) for _, record in records_of(delta))
+    run_ids = (record["mention"]["run_id"] for record in records if "mention" in record)
+    return Names(plan.run_ids, plan.criteria.owner).not_of(run_ids)
 
 
 def _is_foreign(path: str) -> bool:

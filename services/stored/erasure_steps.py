@@ -23,7 +23,7 @@ from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.log import Delta, ManifestLog, commit
 from ciml.manifest.rewrite import rewrite_log
 from ciml.runs.arrow import read_parquet
-from ciml.runs.erased import ErasedRuns, erasing_delta, runs_without_time, store_without_samples
+from ciml.runs.erased import ErasedRuns, erasing_delta, runs_without_time, store_without_samples, with_other_facts
 from ciml.runs.outputs import TEMPLATES, TEXTS
 from ciml.runs.pack_index import RUNS, SWEPT, pack_log, run_of
 from ciml.runs.packing import FolderPacker
@@ -123,7 +123,13 @@ def erase_raw(work: Work) -> None:
     named = dict(_named_messages(work))
     _delete_present(work, {*named.values()} - {""})
     erased = replace(work.erased, origins=work.erased.origins | named.keys())
-    work.rewrite(ManifestLog(raw), Kind.RAW_DELTAS, lambda delta: erased.of(delta, file_of), RAW)
+    ids = work.names.ids()
+
+    def change(delta: Delta) -> Delta:
+        value = erased.of(delta, file_of)
+        return with_other_facts(value, ids.without) if ids.found_in(canonical_json(value)) else value
+
+    work.rewrite(ManifestLog(raw), Kind.RAW_DELTAS, change, RAW)
 
     def is_named(name: str) -> bool:
         return run_of(name) in work.names.run_ids
@@ -134,7 +140,7 @@ def erase_raw(work: Work) -> None:
         work.rewrite(pack_log(raw, folder), Kind.PACK_DELTAS, partial(_without_alone, is_named))
         for path in [path for prefix in _FOLDERS_OF_RUNS for path in raw.list(f"{prefix}/{folder}")]:
             # An output is named <run id>.<digest>.zst, a run <run id>.<digest>.parquet.
-            if is_named(path.rpartition("/")[2]):
+            if is_named(path):
                 work.delete(raw, path)
 
 
@@ -173,8 +179,9 @@ def _named_messages(work: Work) -> Iterator[tuple[tuple[Any, ...], str]]:
 
 
 def is_of_other_run(work: Work, path: str) -> bool:
-    """Return whether an object is the output of a run that is not erased. It may name an erased one."""
-    return kind_of(path) == Kind.OUTPUTS and run_of(path.rpartition("/")[2]) not in work.names.run_ids
+    """Return whether an object is the telemetry or output of a run that is not erased. It may name an erased one."""
+    is_run = kind_of(path) in (Kind.RUNS, Kind.OUTPUTS) or path.startswith(f"raw/{SWEPT}/{RUNS}/")
+    return is_run and run_of(path) not in work.names.run_ids
 
 
 def remove_unnamed(work: Work, paths: Iterable[str]) -> None:

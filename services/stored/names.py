@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from base64 import b64decode
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -53,14 +54,20 @@ class Names:
     Args:
       run_ids: ids of the runs.
       owner: account of a person; "" for none.
+      shared: native ids that are no such names, because other runs have them too.
     """
 
-    def __init__(self, run_ids: Iterable[str], owner: str = "") -> None:
+    def __init__(self, run_ids: Iterable[str], owner: str = "", shared: Collection[str] = ()) -> None:
         self.run_ids = frozenset(run_ids)
         self.owner = owner
+        self.shared = frozenset(shared)
         natives = (unquote(run_id.split("~")[1]) for run_id in self.run_ids)
-        self.natives = frozenset(native for native in natives if _NATIVE_ID.fullmatch(native))
+        self.natives = frozenset(native for native in natives if _NATIVE_ID.fullmatch(native)) - self.shared
         self._native_lengths = sorted(set(map(len, self.natives)), reverse=True)
+
+    def ids(self) -> Names:
+        """Return these names without the owner."""
+        return Names(self.run_ids, shared=self.shared)
 
     def without(self, value: Any) -> Any:
         """Return JSON in which erased names replace these: ids in any text, the owner where a key says an account."""
@@ -90,25 +97,41 @@ class Names:
         return text
 
     def _without_natives(self, word: str) -> str:
-        """Return a word of `_NATIVE_ID` in which `ERASED` replaces native ids; dashes and underscores separate them."""
-        if word in self.natives:
-            return ERASED
-        if len(word) <= self._native_lengths[-1]:
-            return word
         parts: list[str] = []
+        done = 0
+        for start, end in self._natives_in(word):
+            parts += [word[done:start], erased_native(word[start:end])]
+            done = end
+        return "".join((*parts, word[done:]))
+
+    def _natives_in(self, word: str) -> Iterator[tuple[int, int]]:
+        """Yield the positions of native ids in a word of `_NATIVE_ID`; dashes and underscores separate them."""
+        if word in self.natives:
+            yield 0, len(word)
+            return
+        if len(word) <= self._native_lengths[-1]:
+            return
         done = 0
         starts = [0, *(match.end() for match in _SEPARATOR.finditer(word))]
         for start in starts if len(starts) > 1 else ():
             if start < done:
                 continue  # within an id
             ends = (start + length for length in self._native_lengths)
-            end = next(
+            done = next(
                 (end for end in ends if word[end : end + 1] in ("", "-", "_") and word[start:end] in self.natives), 0
             )
-            if end:
-                parts += [word[done:start], ERASED]
-                done = end
-        return "".join((*parts, word[done:]))
+            if done:
+                yield start, done
+
+    def natives_in(self, text: str) -> set[str]:
+        """Return the native ids that a text has."""
+        words = _NATIVE_ID.findall(text) if self.natives else ()
+        return {word[start:end] for word in words for start, end in self._natives_in(word)}
+
+    def not_of(self, run_ids: Iterable[str]) -> Names:
+        """Return these names without native ids that other runs have, too, such as a second attempt."""
+        others = (run_id for run_id in run_ids if run_id not in self.run_ids) if self.natives else ()
+        return Names(self.run_ids, self.owner, {native for run_id in others for native in self.natives_in(run_id)})
 
     def found_in(self, data: bytes) -> set[str]:
         """Return which of the names some bytes have, which may be JSON: `RUN`, `NATIVE`, `OWNER`."""
@@ -119,14 +142,11 @@ class Names:
         kinds: set[str] = set()
         if any(match.decode() in self.run_ids for match in _RUN_ID_BYTES.findall(data)):
             kinds.add(RUN)
-        if self.natives and any(self._has_native(match.decode()) for match in _NATIVE_ID_BYTES.findall(data)):
+        if self.natives and any(any(self._natives_in(match.decode())) for match in _NATIVE_ID_BYTES.findall(data)):
             kinds.add(NATIVE)
         if any(form in data for form in self._owner_forms) and self._owner.search(data):
             kinds.add(OWNER)
         return kinds
-
-    def _has_native(self, word: str) -> bool:
-        return self._without_natives(word) != word
 
     @cached_property
     def _owner_forms(self) -> tuple[bytes, ...]:
@@ -137,6 +157,11 @@ class Names:
     @cached_property
     def _owner(self) -> re.Pattern[bytes]:
         return re.compile(_BEFORE + rb"(?:" + b"|".join(map(re.escape, self._owner_forms)) + rb")" + _AFTER)
+
+
+def erased_native(native: str) -> str:
+    """Return the text that replaces a native id. Different ids are different afterwards, too."""
+    return f"{ERASED}-{hashlib.sha256(native.encode()).hexdigest()[:16]}"
 
 
 def contents(path: str, data: bytes) -> Iterator[bytes]:

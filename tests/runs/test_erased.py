@@ -12,25 +12,26 @@ RUN = {"run_id": "zuul~a~1", "owner": "ann", "change": "7", "project": "p", "sta
 
 
 @pytest.mark.parametrize(
-    ("criteria", "changes", "owner", "matches"),
+    ("criteria", "changes", "joined", "matches"),
     [
-        ({"run_id": "zuul~a~1"}, {}, "", True),
-        ({"run_id": "zuul~a~2"}, {}, "", False),
-        ({"owner": "ann"}, {}, "bob", True),  # by its event, and by an update
-        ({"owner": "bob"}, {}, "bob", True),
-        ({"owner": "bob"}, {}, "", False),
-        ({"change": "7", "project": "p"}, {}, "", True),
-        ({"change": "7", "project": "other"}, {}, "", False),  # another system's change of this number
-        ({"change": "7", "owner": "bob"}, {}, "", False),  # each criterion must match
-        ({"before_us": 31}, {}, "", True),
-        ({"before_us": 30}, {}, "", False),  # it ended then
-        ({"before_us": 21}, {"end_us": None}, "", True),  # of a run without an end, its start counts
-        ({"before_us": 41}, {"end_us": None, "start_us": None}, "", True),  # else its event
-        ({"before_us": 40}, {"end_us": None, "start_us": None}, "", False),
+        ({"run_id": "zuul~a~1"}, {}, {}, True),
+        ({"run_id": "zuul~a~2"}, {}, {}, False),
+        ({"owner": "ann"}, {}, {"owner": "bob"}, True),  # by its event, and by an update
+        ({"owner": "bob"}, {}, {"owner": "bob"}, True),
+        ({"owner": "bob"}, {}, {}, False),
+        ({"change": "7", "project": "p"}, {}, {}, True),
+        ({"change": "8", "project": "p"}, {}, {"change": "8", "project": "q"}, True),  # the change by an update
+        ({"change": "7", "project": "other"}, {}, {}, False),  # another system's change of this number
+        ({"change": "7", "owner": "bob"}, {}, {}, False),  # each criterion must match
+        ({"before_us": 31}, {}, {}, True),
+        ({"before_us": 30}, {}, {}, False),  # it ended then
+        ({"before_us": 21}, {"end_us": None}, {}, True),  # of a run without an end, its start counts
+        ({"before_us": 41}, {"end_us": None, "start_us": None}, {}, True),  # else its event
+        ({"before_us": 40}, {"end_us": None, "start_us": None}, {}, False),
     ],
 )
-def test_the_runs_to_erase(criteria: Any, changes: Any, owner: str, matches: bool) -> None:
-    assert RunCriteria(**criteria).matches({**RUN, **changes}, owner, 40) is matches
+def test_the_runs_to_erase(criteria: Any, changes: Any, joined: Any, matches: bool) -> None:
+    assert RunCriteria(**criteria).matches({**RUN, **changes}, joined, 40) is matches
 
 
 @pytest.mark.parametrize(

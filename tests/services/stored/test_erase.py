@@ -25,6 +25,7 @@ from ciml.runs.state import open_raw
 from ciml.services.stored import erase as erase_module
 from ciml.services.stored import erasure_steps
 from ciml.services.stored.erase import count_runs, erase, read_plan, read_receipts
+from ciml.services.stored.names import erased_native
 from ciml.serving.predict.log import read_predictions
 from ciml.serving.registry import Signature
 from ciml.storage import LocalStore
@@ -163,6 +164,44 @@ def test_runs_that_an_update_gave_an_owner(
 
 
 @pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_runs_whose_change_an_update_names(data: DataRoot) -> None:
+    facts, tables, _ = corpus(1)
+    run = facts[0].replace(run_id="zuul~pushed~1", source="zuul", subjects=("sha:1", "topic:t"))
+    RawStore(data).add([(run, tables[0])])
+    update = FactUpdate("zuul", "topic:t", {"change": "90", "project": "p"})
+    later = Outcome("update", Origin("later", 0, 0), "zuul later", updates=(update,))
+    Committer(data.raw).commit([Batch(OffsetRange("later", "X", 0, 0, 1), settled=[later])])
+    assert [len(erased.receipt.runs) for erased in erase(data, RunCriteria(change="90", project="p"), SIGNED)] == [1]
+    assert left(data.store, "zuul~pushed~1") == []
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+def test_another_run_may_name_an_erased_one_or_have_its_native_id(data: DataRoot) -> None:
+    """Its facts lose the name; the run itself stays, such as a second attempt of the same native id."""
+    facts, tables, _ = corpus(3)
+    naming = facts[0].replace(
+        run_id="zuul~naming~1", build_uuid="naming", source="zuul", auth="x", attempt_of=NATIVE,
+        log_url=f"https://logs/{NATIVE}", subjects=(f"set:{RUNS[1]}",),
+    )  # fmt: skip
+    native = "5" * 32
+    mine, second = (
+        one.replace(run_id=f"zuul~{native}~{attempt}", build_uuid=native, source="zuul", owner=owner)
+        for attempt, (one, owner) in enumerate(zip(facts[1:], (OWNER, "bob"), strict=True), 1)
+    )
+    RawStore(data).add([(naming, tables[0]), (mine, tables[1]), (second, tables[2])], outputs={second.run_id: b"x\n"})
+    before = others(data)
+    (erased,) = erase(data, BY_OWNER, SIGNED)
+    assert erased.remaining == ()
+    assert left(data.store, *NAMES, mine.run_id) == []
+    after = others(data)
+    assert after[second.run_id] == before[second.run_id]
+    (run,) = [run.own for run in stored(data) if run.facts.run_id == "zuul~naming~1"]
+    assert (run.attempt_of, run.subjects) == (erased_native(NATIVE), (f"set:{erased_id(RUNS[1])}",))
+    assert after.keys() == before.keys() - {mine.run_id}
+    assert broken(data) == {}
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_only_the_row_that_counts_names_the_owner_and_the_time_of_a_run(data: DataRoot) -> None:
     """Events that are believed less are those of anybody: they lose the name, and the run stays."""
     facts, tables, _ = corpus(2)
@@ -193,7 +232,7 @@ def test_many_runs_are_erased_in_parts(data: DataRoot, monkeypatch: pytest.Monke
     for store, name in bookmarks:
         store.replace(name, RUNS[0].encode())  # of a reader
     parts = list(erase(data, BY_OWNER, SIGNED))
-    assert [len(erased.receipt.runs) for erased in parts] == [2, 2, 1]
+    assert [(len(erased.receipt.runs), erased.remaining) for erased in parts] == [(2, ()), (2, ()), (1, ())]
     assert left(data.store, *NAMES) == []
 
 

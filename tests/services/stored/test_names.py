@@ -14,20 +14,21 @@ from ciml.errors import IntegrityError
 from ciml.events.payloads import payload_of
 from ciml.events.records import Message
 from ciml.events.run_id import erased_id
-from ciml.services.stored.names import NATIVE, OWNER, RUN, Names, contents
+from ciml.services.stored.names import NATIVE, OWNER, RUN, Names, contents, erased_native
 
 ID, SHORT, KEPT = f"zuul~{'a' * 16}~1", "zuul~b~2", "zuul~b~3"
 NAMES = Names([ID, SHORT], "alice.s")
+REPLACED = erased_native("a" * 16)
 
 
 @pytest.mark.parametrize(
     ("value", "without"),
     [
         (f"as {SHORT}, {ID} and {KEPT}", f"as {erased_id(SHORT)}, {erased_id(ID)} and {KEPT}"),
-        ("a" * 16, "erased"),
+        ("a" * 16, REPLACED),
         ("a" * 15, "a" * 15),  # may be a word
-        (f"{'a' * 16}/log {'a' * 16}", "erased/log erased"),
-        (f"log-{'a' * 16}_{'a' * 16}-1 {'a' * 17}", f"log-erased_erased-1 {'a' * 17}"),
+        (f"{'a' * 16}/log {'a' * 16}", f"{REPLACED}/log {REPLACED}"),
+        (f"log-{'a' * 16}_{'a' * 16}-1 {'a' * 17}", f"log-{REPLACED}_{REPLACED}-1 {'a' * 17}"),
         ({SHORT: 1, "b": [SHORT]}, {erased_id(SHORT): 1, "b": [erased_id(SHORT)]}),
         ({"owner": "alice.s", "text": "alice.s"}, {"owner": "erased", "text": "alice.s"}),
         ({"up": ["gerrit:alice.s", "gerrit:bob"]}, {"up": ["gerrit:erased", "gerrit:bob"]}),
@@ -40,7 +41,7 @@ def test_names_are_replaced_in_json(value: Any, without: Any) -> None:
 
 def test_a_word_may_have_any_number_of_names() -> None:
     native = "a" * 16
-    assert NAMES.without("-".join([native] * 5000)) == "-".join(["erased"] * 5000)
+    assert NAMES.without("-".join([native] * 5000)) == "-".join([REPLACED] * 5000)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,12 @@ def test_a_word_may_have_any_number_of_names() -> None:
 )
 def test_names_are_found_in_bytes(data: str, found: set[str]) -> None:
     assert NAMES.found_in(data.encode()) == found
+
+
+def test_an_id_that_another_run_has_is_no_name() -> None:
+    shared = Names([ID], shared={"a" * 16})
+    assert shared.found_in(f"{ID[:-1]}2 {'a' * 16}".encode()) == set()
+    assert shared.without(f"{ID} {ID[:-1]}2") == f"{erased_id(ID)} {ID[:-1]}2"
 
 
 def test_a_backslash_may_also_be_that_of_a_path() -> None:
