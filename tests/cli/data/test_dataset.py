@@ -70,7 +70,7 @@ def test_a_data_set_from_definition_to_verification(data_path: str, definition: 
     ("text", "message"),
     [
         ("sample_interval = '0s'", "sample_interval: interval '0s': must be longer than zero"),
-        ("colour = 1", "colour: unknown key"),
+        ("salted = 1", "salted: unknown key; did you mean salt?"),
         ("= 1", "is not TOML: Invalid statement (at line 1, column 1)"),
     ],
 )

@@ -254,7 +254,7 @@ def test_users_errors_get_one_clear_line_and_commit_nothing(data: DataRoot, raw:
         update_dataset(data.dataset("../raw"))
     raw.add(runs(1, 4))
     define(data, "one", class_label="build_name")
-    with pytest.raises(CimlError, match="only the class 'unit-tests'; set classes"):
+    with pytest.raises(CimlError, match="all runs have the class 'unit-tests'; set classes"):
         update_dataset(data.dataset("one"))
     define(data, "good")
     with pytest.raises(CimlError, match="unknown runner 'spark'; choose from fnapi, flink"):
