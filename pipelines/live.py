@@ -59,6 +59,7 @@ METRICS = "ciml.live"
 READ = ReadOptions(rest_s=1.0, idle_s=4.0, pause_at_end=True)
 
 _FOLD = 64  # newer parts of a run that are joined into an older one
+_FOLD_BYTES = 1 << 18  # the same, of their bytes: the head, which has them, is written for each message
 _MOST_CACHED = 5000  # runs
 MAX_MESSAGE_BYTES = 8 << 20
 _FLUSH_S = 60.0
@@ -259,7 +260,7 @@ class KeepRun(beam.DoFn):
             return
         Metrics.counter(METRICS, "samples").inc(new.size)
         state.newer.append(pack(new))
-        if len(state.newer) >= _FOLD:
+        if len(state.newer) >= _FOLD or sum(map(len, state.newer)) >= _FOLD_BYTES:
             older.add(pack(join_parts([unpack(packed) for packed in state.newer])))
             state.newer = []
 

@@ -278,6 +278,19 @@ def test_samples_beyond_the_limit_are_counted_as_rejected_and_not_as_repeats(mon
     assert counted == {"samples": 2, "repeats": 1, "late.run_too_long": 3}
 
 
+def test_large_messages_are_not_written_again_with_each_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_FOLD_BYTES", 3000)
+    keep = KeepRun(config(), lambda: 1000.0)
+    older, head, wake = Bag(), One(), Cell()
+    written = 0
+    message = message_of(*range(2000))
+    for number in range(40):
+        rows = some(message, np.arange(50 * number, 50 * number + 50))
+        list(keep.process((RUN, pack(part_of([(number, rows)], columns_of(DATASETS), 0))), older, head, wake))
+        written += len(head.held[0])
+    assert written < 2 * sum(map(len, older.held))
+
+
 def bundle(send: Send, values: Sequence[bytes]) -> None:
     for value in values:
         list(send.process(("windows", b"key", value)))
