@@ -224,8 +224,7 @@ def curves_plot(rows: Sequence[ComparisonRow]) -> Plot:
     area, guess = (value_at(scores, "macro", "pr_auc") for scores in (test, constant(best.result, test)))
     title = f"{shown(best.name)} has the largest mean PR-AUC of the classes: {area:.2f}; a random guess has {guess:.2f}"
     caption = "Each class against all others. Dotted: a random guess."
-    if len(drawn) < len(predicted):
-        caption += f" The first {len(drawn)} of {len(predicted)} experiments are drawn."
+    caption += _experiments_drawn(len(drawn), len(predicted))
     caption += _classes_drawn(len(classes), len(curved(drawn[0][1])))
     return Plot("curves", title, caption, (WIDE, 1.35 + 2.1 * -(-len(classes) // _COLUMNS)), paint)
 
@@ -238,7 +237,12 @@ def learning_plot(learned: Mapping[str, Passes]) -> Plot:
     caption = "Losses include the penalties of each experiment: compare their shape, and compare levels by accuracy."
     if any("dev" in splits for passes in drawn.values() for splits in passes.values()):
         caption += " Dashed lines: dev runs, which are not trained on."
+    caption += _experiments_drawn(len(drawn), len(learned))
     return Plot("learning", title, caption, (WIDE, 3.2), partial(draw_passes, drawn, None))
+
+
+def _experiments_drawn(drawn: int, total: int) -> str:
+    return f" The first {drawn} of {total} experiments are drawn." if drawn < total else ""
 
 
 def _classes_drawn(drawn: int, total: int) -> str:

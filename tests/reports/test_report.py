@@ -19,7 +19,7 @@ from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.reports.drawing import Estimate
 from ciml.reports.experiments import render as render_module
-from ciml.reports.experiments.comparison import comparison_page
+from ciml.reports.experiments.comparison import comparison_page, learning_plot
 from ciml.reports.experiments.plots import MOST_CURVES, bars_plot, calibration_plot, curves_plot, slices_plot
 from ciml.reports.experiments.render import report_experiments, result_page
 from ciml.reports.experiments.views import Bar, Curves
@@ -345,6 +345,12 @@ def test_classes_beyond_a_hundred_are_left_out_of_each_table_by_a_statement():
     assert answers.title == probabilities.title == "the first 100 of 120 classes"
     assert runs.title == "runs by class; the first 100 of 120 classes"
     assert (runs.headings, runs.rows[0]) == (("class", "train", "dev", "test"), ("class 000", "2", "3", "4"))
+
+
+def test_losses_of_experiments_that_are_not_drawn_are_left_out_by_a_statement():
+    passes = {"loss": {"train": np.array([0.9, 0.5])}}
+    assert "are drawn" not in learning_plot(dict.fromkeys("abcdefg", passes)).caption
+    assert learning_plot(dict.fromkeys("abcdefghi", passes)).caption.endswith("The first 7 of 9 experiments are drawn.")
 
 
 def report(*words: str, data: Path) -> Result:
