@@ -35,6 +35,7 @@ MOST_COURSES = 6
 #: Maps of more points are drawn as an image.
 _MOST_VECTORS = 1500
 #: Class shares of more clusters are drawn without numbers.
+_MOST_LABELS = 8  # of a cluster in a table
 _MOST_NUMBERS = 10
 
 
@@ -68,7 +69,7 @@ def cluster_page(clustering: Clustering) -> Page:
         *(
             Section(
                 f"Clusters × {name}",
-                "Pairs without runs are left out; shares above one half are highlighted.",
+                f"Of each cluster, the {_MOST_LABELS} values with the most runs; shares above one half are highlighted.",
                 _shares(table, name),
                 shares_plot(clustering, name, number),
             )
@@ -248,7 +249,7 @@ def _shares(table: Shares, fact: str) -> Table:
     rows: list[tuple[str, ...]] = []
     best: set[tuple[int, int]] = set()
     for cluster, counts in enumerate(table.counts):
-        for label in np.argsort(-counts, kind="stable")[:8]:
+        for label in np.argsort(-counts, kind="stable")[:_MOST_LABELS]:
             if not counts[label]:
                 continue
             shares = (table.of_class[cluster, label], table.of_cluster[cluster, label])
