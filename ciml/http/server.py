@@ -441,5 +441,6 @@ class _Exchange:
         if not message.get("more_body", False):
             connection.write(h11.EndOfMessage())
             self.response = _Response.ENDED
+            self.body.clear()  # else the connection would not be read
             self._changed.set()
             connection.end_response()

@@ -96,6 +96,25 @@ def test_a_body_that_the_application_does_not_read_is_not_read_from_the_connecti
     runs(test)
 
 
+def test_a_body_is_discarded_once_its_request_is_answered() -> None:
+    async def test() -> None:
+        is_read = asyncio.Event()
+
+        async def early(scope: Any, receive: Any, send: Any) -> None:
+            await is_read.wait()
+            await ok(send)
+
+        size = 32 << 20
+        request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + bytes(size)
+        async with served(early) as (server, port), client(port, request + GET) as (reader, _):
+            await until(lambda: any(not connection.transport.is_reading() for connection in server.open))
+            is_read.set()
+            for _ in range(2):
+                assert (await reader.readuntil(b"\r\n\r\nok")).startswith(b"HTTP/1.1 200")
+
+    runs(test)
+
+
 @pytest.mark.parametrize(("chunks", "status"), [(MAX_SMALL_CHUNKS, b"200"), (MAX_SMALL_CHUNKS + 1, b"400")])
 def test_chunks_of_any_size_have_a_number(chunks: int, status: bytes) -> None:
     async def test() -> None:
