@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _ACCOUNT_CHARACTERS = 200
 _PAUSE_S = 60.0  # after an error of the system
 
-#: Age of a message at its first reading; each next one follows at the double age.
+#: Age of a message at its first reading; each next one follows at the double age, whenever a process began.
 FIRST_S = 300.0
 #: Time before and after the beginning of an edit in which a reaction may be to either text: the edit itself takes up to
 #: 45 s, clocks differ, and pages are not loaded again.
@@ -32,16 +32,17 @@ UNCERTAIN_US = 120_000_000
 _OTHER_CAUSE: dict[str, Cause] = {"code": "machine", "machine": "code"}
 
 
-def next_reading_s(posted_s: float, read_s: float | None) -> float:
+def next_reading_s(posted_s: float, read_s: float) -> float:
     """Return the time of the next reading of a message's reactions, epoch seconds: ten readings in three days.
 
     Args:
       posted_s: when it was posted or edited.
-      read_s: when they were read last; None if they were not.
+      read_s: when they were read last, or may have been.
     """
-    if read_s is None or read_s <= posted_s:
-        return posted_s + FIRST_S
-    return posted_s + max(2 * (read_s - posted_s), FIRST_S)
+    age_s = FIRST_S
+    while posted_s + age_s <= read_s:
+        age_s *= 2
+    return posted_s + age_s
 
 
 def text_at(entries: Iterable[Entry], time_us: int) -> Text | None:
@@ -179,9 +180,8 @@ class Reader:
         return [key for posted_us, key in ordered if self._next_s(key, posted_us / 1e6) <= now_s]
 
     def _next_s(self, key: str, posted_s: float) -> float:
-        # An earlier process has read the older ones, perhaps just now: spread them, so that they are not all read now.
-        before = self._began_s if posted_s < self._began_s else None
-        return next_reading_s(posted_s, self._read_s.get(key, before))
+        # An earlier process has read the older ones, perhaps: they are not all read now, but at their next age.
+        return next_reading_s(posted_s, self._read_s.get(key, self._began_s))
 
     def read(self, key: str) -> bool:
         """Read the reactions to a message and store the new ones. Return whether the system may be called again now.
