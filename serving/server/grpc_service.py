@@ -24,7 +24,7 @@ from ciml.serving.server.grpc_connections import UNCOUNTED, GrpcConnections
 from ciml.serving.server.manager import ModelChoice, ModelManager, VersionStatus
 from ciml.serving.server.metrics import Metrics
 from ciml.serving.server.model.loaded_model import DEFAULT_SIGNATURE
-from ciml.serving.server.model.messages import Signature
+from ciml.serving.server.model.messages import Signature, definitions_of
 from ciml.serving.server.model.tensors import fill_tensor
 from ciml.serving.wire import (
     MetadataRequest,
@@ -34,7 +34,6 @@ from ciml.serving.wire import (
     ReloadRequest,
     RequestHead,
     RequestInput,
-    SignatureDefMap,
     StatusRequest,
     StatusResponse,
     Tensor,
@@ -126,12 +125,9 @@ def fill_metadata(response: Any, name: str, version: int, signatures: Mapping[st
     """Fill a response with a version's signatures."""
     response.model_spec.name = name
     response.model_spec.version.value = version
-    definitions = SignatureDefMap()
-    for key, signature in signatures.items():
-        definitions.signature_def[key].ParseFromString(signature.definition)
     packed = response.metadata["signature_def"]
     packed.type_url = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
-    packed.value = definitions.SerializeToString()
+    packed.value = definitions_of(signatures).SerializeToString()
 
 
 @dataclass(frozen=True)

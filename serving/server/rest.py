@@ -27,8 +27,7 @@ from ciml.limits import MAX_JSON_CONTAINERS, MAX_JSON_VALUES, MAX_TENSOR_RANK
 from ciml.serving.decimals import shortest_decimals
 from ciml.serving.server.manager import ModelChoice, ModelManager, VersionStatus
 from ciml.serving.server.metrics import CONTENT_TYPE, Metrics
-from ciml.serving.server.model.messages import STRING, Signature, TensorSpec, numpy_dtype
-from ciml.serving.wire import SignatureDefMap
+from ciml.serving.server.model.messages import STRING, Signature, TensorSpec, definitions_of, numpy_dtype
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,10 +129,8 @@ class RestApi:
     def _metadata(self, match: re.Match[str]) -> Response:
         choice = _choice(match)
         with self.metrics.request(choice.name, "rest_metadata"):
-            definitions = SignatureDefMap()
             with self.manager.lease(choice) as (number, model):
-                for name, signature in model.signatures.items():
-                    definitions.signature_def[name].ParseFromString(signature.definition)
+                definitions = definitions_of(model.signatures)
             metadata = json_format.MessageToDict(
                 definitions, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
             )

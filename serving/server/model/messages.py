@@ -87,6 +87,16 @@ class Signature(msgspec.Struct, frozen=True, array_like=True):
                 raise invalid(f"batch of {max(rows)} rows exceeds {max_rows} (MAX_REQUEST_ROWS)")
 
 
+def definitions_of(signatures: Mapping[str, Signature]) -> Any:
+    """Return the SignatureDefMap of signatures by name."""
+    from ciml.serving.wire import SignatureDefMap
+
+    definitions = SignatureDefMap()
+    for name, signature in signatures.items():
+        definitions.signature_def[name].ParseFromString(signature.definition)
+    return definitions
+
+
 class Array(msgspec.Struct, array_like=True):
     """The shape and the values of an array: strings, or bytes of the dtype that the signature declares."""
 
