@@ -253,14 +253,17 @@ class RestServer:
         """Return the answer to GET, or with a body to POST, as the type ``kind``."""
         from ciml.integrations.http import Refused
 
+        if not self._lock.acquire(timeout=self._rest.call_s):
+            raise EngineError(f"{self.served.url}: requests of other threads took {self._rest.call_s:g} s")
         try:
-            with self._lock:
-                if body is None:
-                    return self._rest.get(path, kind)
-                return self._rest.send("POST", path, kind, body, changes=False)
+            if body is None:
+                return self._rest.get(path, kind)
+            return self._rest.send("POST", path, kind, body, changes=False)
         except Refused as error:
             missing = error.reason == "not_found" or "Unrecognized servable version label" in str(error)
             raise (NotServedError if missing else FailedCallError)(str(error)) from None
+        finally:
+            self._lock.release()
 
     def _metadata(self) -> _Metadata:
         path = f"/v1/models/{self.served.model}"

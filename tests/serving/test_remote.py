@@ -22,7 +22,7 @@ from ciml.serving.description import describe_values
 from ciml.serving.predict import remote
 from ciml.serving.predict.answers import Answer, LocalModel
 from ciml.serving.predict.remote import RemoteModel
-from ciml.serving.remote import Described, ServedModel, parse_url
+from ciml.serving.remote import Described, RestServer, ServedModel, parse_url
 from ciml.serving.server.server import ModelServer, ServerOptions
 from tests.pipelines.predict.predicting import telemetry
 from tests.pipelines.predict.test_hostile import huge
@@ -279,6 +279,13 @@ def test_a_run_that_the_model_of_a_rest_server_fails_for_affects_only_itself() -
     assert isinstance(answers[1], RejectedInput)
     assert answers[1].reason == "model_error"
     assert "takes longer than 30 s" in answers[1].detail
+
+
+def test_a_request_waits_for_those_of_other_threads_no_longer_than_its_own_limit() -> None:
+    server = RestServer(ServedModel(BASE, "m"), 0.05)
+    with server._lock, pytest.raises(EngineError, match=r"http://h:1: requests of other threads took 0\.05 s"):
+        server.describe()
+    server.close()
 
 
 @pytest.mark.parametrize(
