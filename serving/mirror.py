@@ -39,7 +39,8 @@ class MirrorChanges(NamedTuple):
     Attributes:
       copied: each (model, version) that is new in the mirror.
       removed: each (model, version) whose files were removed.
-      faults: a line for each version that was left out, because its files are missing or differ from the registry.
+      faults: a line for each version that was left out, because its files are missing or differ from the registry, and
+        for each model that keeps its entry, because its registry is damaged.
       changed: whether the configuration changed.
     """
 
@@ -81,7 +82,12 @@ def _mirror(data: DataRoot, folder: Path) -> MirrorChanges:
     faults: list[str] = []
     for model in registered_models(data):
         registry = Registry(data, model)
-        served = registry.entry()
+        try:
+            served = registry.entry()
+        except IntegrityError as error:
+            faults.append(f"model {model}: {error}")
+            entries |= {model: old_entries[model]} if model in old_entries else {}
+            continue
         if served is None:
             continue
         mirrored = versions.setdefault(model, set())
@@ -94,7 +100,7 @@ def _mirror(data: DataRoot, folder: Path) -> MirrorChanges:
                 mirrored.add(number)
                 copied.append((model, number))
         old_labels = old_entries[model].labels if model in old_entries else {}
-        entry = _mirror_entry(served, folder / model, mirrored, old_labels)
+        entry = _mirror_entry(served, folder / model, mirrored - registry.state.withdrawn, old_labels)
         if entry is not None:
             entries[model] = entry
     config = render_config(entries.values())
@@ -140,15 +146,19 @@ def _mirror_entry(
     Args:
       served: its entry in the registry.
       base: its folder in the mirror.
-      mirrored: the versions in that folder.
-      old_labels: the labels of its old entry, for labels whose version is not mirrored.
+      mirrored: the versions in that folder that are not withdrawn.
+      old_labels: the labels of its old entry, for labels whose version is not mirrored. If the old one is not either,
+        the label names the highest one below, as in the model server.
     """
     labels: dict[str, int] = {}
     for label, number in served.labels.items():
+        below = {other for other in mirrored if other < number}
         if number in mirrored:
             labels[label] = number
         elif old_labels.get(label) in mirrored:
             labels[label] = old_labels[label]
+        elif below:
+            labels[label] = max(below)
     versions = set(served.versions) & mirrored | set(labels.values())
     if not versions:
         return None

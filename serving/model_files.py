@@ -52,6 +52,7 @@ class ModelEntry:
       policy: ``specific`` serves ``versions``; ``latest`` the ``latest`` highest ones; ``all`` every one.
       versions: ascending; only for ``specific``.
       labels: versions by label. A label moves only to a loaded version.
+      withdrawn: versions that the registry has withdrawn: they leave service even if no other one can be loaded.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ModelEntry:
     versions: tuple[int, ...] = ()
     latest: int = 1
     labels: Mapping[str, int] = field(default_factory=dict)
+    withdrawn: frozenset[int] = frozenset()
 
 
 def check_model_name(name: str) -> str:

@@ -90,7 +90,8 @@ class RegistryVerifier:
             entry.name, (ManifestLog(self._root.child(check_model_name(entry.name))), RegistryState())
         )
         catch_up(log, state)
-        withdrawn = {number for number, version in state.versions.items() if version.withdrawn}
+        withdrawn = state.withdrawn
+        entry = replace(entry, withdrawn=withdrawn)
         if withdrawn and entry.policy != "specific":
             usable = [number for number in state.pushed() if number not in withdrawn]
             versions = usable if entry.policy == "all" else usable[-entry.latest :]

@@ -259,6 +259,11 @@ class RegistryState:
         """Return the pushed versions, ascending."""
         return self.in_state("pushed")
 
+    @property
+    def withdrawn(self) -> frozenset[int]:
+        """The versions that were withdrawn."""
+        return frozenset(number for number, version in self.versions.items() if version.withdrawn)
+
     def predecessor(self, number: int, without: Collection[int] = ()) -> int | None:
         """Return the rollback target of ``number``: the highest lower version that was not withdrawn.
 
@@ -266,9 +271,8 @@ class RegistryState:
           number: of a version.
           without: versions that are about to be withdrawn.
         """
-        lower = [earlier for earlier in self.pushed() if earlier < number and earlier not in without]
-        targets = [earlier for earlier in lower if not self.versions[earlier].withdrawn]
-        return max(targets, default=None)
+        lower = {earlier for earlier in self.pushed() if earlier < number}
+        return max(lower - self.withdrawn - set(without), default=None)
 
     def served(self) -> list[int]:
         """Return the versions that the server loads: the labelled ones, and the champion's predecessor.

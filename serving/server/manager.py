@@ -105,7 +105,7 @@ class _Model:
 
         If neither is loaded and the label's version has failed, the label falls back to the highest lower version.
         """
-        loaded = self.loaded
+        loaded = set(self.loaded) - self.entry.withdrawn
         labels: dict[str, int] = {}
         for label, target in self.entry.labels.items():
             present = self.labels.get(label)
@@ -401,7 +401,7 @@ class ModelManager:
                 del model.versions[number]
             surplus = set(loaded) - configured - set(model.labels.values())
             if configured and not configured & set(loaded):
-                surplus = set()  # no configured version is available: keep serving the loaded ones
+                surplus &= model.entry.withdrawn  # no configured version is available: keep serving the loaded ones
             for number in surplus:
                 model.versions[number] = _Version(VersionStatus(number, "UNLOADING"))
         until_s = time.monotonic() + _DRAIN_S

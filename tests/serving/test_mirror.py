@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
-from ciml.serving.ledger import rollback
+from ciml.serving.ledger import rollback, withdraw
 from ciml.serving.mirror import mirror
 from ciml.serving.model_files import file_digests, parse_config
-from ciml.serving.registry import Registry
+from ciml.serving.registry import Registry, Signature
 from ciml.storage import open_store
 from tests.durable import Steps
 from tests.serving.test_push import pushed
@@ -70,6 +70,13 @@ def test_an_altered_version_is_left_out_and_its_label_stays(folders: dict[int, P
     ran = CliRunner().invoke(cli, arguments, standalone_mode=False)
     assert ran.return_value == 4
     assert "BROKEN model m, version 3" in ran.stderr
+    withdraw(Registry(data, "m"), [2], Signature("ann", "forged results"))
+    mirror(data, folder)
+    assert config(folder)["m"][1:] == ((1,), {"stable": 1})  # not the withdrawn one
+    (tmp_path / "data/registry/m/_manifest/000000000001.json").write_bytes(b"{")
+    done = mirror(data, folder)
+    assert "model m: " in done.faults[0]
+    assert not done.changed
 
 
 #: Steps of two calls of `mirror` after a push: the second one removes what the configuration no longer names.

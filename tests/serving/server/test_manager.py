@@ -189,6 +189,26 @@ def test_a_label_without_a_version_falls_back_to_the_highest_below_once_its_own_
     assert "stable" not in labels_during[3]
 
 
+@pytest.mark.parametrize(
+    ("withdrawn", "labels", "available"), [((), {"stable": 2}, [1, 2]), ((2,), {"stable": 1}, [1]), ((1, 2), {}, [])]
+)
+def test_a_withdrawn_version_is_not_served_instead_of_one_that_cannot_be_loaded(
+    tmp_path: Path, withdrawn: tuple[int, ...], labels: dict[str, int], available: list[int]
+) -> None:
+    def load(where: str) -> Loaded:
+        if where.endswith("3"):
+            raise IntegrityError("it is corrupt")
+        return Loaded(where)
+
+    manager = manager_of(load)
+    manager.apply([ModelEntry("m", str(tmp_path), versions=(1, 2), labels={"stable": 2})])
+    manager.step()
+    entry = ModelEntry("m", str(tmp_path), versions=(3,), labels={"stable": 3}, withdrawn=frozenset(withdrawn))
+    manager.apply([entry])
+    manager.step()
+    assert (manager.labels("m"), list(manager.available("m"))) == (labels, available)
+
+
 def manager_of(load: Callable[[str], Loaded]) -> ModelManager:
     return ModelManager(load=lambda folder, verify: load(folder.root))  # type: ignore[arg-type,return-value]
 
