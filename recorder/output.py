@@ -43,15 +43,17 @@ class Output:
     """The output of a command, as seen by the process that runs it. No method but the first raises.
 
     Args:
-      file: descriptor of the file, open for reading and writing.
+      file: descriptor of the file, open for reading and writing; None to leave the output as it is.
       limit: bytes of the file: a half for the head.
 
     Raises:
       OSError: there are no pipes or pseudo-terminals.
     """
 
-    def __init__(self, file: int, limit: int = MAX_OUTPUT_BYTES) -> None:
+    def __init__(self, file: int | None = None, limit: int = MAX_OUTPUT_BYTES) -> None:
         self._streams: list[_Stream] = []
+        if file is None:
+            return
         memory = mmap.mmap(-1, mmap.PAGESIZE + len(_STREAMS) * _PIECE_BYTES)
         self._numbers = memoryview(memory)[: mmap.PAGESIZE].cast("Q")
         kept_text = _Kept(file, limit, self._numbers)
@@ -103,6 +105,8 @@ class Output:
 
     def close(self) -> None:
         """End the file. What the command's children print later is passed on all the same."""
+        if not self._streams:
+            return
         self._numbers[_IS_CLOSED] = 1
         if self._numbers[_IS_FAILED]:
             report("the output was not recorded to its end: its file cannot be written")

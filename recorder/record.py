@@ -111,7 +111,7 @@ class _Sidecar:
         self._worker: _Worker | None = None  # None without a recording, and after its end
         self._restarts = 0  # without those before a worker that ran for `_STABLE_S`
         self._started_s = 0.0  # when the last worker was started
-        self._output: Output | None = None
+        self._output = Output()
         try:
             self._recording = Recording.create(settings.spool, plan)
         except CimlError as error:
@@ -128,17 +128,15 @@ class _Sidecar:
     @property
     def descriptors(self) -> Mapping[int, int]:
         """The descriptors that the command gets in the place of its own."""
-        return self._output.descriptors if self._output else {}
+        return self._output.descriptors
 
     def resize(self) -> None:
         """Handle a change of a terminal's size."""
-        if self._output is not None:
-            self._output.resize()
+        self._output.resize()
 
     def start(self) -> None:
         """Start the copiers of the output, and the worker."""
-        if self._output is not None:
-            self._output.start()
+        self._output.start()
         self._start_worker()
 
     def _start_worker(self) -> None:
@@ -152,8 +150,7 @@ class _Sidecar:
 
     def handle_child_end(self, pid: int, status: int) -> None:
         """Handle the end of a child: restart the worker if it ended, and a copier of the output if it was killed."""
-        if self._output is not None:
-            self._output.handle_child_end(pid, status)
+        self._output.handle_child_end(pid, status)
         if self._worker is None or pid != self._worker.pid:
             return
         os.close(self._worker.pipe)
@@ -201,20 +198,15 @@ class _Sidecar:
         Such a signal ends this, also later, while the output waits for its reader.
         """
         late_s = time.monotonic() + (_LATE_CANCEL_S if ending.result == "FAILURE" else 0.0)
-        if self._output is not None:
-            self._output.mark_end()
+        self._output.mark_end()
         is_cancelled = False
-        while not is_cancelled and (time.monotonic() < late_s or not self._is_output_passed_on()):
+        while not is_cancelled and (time.monotonic() < late_s or not self._output.is_passed_on()):
             info = signal.sigtimedwait(EVERY_SIGNAL, _OUTPUT_PAUSE_S)
             is_cancelled = info is not None and is_cancel(info, ending.pid)
             for pid, status in reap_children():
                 self.handle_child_end(pid, status)
-        if self._output is not None:
-            self._output.close()
+        self._output.close()
         return is_cancelled and time.monotonic() < late_s
-
-    def _is_output_passed_on(self) -> bool:
-        return self._output is None or self._output.is_passed_on()
 
 
 def _end_of(ending: Ending, end_us: int) -> End:
