@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from ciml.data_root import DataRoot
 from ciml.integrations.review import Format, Rendered, ReviewClient
 from ciml.integrations.systems import System
-from ciml.manifest.replica import LogReplica
 from ciml.metrics import Family, manifest_families, metric
 from ciml.pipelines.feedback import (
     FeedbackConfig,
@@ -33,11 +32,12 @@ from ciml.services.service import TopicService
 from ciml.verdicts.feedback.config import Feedback
 from ciml.verdicts.feedback.evidence import compare_run, find_evidence, is_noted
 from ciml.verdicts.feedback.judgement import Item, Silence, decide_feedback
-from ciml.verdicts.feedback.outbox import Outbox
+from ciml.verdicts.feedback.outbox import Outbox, write_message
 from ciml.verdicts.feedback.reactions import Reader
 from ciml.verdicts.feedback.standing import Standings
 from ciml.verdicts.feedback.state import REACTIONS as KINDS
 from ciml.verdicts.feedback.state import SECONDS, Entry, FeedbackState, entry_key
+from ciml.verdicts.feedback.text import Style
 from ciml.verdicts.feedback.truths import Truths, add_corrections
 from ciml.verdicts.signatures.stored import shared_signatures
 
@@ -273,9 +273,8 @@ def try_messages(data: DataRoot, feedback: Feedback, records: Iterable[Mapping[s
     Raises:
       EngineError: the store does not answer.
     """
-    committing = feedback_replica(data)
     policy = feedback.policy
-    with committing.state() as state:
+    with feedback_replica(data).state() as state:
         muted = sorted(state.muted)
         standings = Standings(list(state.history), policy, int(time.time() * 1e6))
     compare = partial(compare_run, data, policy)
@@ -291,10 +290,10 @@ def try_messages(data: DataRoot, feedback: Feedback, records: Iterable[Mapping[s
         if judgement.item is None:
             yield Trial((str(record.get("run_id", "?"))[:200],), reason, detail)
         else:
-            withheld = _render(data, feedback, committing, _entry_of(judgement.item))
+            withheld = _render(data, feedback, _entry_of(judgement.item))
             yield replace(withheld, reason=reason, detail=detail)
     for entry in entries.values():
-        yield _render(data, feedback, committing, entry)
+        yield _render(data, feedback, entry)
 
 
 def _entry_of(item: Item) -> Entry:
@@ -304,13 +303,12 @@ def _entry_of(item: Item) -> Entry:
     return entry
 
 
-def _render(data: DataRoot, feedback: Feedback, committing: LogReplica[FeedbackState], entry: Entry) -> Trial:
+def _render(data: DataRoot, feedback: Feedback, entry: Entry) -> Trial:
     system = next(system for system in feedback.systems if system.name == entry.system)
     evidence = partial(find_evidence, data, policy=feedback.policy)
-    outbox = Outbox(system.name, committing, feedback.policy, evidence, client=None, markup=_markup_of(system))
     run_ids = tuple(item.run_id for item in entry.items.values())
     change = entry.change.change or entry.change.head
-    message = outbox.message(entry)
+    message = write_message(entry, evidence, Style.of_dry_run(_markup_of(system), feedback.policy))
     text = None if message is None else message.body
     return Trial(run_ids, "" if text else "unknown", "", system.name, entry.change.project, change, text)
 

@@ -171,7 +171,7 @@ class Outbox:
             self._close(entry, "late")
             return
         if self.client is None:
-            message = self.message(entry)
+            message = write_message(entry, self.evidence, Style.of_dry_run(self.markup, self.policy))
             if message is not None:
                 self.show(entry, message)
             self._close(entry, "dry_run" if message is not None else "no_note")
@@ -188,7 +188,9 @@ class Outbox:
         self._send(client, entry)
 
     def _send(self, client: ReviewClient, entry: Entry) -> None:
-        message = self.message(entry, client)
+        policy = self.policy
+        style = Style(client.format, min(client.most_bytes, policy.max_bytes), client.can_react, policy)
+        message = write_message(entry, self.evidence, style)
         if message is None:
             self._close(entry, "no_note")
             return
@@ -252,17 +254,6 @@ class Outbox:
         else:
             self._close(entry, "not_found", "the call of unknown outcome has changed nothing")
 
-    def message(self, entry: Entry, client: ReviewClient | None = None) -> Rendered | None:
-        """Write the message on a patch set; return None if it was to have notes alone, and they are gone."""
-        policy = self.policy
-        if client is not None:
-            style = Style(client.format, min(client.most_bytes, policy.max_bytes), client.can_react, policy)
-        else:
-            style = Style(self.markup, policy.max_bytes, self.markup != "gerrit", policy)
-        marker = marker_of(self.name, entry.change.project, entry.change.change)
-        findings = [finding for item in entry.items.values() if (finding := self.evidence(item)).is_worth_sending]
-        return render(findings, marker, entry.change, style) if findings else None
-
     def _close(
         self,
         entry: Entry,
@@ -322,6 +313,13 @@ class Outbox:
             raise _NotReachedError(str(error)) from None
         finally:
             self.timed(call, time.perf_counter() - began_s)
+
+
+def write_message(entry: Entry, evidence: FindEvidence, style: Style) -> Rendered | None:
+    """Write the message on a patch set; return None if it was to have notes alone, and they are gone."""
+    marker = marker_of(entry.system, entry.change.project, entry.change.change)
+    findings = [finding for item in entry.items.values() if (finding := evidence(item)).is_worth_sending]
+    return render(findings, marker, entry.change, style) if findings else None
 
 
 def silence(change: ChangeRef, head: Head, mute_word: str) -> str | None:

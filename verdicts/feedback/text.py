@@ -94,6 +94,11 @@ class Style:
     can_react: bool
     policy: Policy
 
+    @classmethod
+    def of_dry_run(cls, markup: Format, policy: Policy) -> Style:
+        """Return the form of a message that is only printed."""
+        return cls(markup, policy.max_bytes, markup != "gerrit", policy)
+
 
 class Stamp(NamedTuple):
     """The last line of our messages, by which `Outbox` recognises a message that it has sent.
