@@ -35,8 +35,9 @@ MOST_COURSES = 6
 #: Maps of more points are drawn as an image.
 _MOST_VECTORS = 1500
 #: Class shares of more clusters are drawn without numbers.
-_MOST_LABELS = 8  # of a cluster in a table
 _MOST_NUMBERS = 10
+#: Values of a fact in the table, for each cluster.
+_MOST_LABELS = 8
 
 
 def cluster_page(clustering: Clustering) -> Page:
@@ -69,7 +70,7 @@ def cluster_page(clustering: Clustering) -> Page:
         *(
             Section(
                 f"Clusters × {name}",
-                f"Of each cluster, the {_MOST_LABELS} values with the most runs; shares above one half are highlighted.",
+                f"The {_MOST_LABELS} values with the most runs of each cluster; shares above one half are highlighted.",
                 _shares(table, name),
                 shares_plot(clustering, name, number),
             )
