@@ -192,19 +192,18 @@ class _Preparation:
 
     def _without_keys(self, lines: pa.StringArray) -> pa.StringArray:
         """Redact the lines of private keys: `redact_lines` sees one line at a time."""
-        begins = np.flatnonzero(flags_of(pc.match_substring_regex(lines, _KEY_BEGIN))).tolist()
-        if not begins and not self._key_lines:
+        begins = flags_of(pc.match_substring_regex(lines, _KEY_BEGIN))
+        if not begins.any() and not self._key_lines:
             return lines
         texts = lines.to_pylist()
-        for begin in [-1, *begins]:
-            if begin >= 0:
-                self._key_lines = MAX_OUTPUT_KEY_LINES
-            for index in range(begin + 1, min(begin + 1 + self._key_lines, len(texts))):
+        for index, is_begin in enumerate(begins.tolist()):
+            if self._key_lines and _KEY_END in texts[index]:
+                self._key_lines = 0
+            elif self._key_lines:
                 self._key_lines -= 1
-                if _KEY_END in texts[index]:
-                    self._key_lines = 0
-                    break
                 texts[index] = _KEY_WORD.sub(REDACTED, texts[index])
+            if is_begin:
+                self._key_lines = MAX_OUTPUT_KEY_LINES
         return strings(texts)
 
     def end(self, block: bytes) -> PreparedOutput:

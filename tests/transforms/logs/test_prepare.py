@@ -8,6 +8,7 @@ import random
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -143,6 +144,13 @@ def test_a_private_key_may_reach_into_the_next_blocks() -> None:
     text = text_of(prepare_output(chunks_of("\n".join(lines).encode(), 40))).decode().split("\n")
     assert text[1:13] == ["REDACTED"] * 12
     assert text[-1] == "aaaabbbbccccddddeeee"
+
+
+def test_each_line_is_searched_for_the_words_of_keys_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Mock(sub=Mock(side_effect=lambda _, text: text))
+    monkeypatch.setattr(module, "_KEY_WORD", words)
+    prepare_output([b"-----BEGIN PRIVATE KEY-----\n" * 1000])
+    assert words.sub.call_count == 1000
 
 
 def test_memory_holds_blocks_and_what_is_compressed() -> None:
