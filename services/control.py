@@ -274,4 +274,5 @@ def _report_stopped(
         suffix = "; no savepoint is needed"
     if status.get("why") not in (None, "", "as asked"):
         suffix += f": {status['why']}"
-    report(f"The service {files.name} is stopped at version {status.get('version')}{suffix}.")
+    version = f" at version {status.get('version')}" if status.get("data") else ""
+    report(f"The service {files.name} is stopped{version}{suffix}.")

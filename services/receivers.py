@@ -215,7 +215,10 @@ class WebhooksService(Receiver):
     def open(self) -> None:
         settings = self.settings
         check_open_files({"webhook": settings.connections}, "connections of [webhooks]")
-        listener = listen(settings.host, self.port)
+        try:
+            listener = listen(settings.host, self.port)
+        except EngineError as error:
+            raise EngineError(f"{error}; set another port in [webhooks]") from None
         self.port = listener.getsockname()[1]
         self._producer = DeliveryProducer(self.kafka, self.topic, settings.answer_s)
         limiter = ConnectionLimiter(

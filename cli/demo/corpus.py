@@ -60,7 +60,7 @@ def corpus_folder(folder: str | None = None) -> Path:
     """
     path = Path(folder) if folder else examples() / "corpus"
     if not (path / "builds.jsonl").is_file():
-        raise CimlError(f"no builds.jsonl in {path}; run ciml demo in a checkout, or name a corpus by --corpus")
+        raise CimlError(f"no builds.jsonl in {path}; name the folder examples/corpus of a checkout by --corpus")
     return path
 
 

@@ -54,7 +54,7 @@ def test_the_page_has_the_figures_of_the_samples() -> None:
     log = table(times, usr=[10.0, 20.0, None, 40.0, 50.0], load=[1.0, 1.0, 1.0, 1.0, 1.0], memory__used=[5.0] * 5)
     page = log_page("x.log", log)
     assert [(tile.label, tile.value, tile.note) for tile in page.tiles] == [
-        ("samples", "5", "a sample each 1 s"), ("duration", "4 s", ""), ("columns", "3", ""),
+        ("samples", "5", "a sample every 1 s"), ("duration", "4 s", ""), ("columns", "3", ""),
         ("starts of the recorder", "1", ""),
     ]  # fmt: skip
     course, columns = page.sections

@@ -115,15 +115,16 @@ def _topics_of(options: EraseOptions) -> Callable[[Collection[str]], None] | Non
 
     kafka = options.connection()
     topics = options.topics or TOPICS
-    for topic in topics:
-        if not is_compacted(kafka, topic):
-            print_warnings(
-                [f"topic {topic} is not compacted, so tombstones remove nothing; set its cleanup.policy to compact"]
-            )
+    not_compacted = [topic for topic in topics if not is_compacted(kafka, topic)]
 
     def erase_topics(run_ids: Collection[str]) -> None:
         for topic in topics:
             write_tombstones(kafka, topic, run_ids)
+        print_warnings(
+            f"topic {topic} is not compacted, so tombstones remove nothing; set its cleanup.policy to compact"
+            for topic in not_compacted
+        )
+        not_compacted.clear()
 
     return erase_topics
 

@@ -324,9 +324,10 @@ def why_trained(options: WhyTrainedOptions) -> None:
 
 def _print_parts(parts: list[Learning]) -> None:
     rows = [
-        (part.model, part.version, part.role, part.label, part.rule, "withdrawn" * part.withdrawn) for part in parts
+        (part.model, part.version, part.role, part.label, part.rule, "withdrawn" if part.withdrawn else "")
+        for part in parts
     ]
     if rows:
-        print_table(("model", "version", "part", "class", "trust rule", ""), rows)
+        print_table(("model", "version", "part", "class", "trust rule", "state"), rows)
     else:
         click.echo("no version of a model used this run; ciml trust explain shows whether it is trusted")

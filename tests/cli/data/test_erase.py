@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,19 @@ def test_runs_are_counted_first_and_erased_with_apply(data: Path) -> None:
     (receipt,) = json.loads(erase(data, "--receipts", "--json"))
     assert (receipt["author"], receipt["by"], len(receipt["runs"])) == ("ann", ["run"], 1)
     assert json.loads(erase(data, "--run", target, "--json")) == {"runs": 0}
+
+
+def test_topics_without_compaction_are_named_once_if_runs_are_erased(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erased: list[Collection[str]] = []
+    monkeypatch.setattr("ciml.services.stored.erase.is_compacted", lambda _, topic: topic == "runs")
+    monkeypatch.setattr("ciml.services.stored.erase.write_tombstones", lambda *words: erased.append(words[2]))
+    target = run_ids(data)[0]
+    signed = ("--apply", "--author", "ann", "--reason", "request 17", "--kafka", "localhost:1")
+    assert erase(data, "--owner", "nobody", *signed) == "no run was erased\n"
+    assert erase(data, "--run", target, *signed).count("warning: topic predictions is not compacted") == 1
+    assert [target] in map(list, erased)
 
 
 def test_a_name_in_an_object_that_ciml_did_not_write_is_listed(data: Path) -> None:
