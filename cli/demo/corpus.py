@@ -60,7 +60,7 @@ def corpus_folder(folder: str | None = None) -> Path:
     """
     path = Path(folder) if folder else examples() / "corpus"
     if not (path / "builds.jsonl").is_file():
-        raise CimlError(f"no builds.jsonl in {path}; name the folder examples/corpus of a checkout by --corpus")
+        raise CimlError(f"no builds.jsonl in {path}; name a corpus by --corpus")
     return path
 
 
@@ -138,8 +138,15 @@ def _sample(line: dict[str, Any]) -> Sample:
 
 
 def examples() -> Path:
-    """Return the folder examples/ of the checkout."""
-    return Path(__file__).resolve().parents[2] / "examples"
+    """Return the folder examples/ of the checkout; of an installed ciml, that of the working folder.
+
+    Raises:
+      CimlError: if there is none.
+    """
+    for folder in (Path(__file__).resolve().parents[2] / "examples", Path("examples").resolve()):
+        if (folder / "status.toml").is_file():
+            return folder
+    raise CimlError("the examples are not installed; run ciml demo in a checkout of ciml")
 
 
 def trust_policy() -> Path:

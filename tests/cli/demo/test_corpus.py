@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from ciml.cli.demo import corpus
 from ciml.cli.demo.corpus import CAUSE, balanced_salt, definitions, read_corpus
 from ciml.datasets.definition import DEFAULT_SALT, SPLITS
+from ciml.errors import CimlError
 from ciml.transforms.examples.prepare import split_of
 from tests.corpus import CORPUS
 
@@ -46,3 +49,15 @@ def test_the_salt_depends_on_causes_alone() -> None:
     assert balanced_salt([], weights) == "demo 0"
     with pytest.raises(ValueError, match="at least one must be above 0"):
         balanced_salt(samples, (0, 0, 0))
+
+
+def test_the_examples_are_those_of_the_checkout_or_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = corpus.examples()
+    monkeypatch.setattr(corpus, "__file__", str(tmp_path / "site-packages/ciml/cli/demo/corpus.py"))
+    monkeypatch.chdir(ours.parent)
+    assert corpus.examples() == ours
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CimlError, match="run ciml demo in a checkout"):
+        corpus.examples()
