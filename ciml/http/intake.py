@@ -17,7 +17,7 @@ from collections.abc import AsyncIterable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ciml.errors import CimlError
 from ciml.limits import LARGE_REQUEST_BYTES, MAX_HELD_BYTES, MAX_WAITING_REQUESTS, SMALL_REQUEST_BYTES, SPARE_FILES
@@ -315,8 +315,13 @@ class _Threads:
         except BaseException:
             self._free.release()
             raise
-        result.add_done_callback(lambda _: self._free.release())
+        result.add_done_callback(self._end)
         return await asyncio.shield(result)  # a thread is not free before its work ends
+
+    def _end(self, result: asyncio.Future[Any]) -> None:
+        self._free.release()
+        if not result.cancelled():
+            result.exception()  # asyncio logs one that nobody has read, such as of a request that was given up
 
 
 class Workers:

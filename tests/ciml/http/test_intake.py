@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import resource
 import threading
@@ -237,9 +238,12 @@ def test_requests_that_their_clients_give_up_take_no_memory_and_no_second_thread
     def work(body: Body) -> None:
         running.release()
         release.wait(30)
+        raise RequestError("INVALID_ARGUMENT", "of a request that nobody waits for")
 
     async def serve() -> None:
         workers = Workers(1)
+        logged: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
 
         async def request() -> None:
             body = Body()
@@ -262,7 +266,8 @@ def test_requests_that_their_clients_give_up_take_no_memory_and_no_second_thread
             assert not later.done()
             release.set()
             assert await asyncio.wait_for(later, 30) == "answered"
-            assert not held
+            gc.collect()
+            assert (len(held), logged) == (0, [])
         finally:
             release.set()
             workers.close()
