@@ -151,7 +151,7 @@ def test_visualize_draws_what_plot_draws(
         (["--dataset", "x", "--features-regex", "nosuch"], "matches none of the columns"),
         (["--dataset", "x", "--features-regex", "("], "features_regex"),
         (["--dataset", "x", "--build-name", "nosuch"], "stored jobs: tempest-full"),
-        (["--dataset", "x", "--class-label", "region"], "no class"),
+        (["--dataset", "x", "--class-label", "region"], "no run has a value of it"),
         (["--dataset", "x", "--sample-interval", "0s"], "sample_interval: interval '0s': must be longer than zero"),
         (["--dataset", "x", "--slicer", "1:2:0"], "slicer '1:2:0': want a slice"),
         (["--dataset", "x", "--tdt-split", "0", "0", "3"], "tdt_split: want three weights"),
