@@ -47,11 +47,15 @@ def recorded(tmp_path: Path) -> bytes:
 
 
 def copiers(recorder: int) -> list[psutil.Process]:
-    """The processes that pass the output on: they alone have its file open."""
+    """The processes that pass the output on: they alone have its file open, and nothing else of the recording.
+
+    A process that was just forked, such as the command before its exec, has the recording's lock as well.
+    """
     found = []
     for child in psutil.Process(recorder).children():
         with contextlib.suppress(psutil.Error):
-            if any(file.path.endswith("/job-output.txt") for file in child.open_files()):
+            names = {Path(file.path).name for file in child.open_files()}
+            if "job-output.txt" in names and "lock" not in names:
                 found.append(child)
     return found
 
