@@ -313,8 +313,8 @@ class Rest:
             return Busy(f"{self.origin} answers {status} and asks to wait for {wait_s:.0f} s", wait_s)
         text = f"answers {status}{f': {message}' if message else ''}"
         if status >= 500 or status in (408, 425):
-            error = self._unknown_outcome_error(text, changes)
-            return error if changes else FailedAnswer(str(error), status)
+            failed = FailedAnswer(f"{self.origin} {text}", status)
+            return self._unknown_outcome_error(text, changes) if changes else failed
         if status == 401:
             self.forget()
             return Refused(UNAUTHORIZED, f"{self.origin} rejects the credentials: {self._rights}")
