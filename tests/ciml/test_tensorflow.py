@@ -90,6 +90,16 @@ def run_with_fake(code: str, folder: Path, shell: str = "") -> subprocess.Comple
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize(("given", "policy"), [("", "passive"), ("active", "active")])
+def test_threads_of_openmp_sleep_while_they_wait_unless_the_environment_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, policy: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY")  # of this process
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert run_with_fake("import os; print(os.environ['OMP_WAIT_POLICY'])", tmp_path).stdout == f"{policy}\n"
+
+
 def test_no_thread_uses_tensorflow_before_its_settings_are_applied(tmp_path: Path) -> None:
     code = """
 first = threading.Thread(target=t.load_tensorflow)
