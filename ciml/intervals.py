@@ -31,14 +31,14 @@ def wilson(right: float, total: float) -> tuple[float, float]:
     return low, high
 
 
-def newcombe(both: int, first_alone: int, second_alone: int, total: int) -> tuple[float, float]:
+def newcombe(both: float, first_alone: float, second_alone: float, total: float) -> tuple[float, float]:
     """Return a 95 % interval (low, high) of the difference of two shares of the same runs; (-1, 1) for a total of 0.
 
     It is Newcombe's interval (1998, method 10): Wilson's intervals of both shares, combined by their correlation.
     Unlike that of a bootstrap, its width is above 0 if both shares count the same runs.
 
     Args:
-      both: number of runs that both shares count.
+      both: number of runs that both shares count; this and the others may be numbers of independent runs.
       first_alone: number of runs that only the first share counts.
       second_alone: number of runs that only the second share counts; the difference is first minus second.
       total: number of runs.
@@ -48,8 +48,9 @@ def newcombe(both: int, first_alone: int, second_alone: int, total: int) -> tupl
     first = both + first_alone
     second = both + second_alone
     neither = total - both - first_alone - second_alone
-    margins = math.sqrt(float(first * (total - first)) * float(second * (total - second)))
-    covariance = float(both * neither - first_alone * second_alone)
+    # Not below 0, where rounding would take a share of numbers that are not whole beyond 1.
+    margins = math.sqrt(max(first * (total - first), 0.0) * max(second * (total - second), 0.0))
+    covariance = both * neither - first_alone * second_alone
     if covariance > 0:  # Newcombe's correction: a positive correlation narrows the interval, so it is reduced
         covariance = max(covariance - total / 2, 0.0)
     correlation = covariance / margins if margins else 0.0

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.events.outcomes import CAUSE, FAILED
-from ciml.events.records import RunFacts
+from ciml.events.records import RunFacts, change_of
 from ciml.intervals import wilson
 from ciml.runs.latest_runs import latest_runs
 from ciml.runs.state import open_raw
@@ -30,7 +30,6 @@ from ciml.serving.registry import CANARY, SHADOW, STABLE, Registry, Signature
 from ciml.training.evaluation.sequential import Arm, PairedComparison, SequentialComparison
 from ciml.trust import PolicySource, evaluate
 from ciml.verdicts.feedback.truths import Truths
-from ciml.verdicts.signatures.stored import change_of
 
 _DAY_S = 86_400.0
 
@@ -223,7 +222,7 @@ class KnownRun(NamedTuple):
     """What is known of a run that a version predicted.
 
     Attributes:
-      subject: what stands for its change, see `ciml.verdicts.signatures.stored.change_of`.
+      subject: what stands for its change, see `ciml.events.records.change_of`.
       name: its class by the definition of the version; "" for a failed run whose cause may still become known.
     """
 

@@ -428,7 +428,7 @@ def served_accuracy(config: TrainConfig, registry: Registry) -> ServedAccuracy |
     definition = read_definition(registry.read_asset(version, DEFINITION), f"model {registry.model}, version {version}")
     known = known_runs(config.data, config.trust, predictions, {version: definition})
     settled_runs, _ = settled(predictions, known, CanaryRule().wait_s, time.time())
-    drop = AccuracyDrop(gate or Arm())
+    drop = AccuracyDrop(gate or Arm(), figures.get("independent"))
     for _, is_right in settled_runs:
         drop.add(is_right=is_right)
     return ServedAccuracy(shares_of(version, drop.served, predictions), gate, gate is not None and drop.is_shown)

@@ -361,6 +361,11 @@ def rows_of(delta: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*delta["runs"], *delta.get("reclaims", ())]
 
 
+def change_of(facts: RunFacts) -> str:
+    """Return the project and tested change of a run (`RunFacts.tested`); its id if nothing stands for a change."""
+    return f"{facts.project} {facts.tested}".strip() if facts.tested else facts.run_id
+
+
 def facts_of_row(row: Mapping[str, Any]) -> RunFacts:
     """Return the facts of a raw row as they were known when it was stored. No later update changes them."""
     return RunFacts.from_json({**row["mention"], **row.get("joined", {})})

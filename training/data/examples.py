@@ -20,6 +20,7 @@ from ciml.digest import row_digests
 from ciml.errors import IntegrityError
 from ciml.events.records import RunFacts
 from ciml.storage import Store
+from ciml.training.changes import number_changes
 from ciml.training.data.snapshot import Role, Snapshot, SnapshotRun, snapshot_of
 from ciml.training.estimators import Rows
 from ciml.training.exclusions import Exclusions
@@ -59,6 +60,10 @@ class InMemoryDataset:
     def normalisation(self) -> Normalisation:
         """Compute the normalisation of the training split; it equals that of `ciml.training.data.materialise`."""
         return Normalisation.of(self.rows.inputs[self.in_train])
+
+    def changes(self, positions: np.ndarray) -> np.ndarray:
+        """Return the number of the change of each of some runs, int64 [m]."""
+        return number_changes([self.facts[position] for position in positions])
 
     def slices(self, positions: np.ndarray) -> dict[str, list[str]]:
         """Return the values of the `SLICES` of some runs, by name; facts that no run has are omitted."""

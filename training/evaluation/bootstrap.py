@@ -1,10 +1,10 @@
-"""Figures of a model by class, with 95 % intervals: percentiles of a bootstrap of the runs.
+"""Figures of a model by class, with 95 % intervals: percentiles of a bootstrap of the changes of the runs.
 
 Where all resamples give the same share, they say nothing of its error, and Wilson's interval takes their place.
 
 The figures equal those of scikit-learn, but all resamples are computed together: a resample gives each run a weight,
-the number of times that it was drawn. So runs are sorted once, and no arguments are checked in each resample, which
-would take longer than the figures.
+the number of times that its change was drawn. So runs are sorted once, and no arguments are checked in each resample,
+which would take longer than the figures.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ciml.intervals import CONFIDENCE, wilson
+from ciml.training.changes import design_effect
 
 #: Figures of each class against all others.
 BY_CLASS = ("precision", "recall", "f1", "roc_auc", "pr_auc")
@@ -48,7 +49,12 @@ class ResampledFigures(NamedTuple):
 
 
 def estimate_figures(
-    probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray, resamples: int, seed: int
+    probabilities: np.ndarray,
+    predicted: np.ndarray,
+    labels: np.ndarray,
+    changes: np.ndarray,
+    resamples: int,
+    seed: int,
 ) -> Estimates:
     """Compute figures with their intervals; without runs, all are undefined.
 
@@ -56,6 +62,7 @@ def estimate_figures(
       probabilities: float64 [n, C], rows that sum to 1.
       predicted: int [n], -1 for an unanswered run.
       labels: int [n].
+      changes: int [n], the number of each run's change, from 0 without gaps.
       resamples: number of them; 0 for no intervals.
       seed: of the bootstrap.
     """
@@ -67,16 +74,16 @@ def estimate_figures(
         )
     # The first entry of every array is the figure itself: that of a resample in which each run was drawn once.
     blocks = [resampled_figures(probabilities, predicted, labels, np.ones((1, len(labels))))]
-    for weights in draw_weights(len(labels), resamples, seed):
+    for weights in draw_weights(changes, resamples, seed):
         blocks.append(resampled_figures(probabilities, predicted, labels, weights))
     by_class = {name: np.concatenate([block.by_class[name] for block in blocks]) for name in BY_CLASS}
     macro = {name: np.concatenate([block.macro[name] for block in blocks]) for name in BY_CLASS}
     return Estimates(
         [
-            {name: _estimate_share(values[:, label], int((labels == label).sum())) for name, values in by_class.items()}
+            {name: _estimate_share(values[:, label], changes[labels == label]) for name, values in by_class.items()}
             for label in classes
         ],
-        {name: _estimate_share(values, len(labels)) for name, values in macro.items()},
+        {name: _estimate_share(values, changes) for name, values in macro.items()},
         _estimate(np.concatenate([block.brier for block in blocks])),
     )
 
@@ -94,23 +101,37 @@ def _estimate(values: np.ndarray) -> Figure:
     return {"value": float(values[0]), "low": low, "high": high}
 
 
-def _estimate_share(values: np.ndarray, runs: int) -> Figure:
-    """Do as `_estimate`. Equal resamples, such as those of runs that are all right, have Wilson's interval instead."""
+def _estimate_share(values: np.ndarray, changes: np.ndarray) -> Figure:
+    """Do as `_estimate`. Equal resamples, such as those of runs that are all right, have Wilson's interval instead.
+
+    Args:
+      values: see `_estimate`.
+      changes: int [m], those of the runs of which the figure is a share.
+    """
     figure = _estimate(values)
     value = figure["value"]
     if value is not None and figure["low"] == figure["high"] == value:
-        low, high = wilson(value * runs, runs)
+        independent = len(changes) / design_effect(np.zeros(len(changes)), changes)
+        low, high = wilson(value * independent, independent)
         return {"value": value, "low": low, "high": high}
     return figure
 
 
-def draw_weights(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Draw resamples of ``count`` runs. Yield blocks of weights float64 [resamples, count]."""
+def draw_weights(changes: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Draw resamples of changes. Yield blocks of weights of their runs, float64 [resamples, n].
+
+    Args:
+      changes: int [n], the number of each run's change, from 0 without gaps.
+      resamples: number of them.
+      seed: of the random numbers.
+    """
     rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK_WEIGHTS // max(count, 1))
+    count = int(changes.max()) + 1
+    block = max(1, _BLOCK_WEIGHTS // len(changes))
     for start in range(0, resamples, block):
         draws = (rng.integers(count, size=count) for _ in range(start, min(start + block, resamples)))
-        yield np.array([np.bincount(rows, minlength=count) for rows in draws], np.float64)
+        weights = np.array([np.bincount(drawn, minlength=count) for drawn in draws], np.float64)
+        yield weights[:, changes]
 
 
 def resampled_figures(

@@ -25,6 +25,7 @@ from ciml.serving.decimals import shortest_decimals
 from ciml.storage import Store
 from ciml.tensorflow import load_tensorflow
 from ciml.training.calibration.calibrate import Calibrated
+from ciml.training.changes import first_runs, number_changes, numbers_of
 from ciml.training.data.examples import Examples, read_facts, read_snapshot_examples
 from ciml.training.data.snapshot import Snapshot, SnapshotRun
 from ciml.training.estimators import Fitted, Rows
@@ -94,19 +95,26 @@ def assess(
     facts = read_facts(dataset.store, snapshot)
     test_facts = [facts[run.run_id] for run in runs]
     jobs = [run.build_name for run in test_facts]
+    changes = number_changes(test_facts)
     figures: dict[str, Any] = {
-        "evaluation": evaluate(answers, test.labels, resolved.classes, train_labels, {"job": jobs}),
+        "evaluation": evaluate(answers, test.labels, resolved.classes, train_labels, {"job": jobs}, changes),
         "class_counts": dict(zip(resolved.classes, class_counts, strict=True)),
         "disagreement": _disagreement(answers, in_memory),
         "latency_ms": exported.latency_ms(test.inputs, test.n_windows) if len(test) else None,
-        "baselines": _baselines(dataset, snapshot, facts, _is_right(answers, test.labels), gate),
+        "baselines": _baselines(dataset, snapshot, facts, _is_right(answers, test.labels), changes, gate),
     }
     if calibrated is not None:
-        before = evaluate(uncalibrated, test.labels, resolved.classes, train_labels)
-        figures |= calibration_figures(calibrated, before, answers, test, jobs)
+        before = evaluate(uncalibrated, test.labels, resolved.classes, train_labels, changes=changes)
+        figures |= calibration_figures(calibrated, before, answers, test, jobs, changes)
     if champion is not None:
         figures |= _champion_figures(dataset, champion, snapshot, runs, test_facts, test, answers, gate)
     return figures
+
+
+def test_changes(dataset: StoredDataset, snapshot: Snapshot) -> np.ndarray:
+    """Return the change of each test run of a snapshot, int64 [n], in its order."""
+    facts = read_facts(dataset.store, snapshot)
+    return number_changes([facts[run.run_id] for run in snapshot.runs("test")])
 
 
 #: Slices of the test runs by their age.
@@ -125,7 +133,9 @@ def _slices(facts: Sequence[RunFacts]) -> dict[str, list[str]]:
     }
 
 
-def stability(fitted: Fitted, other: Fitted, source: TrainingRows, *, seed: int) -> dict[str, Any]:
+def stability(
+    fitted: Fitted, other: Fitted, source: TrainingRows, *, seed: int, changes: np.ndarray | None = None
+) -> dict[str, Any]:
     """Return on how many test runs a model trained with another seed agrees: ``seed``, and a share with its interval.
 
     Args:
@@ -133,9 +143,10 @@ def stability(fitted: Fitted, other: Fitted, source: TrainingRows, *, seed: int)
       other: the same experiment, trained with another seed.
       source: the examples of both.
       seed: of ``other``.
+      changes: int64 [n], the changes of the test runs, or None.
     """
     answers = (predicted_classes(predict_in_memory(model, source, "test")) for model in (fitted, other))
-    return {"seed": seed, **accuracy(np.equal(*answers))}
+    return {"seed": seed, **accuracy(np.equal(*answers), changes)}
 
 
 def _disagreement(answers: np.ndarray, in_memory: np.ndarray) -> float | None:
@@ -164,7 +175,12 @@ def cross_validated(
 
 
 def _baselines(
-    dataset: StoredDataset, snapshot: Snapshot, facts: Mapping[str, RunFacts], right: np.ndarray, gate: GatePolicy
+    dataset: StoredDataset,
+    snapshot: Snapshot,
+    facts: Mapping[str, RunFacts],
+    right: np.ndarray,
+    changes: np.ndarray,
+    gate: GatePolicy,
 ) -> dict[str, dict[str, Any]]:
     """Return the accuracy of each number alone that the runs have, and its ``comparison`` with the candidate.
 
@@ -173,6 +189,7 @@ def _baselines(
       snapshot: its training runs are learned from, its test runs are predicted.
       facts: of its runs, by run id.
       right: bool [n], whether the candidate was right on each test run.
+      changes: int64 [n], their changes.
       gate: gives the confidence of the comparison.
     """
     numbers = numbers_for(snapshot.resolved.definition)
@@ -186,8 +203,10 @@ def _baselines(
             _LOG.warning("no comparison with the %s alone: %s", number, error)
             continue
         if answers is not None:
-            comparison = compare(right[answers.positions], answers.right, confidence=gate.confidence)
-            baselines[number] = {"name": PREDICTORS[number], **accuracy(answers.right), "comparison": comparison}
+            with_number = changes[answers.positions]
+            comparison = compare(right[answers.positions], answers.right, with_number, confidence=gate.confidence)
+            alone = accuracy(answers.right, with_number)
+            baselines[number] = {"name": PREDICTORS[number], **alone, "comparison": comparison}
     return baselines
 
 
@@ -209,18 +228,19 @@ def _champion_figures(
         return {"champion": None, "comparison": None}
     right, champion_right = (_is_right(shares, test.labels) for shares in (answers, champion_answers))
     errors, champion_errors = (squared_errors(shares, test.labels) for shares in (answers, champion_answers))
+    changes = number_changes(facts)
     metrics = {
         "version": champion.version,
-        "accuracy": accuracy(champion_right),
+        "accuracy": accuracy(champion_right, changes),
         "brier": float(champion_errors.mean()) if len(test) else None,
     }
     sources = [run.source for run in facts]
     by_source = {"source": sources} if len(set(sources)) > 1 else {}
     comparison = {
-        **compare(right, champion_right, confidence=gate.confidence),
-        "brier": compare_errors(errors, champion_errors, confidence=gate.confidence),
-        "slices": compare_slices(right, champion_right, _slices(facts))[:_SHOWN_SLICES],
-        "sources": compare_slices(right, champion_right, by_source, min_runs=gate.min_test_runs),
+        **compare(right, champion_right, changes, confidence=gate.confidence),
+        "brier": compare_errors(errors, champion_errors, changes, confidence=gate.confidence),
+        "slices": compare_slices(right, champion_right, _slices(facts), changes)[:_SHOWN_SLICES],
+        "sources": compare_slices(right, champion_right, by_source, changes, min_runs=gate.min_test_runs),
     }
     return {"champion": metrics, "comparison": comparison}
 
@@ -293,7 +313,12 @@ def _predict_from_raw(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) 
 
 
 def calibration_figures(
-    calibrated: Calibrated, before: Mapping[str, Any], answers: np.ndarray, rows: Rows, jobs: Sequence[str]
+    calibrated: Calibrated,
+    before: Mapping[str, Any],
+    answers: np.ndarray,
+    rows: Rows,
+    jobs: Sequence[str],
+    changes: np.ndarray,
 ) -> dict[str, Any]:
     """Return ``calibration`` and, for a model of verdicts, ``verdicts``; see docs/training.md.
 
@@ -303,11 +328,13 @@ def calibration_figures(
       answers: float [n, C], the calibrated probabilities.
       rows: the n runs, not normalised.
       jobs: of each run.
+      changes: int64 [n], of each run.
     """
     figures: dict[str, Any] = {"calibration": {**calibrated.description, "before": calibration_quality(before)}}
     if calibrated.rules is not None:
         means = run_means(rows.inputs, rows.n_windows)
-        figures["verdicts"] = verdict_figures(calibrated.rules, shortest_decimals(answers), rows.labels, jobs, means)
+        probabilities = shortest_decimals(answers)
+        figures["verdicts"] = verdict_figures(calibrated.rules, probabilities, rows.labels, jobs, means, changes)
     return figures
 
 
@@ -317,6 +344,7 @@ def verdict_figures(
     labels: np.ndarray,
     jobs: Sequence[str],
     means: np.ndarray | None = None,
+    changes: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Compute the figures of the verdicts on runs that neither the model nor its calibration has seen.
 
@@ -328,13 +356,15 @@ def verdict_figures(
       jobs: of each run.
       means: float64 [n, F], by `ciml.transforms.examples.prepare.run_means`; None if no run is to be checked against
         the ranges of the learned runs.
+      changes: int64 [n], the change of each run, or None.
 
     Returns:
-      JSON; shares have ``value``, ``low`` and ``high`` (95 %, Wilson), or None for no runs:
+      JSON; shares are those of `ciml.training.evaluation.metrics.accuracy`:
 
       - ``runs``;
       - ``coverage``: the share of runs whose class is in their set, next to the ``stated`` coverage; also ``by_class``,
-        and ``p``: how probable at most so many are, by chance in these runs and in those of the calibration;
+        and ``p``: of the first runs of each change, how probable at most so many are, by chance in these runs and in
+        those of the calibration;
       - ``abstained``: the share of runs with the verdict unknown;
       - ``outside``: the share of runs whose verdict is unknown because they are unlike the learned runs;
       - ``set_sizes``: number of runs by the size of their set;
@@ -354,24 +384,29 @@ def verdict_figures(
     )
     compared = [group.scores_of(name) for group, name in zip(groups, names, strict=True)]
     sizes = [len(verdict.set) for verdict in verdicts]
-    by_class = {name: accuracy(is_covered[names == name]) for name in rules.classes}
+    numbers = numbers_of(changes, len(labels))
+    first = first_runs(numbers)
+
+    def share(is_counted: np.ndarray, among: np.ndarray | slice = slice(None)) -> dict[str, Any]:
+        return accuracy(is_counted[among], numbers[among])
+
     return {
         "runs": len(labels),
         "coverage": {
             "stated": rules.coverage,
-            **accuracy(is_covered),
-            "by_class": by_class,
-            "p": _covered_p(int(is_covered.sum()), rules.coverage, compared),
+            **share(is_covered),
+            "by_class": {name: share(is_covered, names == name) for name in rules.classes},
+            "p": _covered_p(int(is_covered[first].sum()), rules.coverage, [compared[row] for row in first.tolist()]),
         },
-        "abstained": accuracy(causes == UNKNOWN),
-        "outside": accuracy(np.array([verdict.outside is not None for verdict in verdicts], bool)),
+        "abstained": share(causes == UNKNOWN),
+        "outside": share(np.array([verdict.outside is not None for verdict in verdicts], bool)),
         "set_sizes": {str(size): sizes.count(size) for size in range(len(rules.classes) + 1)},
         "causes": {
             name: {
                 "verdicts": int((causes == name).sum()),
                 "runs": int((names == name).sum()),
-                "precision": accuracy(names[causes == name] == name),
-                "recall": accuracy(causes[names == name] == name),
+                "precision": share(names == name, causes == name),
+                "recall": share(causes == name, names == name),
             }
             for name in rules.classes
         },

@@ -93,7 +93,8 @@ def cross_validate(
         probabilities[fold.held_out] = predict_fold(experiment, dataset, split, number, allow_modules=allow_modules)
         if progress is not None:
             progress("folds", number + 1, len(split.folds))
-    by_fold = _scores_by_fold(probabilities, split, labels, classes)
+    changes = dataset.changes(split.positions)
+    by_fold = _scores_by_fold(probabilities, split, labels, classes, changes)
     fold_figures = [
         {
             "accuracy": figures["accuracy"],
@@ -105,41 +106,49 @@ def cross_validate(
     ]
     baselines = {}
     for name, answers in predict_by_numbers(dataset, split):
-        baseline_by_fold = _scores_by_fold(answers, split, labels, classes)
-        pooled = scores(answers, labels, classes, labels)
+        baseline_by_fold = _scores_by_fold(answers, split, labels, classes, changes)
+        pooled = scores(answers, labels, classes, labels, changes=changes)
         baselines[name] = {
             "what": NUMBERS[name],
-            "mean": _means(baseline_by_fold, len(labels)),
+            "mean": _means(baseline_by_fold, pooled["accuracy"]["independent"]),
             "pooled": {key: pooled[key] for key in COMPARED},
         }
+    pooled = scores(probabilities, labels, classes, labels, dataset.slices(split.positions), changes)
     return {
         "by": "+".join(hold_out) or "run",
         "folds": fold_figures,
-        "mean": _means(by_fold, len(labels)),
-        "pooled": scores(probabilities, labels, classes, labels, dataset.slices(split.positions)),
+        "mean": _means(by_fold, pooled["accuracy"]["independent"]),
+        "pooled": pooled,
         "baselines": baselines,
     }
 
 
 def _scores_by_fold(
-    probabilities: np.ndarray, split: CVSplit, labels: np.ndarray, classes: Sequence[str]
+    probabilities: np.ndarray, split: CVSplit, labels: np.ndarray, classes: Sequence[str], changes: np.ndarray
 ) -> list[dict[str, Any]]:
     """Return the `scores` of the held-out runs of each fold, without bootstrap intervals."""
     return [
-        scores(probabilities[held_out], labels[held_out], classes, labels[train], resamples=0)
+        scores(
+            probabilities[held_out], labels[held_out], classes, labels[train], changes=changes[held_out], resamples=0
+        )
         for train, held_out in split.folds
     ]
 
 
-def _means(by_fold: Sequence[Mapping[str, Any]], runs: int) -> dict[str, dict[str, float]]:
-    """Return the mean accuracy and macro F1 over the folds, with intervals."""
+def _means(by_fold: Sequence[Mapping[str, Any]], runs: float) -> dict[str, dict[str, float]]:
+    """Return the mean accuracy and macro F1 over the folds, with intervals.
+
+    Args:
+      by_fold: scores of each fold.
+      runs: number of independent runs that would tell as much as all runs.
+    """
     return {
         "accuracy": _mean_with_interval([figures["accuracy"]["value"] for figures in by_fold], runs),
         "f1": _mean_with_interval([figures["macro"]["f1"]["value"] for figures in by_fold], runs),
     }
 
 
-def _mean_with_interval(values: Sequence[float], runs: int) -> dict[str, float]:
+def _mean_with_interval(values: Sequence[float], runs: float) -> dict[str, float]:
     """Return the mean of the folds' values with Student's interval, or with Wilson's interval where that is wider.
 
     Student's interval assumes independent folds, which is an approximation, and has no width if all folds are equal.

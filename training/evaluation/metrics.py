@@ -6,12 +6,14 @@ no column of the confusion matrix has it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ciml.intervals import wilson
+from ciml.training.changes import design_effect, numbers_of
 from ciml.training.evaluation.bootstrap import estimate_figures, squared_errors
 
 #: Resamples of the bootstrap.
@@ -31,6 +33,7 @@ def evaluate(
     classes: Sequence[str],
     train_labels: np.ndarray,
     slices: Mapping[str, Sequence[str]] | None = None,
+    changes: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Compute the figures of a model on held-out runs, as JSON. Undefined figures are None.
 
@@ -40,23 +43,29 @@ def evaluate(
       classes: names of the C classes.
       train_labels: int [m], the classes of the training runs, whose majority gives the base rate.
       slices: by name a value for each run, such as its job; accuracy is computed for each value.
+      changes: int64 [n], the change of each run, for the intervals; see `ciml.training.changes`.
 
     Raises:
       ValueError: if shapes do not match.
     """
-    figures = _common_figures(probabilities, labels, classes, train_labels)
+    changes = numbers_of(changes, len(labels))
+    figures = _common_figures(probabilities, labels, classes, train_labels, changes)
     predicted = predicted_classes(probabilities)
     right = predicted == labels
     return {
         **figures,
         "brier": float(squared_errors(probabilities, labels).mean()) if len(labels) else None,
         "classes": dict(zip(classes, _class_figures(labels, predicted, len(classes)), strict=True)),
-        "slices": _by_slice(slices, lambda rows: accuracy(right[rows])),
+        "slices": _by_slice(slices, lambda rows: accuracy(right[rows], changes[rows])),
     }
 
 
 def _common_figures(
-    probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], train_labels: np.ndarray
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    train_labels: np.ndarray,
+    changes: np.ndarray,
 ) -> dict[str, Any]:
     """Compute the figures that `evaluate` and `scores` share."""
     n = len(labels)
@@ -73,13 +82,14 @@ def _common_figures(
     np.add.at(confusion, (labels[is_answered], predicted[is_answered]), 1)
     return {
         "runs": n,
+        "changes": len(np.unique(changes)),
         "trained_on": len(train_labels),
         "finite": bool(is_answered.all()),
-        "accuracy": accuracy(right),
-        "base_rate": {"class": classes[majority], **accuracy(labels == majority)},
+        "accuracy": accuracy(right, changes),
+        "base_rate": {"class": classes[majority], **accuracy(labels == majority, changes)},
         "confusion": {"classes": list(classes), "rows_are_labels": confusion.tolist()},
         "log_loss": _log_loss(finite, labels),
-        "calibration": _calibration(finite, right),
+        "calibration": _calibration(finite, right, changes),
     }
 
 
@@ -101,12 +111,23 @@ def prepare_probabilities(probabilities: np.ndarray) -> np.ndarray:
     return prepared
 
 
-def accuracy(right: Sequence[bool] | np.ndarray) -> dict[str, Any]:
-    """Compute the accuracy with its 95 % interval: ``value``, ``low``, ``high``, ``right``, ``runs``."""
+def accuracy(right: Sequence[bool] | np.ndarray, changes: np.ndarray | None = None) -> dict[str, Any]:
+    """Compute the accuracy with its 95 % interval.
+
+    Args:
+      right: bool [n], whether the model was right on each run.
+      changes: int64 [n], or None; see `ciml.training.changes`.
+
+    Returns:
+      ``value``, ``low``, ``high``, ``right``, ``runs``, and ``independent``, the number of independent runs that would
+      tell as much. The interval is Wilson's of that number.
+    """
     total = len(right)
     count = int(np.sum(right))
-    low, high = wilson(count, total)
-    return {"value": count / total if total else None, "low": low, "high": high, "right": count, "runs": total}
+    share = count / total if total else None
+    effect = design_effect(np.asarray(right, np.float64) - (share or 0.0), changes)
+    low, high = wilson(count / effect, total / effect)
+    return {"value": share, "low": low, "high": high, "right": count, "runs": total, "independent": total / effect}
 
 
 def _class_figures(labels: np.ndarray, predicted: np.ndarray, count: int) -> list[dict[str, Any]]:
@@ -129,11 +150,12 @@ def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
     return float(-np.log(np.clip(chosen, 1e-7, 1.0)).mean())
 
 
-def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+def _calibration(probabilities: np.ndarray, right: np.ndarray, changes: np.ndarray) -> dict[str, Any]:
     """Compute the expected calibration error over `_BINS` bins of confidence, and the bins that have runs.
 
     A calibrated model has an error, too, since bins hold few runs. ``chance`` is what 95 of 100 calibrated models with
-    these confidences stay below (consistency resampling, Bröcker and Smith 2007).
+    these confidences stay below (consistency resampling, Bröcker and Smith 2007). It is that of independent runs, times
+    the root of the `design_effect`.
     """
     if len(right) == 0:
         return {"ece": None, "chance": None, "bins": []}
@@ -150,7 +172,8 @@ def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]
         share = float(right[is_in_bin].mean())
         error += runs / len(right) * abs(mean - share)
         bins.append({"low": index / _BINS, "runs": runs, "confidence": mean, "accuracy": share})
-    return {"ece": error, "chance": _chance_error(confidence, bin_of), "bins": bins}
+    effect = design_effect(right - confidence, changes)
+    return {"ece": error, "chance": _chance_error(confidence, bin_of) * math.sqrt(effect), "bins": bins}
 
 
 def _chance_error(confidence: np.ndarray, bin_of: np.ndarray) -> float:
@@ -193,6 +216,7 @@ def scores(
     classes: Sequence[str],
     train_labels: np.ndarray,
     slices: Mapping[str, Sequence[str]] | None = None,
+    changes: np.ndarray | None = None,
     *,
     resamples: int | None = None,
     seed: int = 0,
@@ -215,6 +239,7 @@ def scores(
       classes: names of the C classes.
       train_labels: int [m], of the training runs.
       slices: by name a value for each run.
+      changes: int64 [n], the change of each run, for the intervals; see `ciml.training.changes`.
       resamples: of the bootstrap, `RESAMPLES` by default; 0 for no intervals, then ``low`` and ``high`` are None.
       seed: of the bootstrap.
 
@@ -224,11 +249,12 @@ def scores(
     Raises:
       ValueError: if shapes do not match.
     """
-    figures = _common_figures(probabilities, labels, classes, train_labels)
+    changes = numbers_of(changes, len(labels))
+    figures = _common_figures(probabilities, labels, classes, train_labels, changes)
     predicted = predicted_classes(probabilities)
-    estimates = estimate_figures(
-        prepare_probabilities(probabilities), predicted, labels, RESAMPLES if resamples is None else resamples, seed
-    )
+    prepared = prepare_probabilities(probabilities)
+    count = RESAMPLES if resamples is None else resamples
+    estimates = estimate_figures(prepared, predicted, labels, changes, count, seed)
     class_figures = {}
     for label, name in enumerate(classes):
         runs = int((labels == label).sum())
@@ -239,13 +265,13 @@ def scores(
         "classes": class_figures,
         "macro": estimates.macro,
         "brier": estimates.brier,
-        "slices": _by_slice(slices, lambda rows: _slice_figures(labels[rows], predicted[rows])),
+        "slices": _by_slice(slices, lambda rows: _slice_figures(labels[rows], predicted[rows], changes[rows])),
     }
 
 
-def _slice_figures(labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+def _slice_figures(labels: np.ndarray, predicted: np.ndarray, changes: np.ndarray) -> dict[str, Any]:
     counts = np.bincount(labels)
-    figures = {**accuracy(labels == predicted), "majority": int(counts.max()) / len(labels)}
+    figures = {**accuracy(labels == predicted, changes), "majority": int(counts.max()) / len(labels)}
     by_class = _class_figures(labels, predicted, len(counts))
     f1s = [class_figures["f1"] for class_figures in by_class if class_figures["runs"]]
     if len(labels) >= _MIN_SLICE_RUNS and len(f1s) > 1:

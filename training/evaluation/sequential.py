@@ -259,11 +259,12 @@ class AccuracyDrop:
     after 400 runs whenever the runs have grown by a twentieth: of n runs, there are about 20 ln(n / 400) more bets. The
     share of the stake decreases: 1/2, 1/6, 1/12, … The sum of such bets is an e-process, too. Half of the level
     is that of the bets, and half that of the accuracy at the gate, which is known from few runs: the hypothesis is that
-    the version is right at least as often as the lower end of an exact interval says (Clopper and Pearson). That
-    interval takes the held-out runs for independent: it is too narrow if many of them are of the same change.
+    the version is right at least as often as the lower end of an exact interval says (Clopper and Pearson), of as many
+    independent runs as the held-out runs are worth.
 
     Attributes:
       gate: the held-out runs at the gate.
+      independent: number of independent runs that the held-out runs are worth (`ciml.training.changes`); None for all.
       level: largest probability of a decision for a version that is as good as at the gate, at any number of looks.
       served: the labelled predictions.
 
@@ -276,6 +277,7 @@ class AccuracyDrop:
     """
 
     gate: Arm
+    independent: float | None = None
     level: float = 0.05
     served: Arm = field(default_factory=Arm)
 
@@ -293,7 +295,9 @@ class AccuracyDrop:
 
         if not self.gate.right:
             return 0.0
-        return float(beta.ppf(self.level / 2, self.gate.right, self.gate.runs - self.gate.right + 1))
+        worth = 1.0 if self.independent is None else self.independent / self.gate.runs
+        wrong = self.gate.runs - self.gate.right
+        return float(beta.ppf(self.level / 2, self.gate.right * worth, wrong * worth + 1))
 
     def add(self, *, is_right: bool) -> None:
         """Add a labelled prediction."""

@@ -21,7 +21,9 @@ def figure_lines(metrics: Figures) -> list[str]:
     base = evaluation.get("base_rate")
     if not accuracy or not base:
         return []
-    lines = [f"accuracy {within(accuracy)} on {accuracy['runs']} held-out runs; base rate {within(base)}"]
+    lines = [
+        f"accuracy {within(accuracy)} on {_runs_text(evaluation, accuracy['runs'], 'held-out')}; base rate {within(base)}"
+    ]
     lines += [_baseline_line(number, baseline) for number, baseline in (metrics.get("baselines") or {}).items()]
     verdicts = metrics.get("verdicts")
     if verdicts and verdicts["runs"]:
@@ -30,6 +32,13 @@ def figure_lines(metrics: Figures) -> list[str]:
             f"abstention {within(verdicts['abstained'])}; coverage {within(coverage)}, stated {coverage['stated']:g}"
         )
     return lines
+
+
+def _runs_text(figures: Figures, runs: int, kind: str = "") -> str:
+    """Return the number of runs, and that of their changes if it is smaller: the intervals are by changes."""
+    text = f"{runs} {kind} runs" if kind else f"{runs} runs"
+    changes = figures.get("changes", runs)  # older results lack it
+    return f"{text} of {changes} changes" if changes < runs else text
 
 
 def _baseline_line(number: str, baseline: Figures) -> str:
@@ -101,7 +110,7 @@ def score_lines(role: str, scores: Figures) -> list[str]:
     if not scores["runs"]:
         return [f"  {role}: no runs"]
     lines = [
-        f"  {role}: {scores['runs']} runs: accuracy {within(accuracy)}, base rate {_value(base)} ({base['class']})",
+        f"  {role}: {_runs_text(scores, scores['runs'])}: accuracy {within(accuracy)}, base rate {_value(base)} ({base['class']})",
         f"    macro F1 {within(macro['f1'])}, ROC-AUC {within(macro['roc_auc'])}, PR-AUC {within(macro['pr_auc'])}",
         f"    Brier {within(scores['brier'])}, calibration error {number_text(scores['calibration']['ece'])}",
     ]

@@ -189,9 +189,10 @@ def _paired_figures(predictions: Predictions | None, first: Predictions | None) 
     """Compare predictions with those of the first result; None if either is missing."""
     if predictions is None or first is None:
         return None
-    right = predictions.right[np.argsort(predictions.run_id, kind="stable")]
+    order = np.argsort(predictions.run_id, kind="stable")
     first_right = first.right[np.argsort(first.run_id, kind="stable")]
-    return paired.compare(right, first_right)
+    changes = None if predictions.changes is None else predictions.changes[order]
+    return paired.compare(predictions.right[order], first_right, changes)
 
 
 def _interval_keys(name: str, figure: Figures) -> dict[str, float | None]:

@@ -141,12 +141,14 @@ class Predictions:
       labels: int64 [n], positions in ``classes``.
       probabilities: float64 [n, C]; a run is unanswered if its row is not finite.
       classes: names of the C classes.
+      changes: int64 [n], the change of each run; None in files of older versions.
     """
 
     run_id: np.ndarray
     labels: np.ndarray
     probabilities: np.ndarray
     classes: tuple[str, ...]
+    changes: np.ndarray | None = None
 
     @property
     def right(self) -> np.ndarray:
@@ -347,7 +349,7 @@ def _age(trial: StoredTrial) -> tuple[int, int, int]:
 
 
 def encode_predictions(dataset: InMemoryDataset, positions: np.ndarray, probabilities: np.ndarray) -> bytes:
-    """Encode predictions as Parquet, with a row for each run: its id, its label, and the probability of each class.
+    """Encode predictions as Parquet, with a row for each run: id, label, change, and the probability of each class.
 
     An unanswered run has no predicted class.
 
@@ -371,6 +373,7 @@ def encode_predictions(dataset: InMemoryDataset, positions: np.ndarray, probabil
             "split": pa.array(dataset.roles[positions].tolist(), pa.string()),
             "label_name": pa.array([classes[label] for label in dataset.rows.labels[positions]], pa.string()),
             "predicted": pa.array(predicted, pa.string()),
+            "change": pa.array(dataset.changes(positions).tolist(), pa.int64()),
             **{name: pa.array(column, pa.float64()) for name, column in by_class.items()},
         }
     )
@@ -394,4 +397,5 @@ def _parse_predictions(data: bytes, classes: tuple[str, ...]) -> Predictions:
         np.array(labels, np.int64)[is_test],
         np.array(probabilities, np.float64).reshape(len(classes), table.num_rows).T[is_test],
         classes,
+        np.array(table["change"].to_pylist(), np.int64)[is_test] if "change" in table.column_names else None,
     )

@@ -173,7 +173,9 @@ class Trial:
                 "dev": len(untrained) - len(unseen),
                 "unknown_class": len(unseen) - len(positions),
             },
-            "test": scores(probabilities, labels, classes, self._train_labels, other.slices(positions)),
+            "test": scores(
+                probabilities, labels, classes, self._train_labels, other.slices(positions), other.changes(positions)
+            ),
             "baselines": self._baselines(other, positions, labels),
         }
 
@@ -279,7 +281,8 @@ class Trial:
     def _scores(self, probabilities: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
         labels = self.dataset.rows.labels[positions]
         classes = self.dataset.snapshot.resolved.classes
-        return scores(probabilities, labels, classes, self._train_labels, self.dataset.slices(positions))
+        slices = self.dataset.slices(positions)
+        return scores(probabilities, labels, classes, self._train_labels, slices, self.dataset.changes(positions))
 
     def _calibration_figures(
         self, uncalibrated: np.ndarray, calibrated: np.ndarray, test: np.ndarray
@@ -294,9 +297,11 @@ class Trial:
         if self.calibrated is None:
             return {}
         rows = self.dataset.rows.take(test)
-        before = evaluate(uncalibrated, rows.labels, self.dataset.snapshot.resolved.classes, self._train_labels)
+        classes = self.dataset.snapshot.resolved.classes
+        changes = self.dataset.changes(test)
+        before = evaluate(uncalibrated, rows.labels, classes, self._train_labels, changes=changes)
         jobs = [self.dataset.facts[position].build_name for position in test]
-        return calibration_figures(self.calibrated, before, calibrated, rows, jobs)
+        return calibration_figures(self.calibrated, before, calibrated, rows, jobs, changes)
 
     def _baselines(self, dataset: InMemoryDataset, positions: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """Return the scores of the one-number baselines, by name.
@@ -316,7 +321,8 @@ class Trial:
             if train_values is None or tested_values is None:
                 continue
             probabilities = predict_by(name, train_values, self._train_labels, tested_values, len(resolved.classes))
-            figures = scores(probabilities, labels, resolved.classes, self._train_labels)
+            changes = dataset.changes(positions)
+            figures = scores(probabilities, labels, resolved.classes, self._train_labels, changes=changes)
             baselines[name] = {"what": NUMBERS[name]} | {key: figures[key] for key in COMPARED}
         return baselines
 

@@ -302,7 +302,8 @@ def score_trial(
             )
     train_labels = labels if sweep.on == "folds" else labels[split.folds[0].train]
     resamples = _resamples(sweep.metric)
-    figures = scores(answers[is_scored], labels[is_scored], classes, train_labels, resamples=resamples)
+    changes = dataset.changes(split.positions)[is_scored]
+    figures = scores(answers[is_scored], labels[is_scored], classes, train_labels, changes=changes, resamples=resamples)
     return running.replace(
         state="complete",
         **_defined_figure(figures, sweep.metric),
@@ -364,8 +365,10 @@ def score_baselines(sweep: Sweep, dataset: InMemoryDataset) -> dict[str, Any]:
     labels = dataset.rows.labels[split.positions]
     classes = dataset.snapshot.resolved.classes
     rows = np.sort(np.concatenate([fold.held_out for fold in split.folds]))
+    changes = dataset.changes(split.positions)[rows]
+    resamples = _resamples(sweep.metric)
     for name, answers in predict_by_numbers(dataset, split):
-        figures = scores(answers[rows], labels[rows], classes, labels, resamples=_resamples(sweep.metric))
+        figures = scores(answers[rows], labels[rows], classes, labels, changes=changes, resamples=resamples)
         baselines[name] = {"what": NUMBERS[name], **_figure(figures, sweep.metric)}
     return baselines
 

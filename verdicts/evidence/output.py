@@ -18,7 +18,7 @@ import numpy as np
 
 from ciml.data_root import DataRoot
 from ciml.events.outcomes import CODE, MACHINE
-from ciml.events.records import OutputFile, RunFacts
+from ciml.events.records import OutputFile, RunFacts, change_of
 from ciml.events.redaction import REDACTED
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.replica import LogReplica
@@ -35,7 +35,7 @@ from ciml.transforms.logs.signals import KINDS
 from ciml.transforms.logs.signatures import CODE_RUNS, MACHINE_CHANGES
 from ciml.verdicts.signatures.failures import FailedRuns, failed_runs
 from ciml.verdicts.signatures.notes import Note, read_notes
-from ciml.verdicts.signatures.stored import SignatureReader, change_of, shared_signatures, time_of
+from ciml.verdicts.signatures.stored import SignatureReader, shared_signatures, time_of
 
 #: Longest quotations of a line, and of a name.
 MAX_CHARACTERS = 200

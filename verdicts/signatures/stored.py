@@ -22,7 +22,7 @@ import msgspec
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.outcomes import FAILED
-from ciml.events.records import OutputFile, RunFacts
+from ciml.events.records import OutputFile, RunFacts, change_of
 from ciml.limits import MAX_RECENT_TESTS, MAX_RUN_RECENT_TESTS, MAX_SIGNATURE_JOBS, MAX_TEST_CHANGES
 from ciml.manifest.bookmarks import Bookmarks
 from ciml.manifest.log import ManifestLog
@@ -250,11 +250,6 @@ class SignatureReader:
 
 
 _State = tuple[bytes, list[tuple[str, list[OutputFile]]], bytes]
-
-
-def change_of(facts: RunFacts) -> str:
-    """Return the project and tested change of a run (`RunFacts.tested`); its id if nothing stands for a change."""
-    return f"{facts.project} {facts.tested}".strip() if facts.tested else facts.run_id
 
 
 def time_of(facts: RunFacts) -> int:

@@ -172,7 +172,7 @@ def test_too_few_runs_exclude_nothing() -> None:
     assert (figures["abstained"]["value"], figures["set_sizes"]) == (1.0, {"0": 0, "1": 0, "2": 8})
     code = figures["causes"]["code"]
     assert (code["verdicts"], code["runs"]) == (0, 8)
-    assert code["precision"] == {"value": None, "low": 0.0, "high": 1.0, "right": 0, "runs": 0}
+    assert code["precision"] == {"value": None, "low": 0.0, "high": 1.0, "right": 0, "runs": 0, "independent": 0}
     rules = rules_of(said, labels, ["a"] * 10)
     assert rules.set_of(rules.groups[""], {"code": 1.0, "machine": 0.0}) == ("code",)
 

@@ -82,7 +82,7 @@ def test_an_unanswered_run_is_wrong_in_every_figure(row: list[float]):
 
 def test_no_runs_are_no_figures_and_wrong_shapes_an_error():
     found = evaluate(np.zeros((0, 2)), np.zeros(0, np.int64), ("a", "b"), np.zeros(0, np.int64))
-    assert found["accuracy"] == {"value": None, "low": 0.0, "high": 1.0, "right": 0, "runs": 0}
+    assert found["accuracy"] == {"value": None, "low": 0.0, "high": 1.0, "right": 0, "runs": 0, "independent": 0}
     assert (found["log_loss"], found["calibration"]) == (None, {"ece": None, "chance": None, "bins": []})
     assert found["brier"] is None
     json.dumps(found, allow_nan=False)
@@ -213,7 +213,7 @@ def test_the_figures_of_a_resample_are_scikits(n: int, classes: int, monkeypatch
     probabilities = np.round(probabilities, 1)  # so that several runs have one score
     predicted = np.where(np.arange(n) % 5 == 4, -1, probabilities.argmax(axis=1))
     monkeypatch.setattr(bootstrap, "_BLOCK_WEIGHTS", 7 * n)  # blocks
-    blocks = list(bootstrap.draw_weights(n, 40, seed=3))
+    blocks = list(bootstrap.draw_weights(np.arange(n), 40, seed=3))
     assert [len(block) for block in blocks] == [7, 7, 7, 7, 7, 5]
     rng = np.random.default_rng(3)
     for block in blocks:

@@ -11,6 +11,7 @@ import pytest
 from ciml.intervals import newcombe, wilson
 from ciml.storage import LocalStore
 from ciml.training.evaluation.metrics import scores
+from ciml.training.evaluation.paired import compare as pair
 from ciml.training.experiments.comparison import NO_PREDICTIONS, OTHER_RUNS, ComparisonRow, by_accuracy, compare
 from ciml.training.experiments.results import Predictions, StoredTrial
 from tests.reports.test_results import of_b, predicted, stored
@@ -70,6 +71,18 @@ def test_other_snapshots_are_compared_where_their_test_runs_are_the_same() -> No
     # the same runs with another label, or other classes, are other test runs
     assert with_poor(predicted([1, *LABELS[1:]], GOOD.probabilities)).note == OTHER_RUNS
     assert with_poor(predicted(LABELS, GOOD.probabilities, ("a", "c"))).note == OTHER_RUNS
+
+
+def test_runs_of_a_change_are_one_observation_of_a_comparison_whatever_their_order() -> None:
+    """Predictions of older versions do not name the changes."""
+    changes = np.repeat(np.arange(5), 4)
+    order = np.random.default_rng(0).permutation(20)
+    good = Predictions(GOOD.run_id[order], GOOD.labels[order], GOOD.probabilities[order], GOOD.classes, changes[order])
+    trials = [(stored("poor", POOR), POOR), (stored("good", good), good), (stored("older", GOOD), GOOD)]
+    _, new, old = compare(trials).rows
+    assert new.paired == pair(GOOD.right, POOR.right, changes)
+    assert old.paired == pair(GOOD.right, POOR.right)
+    assert (new.paired["changes"], old.paired["changes"]) == (5, 20)
 
 
 def baselines_of(**accuracies: float) -> dict[str, Any]:

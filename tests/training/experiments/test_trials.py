@@ -123,6 +123,7 @@ def test_a_trial_runs_once_and_stores_all_results(data: DataRoot, dataset: InMem
     assert sum(each["runs"] for each in result["test"]["slices"]["provider"].values()) == test.size
     rows = answers(one, result)
     assert [row["run_id"] for row in rows] == [dataset.facts[position].run_id for position in test]
+    assert [row["change"] for row in rows] == dataset.changes(test).tolist()
     right = sum(row["label_name"] == row["predicted"] for row in rows)
     assert right == result["test"]["accuracy"]["right"] > result["test"]["base_rate"]["right"]
     assert results_of(data.experiments, experiment.name) == [result]
@@ -297,8 +298,10 @@ def test_folds_that_are_all_right_have_the_interval_of_their_runs(dataset: InMem
     known = replace(dataset, rows=replace(dataset.rows, inputs=dataset.rows.inputs.copy()))
     known.rows.inputs[:] = known.rows.labels[:, np.newaxis, np.newaxis]  # the answer
     folds = cross_validate(FOREST, known, folds=3)
-    runs = folds["pooled"]["runs"]
-    assert folds["mean"]["accuracy"] == {"value": 1.0, "low": wilson(runs, runs)[0], "high": 1.0}
+    accuracy = folds["pooled"]["accuracy"]
+    changes = accuracy["independent"]
+    assert changes < accuracy["runs"]
+    assert folds["mean"]["accuracy"] == {"value": 1.0, "low": wilson(changes, changes)[0], "high": 1.0}
     assert folds["mean"]["accuracy"]["low"] < 0.99
 
 
