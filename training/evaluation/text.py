@@ -21,9 +21,8 @@ def figure_lines(metrics: Figures) -> list[str]:
     base = evaluation.get("base_rate")
     if not accuracy or not base:
         return []
-    lines = [
-        f"accuracy {within(accuracy)} on {_runs_text(evaluation, accuracy['runs'], 'held-out')}; base rate {within(base)}"
-    ]
+    held_out = _runs_text(evaluation, accuracy["runs"], "held-out")
+    lines = [f"accuracy {within(accuracy)} on {held_out}; base rate {within(base)}"]
     lines += [_baseline_line(number, baseline) for number, baseline in (metrics.get("baselines") or {}).items()]
     verdicts = metrics.get("verdicts")
     if verdicts and verdicts["runs"]:
@@ -109,8 +108,9 @@ def score_lines(role: str, scores: Figures) -> list[str]:
     macro = scores["macro"]
     if not scores["runs"]:
         return [f"  {role}: no runs"]
+    base_rate = f"base rate {_value(base)} ({base['class']})"
     lines = [
-        f"  {role}: {_runs_text(scores, scores['runs'])}: accuracy {within(accuracy)}, base rate {_value(base)} ({base['class']})",
+        f"  {role}: {_runs_text(scores, scores['runs'])}: accuracy {within(accuracy)}, {base_rate}",
         f"    macro F1 {within(macro['f1'])}, ROC-AUC {within(macro['roc_auc'])}, PR-AUC {within(macro['pr_auc'])}",
         f"    Brier {within(scores['brier'])}, calibration error {number_text(scores['calibration']['ece'])}",
     ]
