@@ -67,16 +67,19 @@ def parsed(log: Path) -> pa.Table:
     return table
 
 
-def test_a_run_arrives_whole(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
+def test_a_run_arrives_whole_and_ingest_finds_its_log_and_its_output(
+    kafka: str, topic: Callable[..., str], tmp_path: Path
+) -> None:
     samples, ci_events, logs = topic(name="samples"), topic(name="events"), tmp_path / "lo gs"
     done = record(
         tmp_path / "spool", "--kafka", kafka, "--samples-topic", samples, "--topic", ci_events, "--log-dir", str(logs),
         "--job", "unit tests", "--run-id", "b/1", "--source", "zuul", "--label", "change=42", "--label", "size=3",
-        "--label", "pipeline=gate", command=["sh", "-c", "sleep 2.2; exit 3"], env={"CIML_DOOL": ""},
+        "--label", "pipeline=gate", "--output", command=["sh", "-c", "echo printed; sleep 2.2; exit 3"],
+        env={"CIML_DOOL": ""},
     )  # fmt: skip
-    assert done.returncode == 3
+    assert (done.returncode, done.stdout) == (3, "printed\n")
     assert list((tmp_path / "spool").iterdir()) == []
-    (log,) = logs.glob("*/*/*.gz")
+    (log,) = logs.glob("*/*/dstat*.gz")
     assert log.relative_to(logs).parts == ("unit%20tests", "zuul~b%2F1~1", "dstat-csv_log.txt.gz")
     table = parsed(log)
     parts, ends = heard(kafka, samples)
@@ -96,23 +99,10 @@ def test_a_run_arrives_whole(kafka: str, topic: Callable[..., str], tmp_path: Pa
     assert run.end_us is not None
     assert run.end_us - run.start_us >= 2.2e6
     assert run.start_us <= table.column("time")[0].value
-    fetched, _ = run_fetch(FetchPolicy().allowing(roots=(str(logs),)), run.log_url)
-    assert fetched == [gzip.decompress(log.read_bytes())]
-
-
-def test_ingest_finds_the_log_and_the_output_of_a_run(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
-    ci_events, logs = topic(name="events"), tmp_path / "logs"
-    done = record(
-        tmp_path / "spool", "--kafka", kafka, "--samples-topic", "", "--topic", ci_events, "--log-dir", str(logs),
-        "--job", "unit", "--run-id", "b/1", "--source", "zuul", "--output", command=["echo", "printed"],
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "printed\n")
-    (facts,) = events(kafka, ci_events)[-1].run_facts
-    (output,) = logs.glob("*/*/job-output.txt.gz")
     policy = FetchPolicy().allowing(roots=(str(logs),))
-    fetched, _ = run_fetch(policy, facts.log_url)
-    assert fetched == [gzip.decompress((output.parent / "dstat-csv_log.txt.gz").read_bytes())]
-    read = fetch_outputs([output_addresses(policy, facts)], policy, lambda _, address, chunks: b"".join(chunks), 30.0)
+    fetched, _ = run_fetch(policy, run.log_url)
+    assert fetched == [gzip.decompress(log.read_bytes())]
+    read = fetch_outputs([output_addresses(policy, run)], policy, lambda _, address, chunks: b"".join(chunks), 30.0)
     assert [gzip.decompress(data) for data in read if isinstance(data, bytes)] == [b"printed\n"]
 
 

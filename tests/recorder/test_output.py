@@ -17,27 +17,24 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings
+from click.testing import CliRunner
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.recorder import output as module
 from ciml.recorder.output import Output, kept_pieces
 from ciml.runs.latest_runs import latest_runs
 from ciml.runs.outputs import KeptOutput, read_output
 from ciml.runs.state import open_raw
-from tests.recorder.recorded import environment, record, recorder, wait_for
-from tests.recorder.test_transparent import CODES, DEATHS, ECHO, NO_NUL, TELLS_SIGNALS, ended
+from tests.recorder.recorded import environment, record, wait_for
+from tests.recorder.test_transparent import recording
 from tests.tier import tries
 
 
-def recording(tmp_path: Path, *options: str) -> list[str | bytes]:
-    """The command line of a recorder that records the output, up to the command."""
-    return recorder(tmp_path / "spool", "-q", "--log-dir", str(tmp_path / "logs"), "--job", "job", "--output", *options)
-
-
 def start(tmp_path: Path, *command: str, **more: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*recording(tmp_path), *command], env=environment(), **more)  # type: ignore[call-overload,no-any-return]
+    return subprocess.Popen([*recording(tmp_path, "--output"), *command], env=environment(), **more)  # type: ignore[call-overload,no-any-return]
 
 
 def recorded(tmp_path: Path) -> bytes:
@@ -60,22 +57,10 @@ def copiers(recorder: int) -> list[psutil.Process]:
     return found
 
 
-@settings(max_examples=tries(10), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(ending=CODES | DEATHS, stdin=st.binary(max_size=200_000), arguments=st.lists(NO_NUL, max_size=4))
-def test_a_command_whose_output_is_recorded_is_the_bare_one(
-    tmp_path: Path, ending: str, stdin: bytes, arguments: list[bytes]
-) -> None:
-    command = ["sh", "-c", ECHO, "sh", *arguments]
-    env = {b"PATH": os.environb[b"PATH"], b"PYTHONPATH": os.fsencode(environment()["PYTHONPATH"])}
-    env[b"ENDING"] = ending.encode()
-    bare = ended(command, tmp_path, input=stdin, env=env)
-    assert ended([*recording(tmp_path), *command], tmp_path, input=stdin, env=env) == bare
-
-
 def test_both_streams_are_recorded_in_their_order_if_they_are_one(tmp_path: Path) -> None:
     script = "for n in $(seq 500); do echo out $n; echo err $n >&2; done; printf 'no line feed'"
     done = subprocess.run(
-        [*recording(tmp_path), "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [*recording(tmp_path, "--output"), "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env=environment(), check=True, timeout=60,
     )  # fmt: skip
     lines = [f"{stream} {number}\n" for number in range(1, 501) for stream in ("out", "err")]
@@ -186,20 +171,6 @@ def test_a_terminal_stays_one_of_its_size(tmp_path: Path) -> None:
     assert recorded(tmp_path) == b"33 91\n5 6\n"
 
 
-def test_each_signal_comes_once(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*recording(tmp_path), sys.executable, "-c", TELLS_SIGNALS],
-        stdin=-1, stdout=-1, text=True, env=environment(), start_new_session=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    for number in (signal.SIGTERM, signal.SIGWINCH, signal.SIGPIPE, signal.SIGTSTP):
-        for send in (os.kill, os.killpg):
-            send(process.pid, number)
-            assert int(process.stdout.readline()) == number
-    assert process.communicate("end\n", timeout=30)[0] == ""
-
-
 def test_a_killed_recorder_leaves_the_output(tmp_path: Path) -> None:
     """Of processes that all are killed, the next recorder stores what the spool has."""
     process = start(tmp_path, "sh", "-c", "echo printed; exec sleep 60", stdout=-1)
@@ -226,24 +197,18 @@ def test_an_output_needs_a_place(tmp_path: Path) -> None:
     assert "--output needs a command and --log-dir" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["backfill {line} --logs {logs}", "load {logs} --results {line}"])
-def test_a_recorded_output_is_found_by_its_listing(tmp_path: Path, command: str) -> None:
-    assert subprocess.run(
-        [*recording(tmp_path), "sh", "-c", "echo token=hunter2hunter2; echo failed; sleep 1.2; exit 1"],
-        env=environment(), stdout=-1, check=False,
-    ).returncode == 1  # fmt: skip
+def test_a_recorded_output_is_found_by_its_listing(tmp_path: Path) -> None:
+    script = "echo token=hunter2hunter2; echo failed; sleep 1.2; exit 1"
+    assert start(tmp_path, "sh", "-c", script, stdout=-1).wait(30) == 1
     (line,) = (tmp_path / "logs").glob("*/*/run.json")
     assert json.loads(line.read_bytes())["output_path"].endswith("/job-output.txt.gz")
-    listing = line.rename(tmp_path / "builds.jsonl")
-    words = command.format(line=listing, logs=tmp_path / "logs").split()
-    done = subprocess.run(
-        [sys.executable, "-m", "ciml", *words, "--data-path", str(tmp_path / "data")],
-        env=environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    raw = DataRoot.open(tmp_path / "data").raw
-    (run,) = latest_runs(*open_raw(raw))
-    assert read_output(raw, run.output) == KeptOutput(b"token=REDACTED\nfailed\n", 3)
+    listing, logs = str(line.rename(tmp_path / "builds.jsonl")), str(tmp_path / "logs")
+    for words in (["backfill", listing, "--logs", logs], ["load", logs, "--results", listing]):
+        done = CliRunner().invoke(cli, [*words, "--data-path", str(tmp_path / words[0])])
+        assert done.exit_code == 0, done.output
+        raw = DataRoot.open(tmp_path / words[0]).raw
+        (run,) = latest_runs(*open_raw(raw))
+        assert read_output(raw, run.output) == KeptOutput(b"token=REDACTED\nfailed\n", 3)
 
 
 @settings(max_examples=tries(200), deadline=None)

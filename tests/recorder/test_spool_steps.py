@@ -309,10 +309,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def recorded(tmp_path: Path, starts: int, samples: int, **facts: Any) -> Recording:
-    """A recording with ``samples`` samples of each start of its recorder."""
-    plan = {"kafka": "k:9", "log_dir": str(tmp_path / "logs"), "mention": planted_facts(**facts)}
-    folder = plant(tmp_path / "spool", **plan)
+def recorded(tmp_path: Path, starts: int, samples: int, topic: str = "samples", **facts: Any) -> Recording:
+    """A recording with ``samples`` samples of each start of its recorder, and their topic."""
+    plan = {"kafka": "k:9", "samples_topic": topic, "log_dir": str(tmp_path / "logs")}
+    folder = plant(tmp_path / "spool", **plan, mention=planted_facts(**facts))
     log = b""
     lines = []
     for start in range(starts):
@@ -347,6 +347,12 @@ def test_order_of_the_steps_of_a_delivery(tmp_path: Path, clock: SimpleNamespace
         "acknowledge samples of start 0", "acknowledge samples of start 1", "end of start 0", "end of start 1", LOG,
         "finished", "acknowledge end of start 0", "acknowledge end of start 1", "acknowledge finished",
     ]  # fmt: skip
+
+
+def test_without_a_topic_of_samples_only_events_and_the_log_are_sent(tmp_path: Path, clock: SimpleNamespace) -> None:
+    broker = Broker()
+    deliver(recorded(tmp_path, 2, 3, topic=""), broker, clock)
+    assert broker.steps == ["started", LOG, "finished", "acknowledge started", "acknowledge finished"]
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -27,6 +27,13 @@ CODES = st.integers(0, 255).map(lambda code: f"exit {code}")
 DEATHS = st.sampled_from(["KILL", "TERM", "INT", "HUP", "SEGV", "ABRT", "PIPE", "USR1", "ALRM"]).map(
     lambda name: f"kill -{name} $$"
 )
+#: A recorder that also records the output of the command passes it on, and is as transparent.
+EACH_RECORDER = pytest.mark.parametrize("output", [(), ("--output",)], ids=["log", "log and output"])
+
+
+def recording(folder: Path, *options: str) -> list[str | bytes]:
+    """The command line of a recorder that stores the log in a folder, up to the command."""
+    return recorder(folder / "spool", "-q", "--log-dir", str(folder / "logs"), "--job", "job", *options)
 
 
 def ended(argv: list[Any], folder: Path, **more: Any) -> tuple[int, bytes, bytes]:
@@ -35,21 +42,27 @@ def ended(argv: list[Any], folder: Path, **more: Any) -> tuple[int, bytes, bytes
     return done.returncode, b"\0".join(sorted(done.stdout.split(b"\0"))), done.stderr
 
 
-@settings(max_examples=tries(15), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@EACH_RECORDER
+@settings(max_examples=tries(8), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     ending=CODES | DEATHS,
-    stdin=st.binary(max_size=2000),
+    stdin=st.binary(max_size=100_000),
     arguments=st.lists(NO_NUL, max_size=4),
     variables=st.dictionaries(st.from_regex(r"\A[A-Z]{1,8}_X\Z").map(str.encode), NO_NUL, max_size=3),
 )
 def test_a_recorded_command_is_the_bare_one(
-    tmp_path: Path, ending: str, stdin: bytes, arguments: list[bytes], variables: dict[bytes, bytes]
+    tmp_path: Path,
+    output: tuple[str, ...],
+    ending: str,
+    stdin: bytes,
+    arguments: list[bytes],
+    variables: dict[bytes, bytes],
 ) -> None:
     command = ["sh", "-c", ECHO, "sh", *arguments]
     env = {b"PATH": os.environb[b"PATH"], b"PYTHONPATH": os.fsencode(environment()["PYTHONPATH"]), **variables}
     env[b"ENDING"] = ending.encode()
     bare = ended(command, tmp_path, input=stdin, env=env)
-    assert ended([*recorder(tmp_path / "spool", "-q"), *command], tmp_path, input=stdin, env=env) == bare
+    assert ended([*recording(tmp_path, *output), *command], tmp_path, input=stdin, env=env) == bare
 
 
 @pytest.mark.parametrize(
@@ -118,9 +131,10 @@ for line in sys.stdin:
 """
 
 
-def test_each_signal_comes_once_to_one_process_or_to_the_group(tmp_path: Path) -> None:
+@EACH_RECORDER
+def test_each_signal_comes_once_to_one_process_or_to_the_group(tmp_path: Path, output: tuple[str, ...]) -> None:
     process = subprocess.Popen(
-        [*recorder(tmp_path / "spool"), sys.executable, "-c", TELLS_SIGNALS],
+        [*recording(tmp_path, *output), sys.executable, "-c", TELLS_SIGNALS],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(), start_new_session=True,
     )  # fmt: skip
     assert process.stdin is not None
@@ -165,7 +179,7 @@ def test_a_signal_before_the_command_is_executed_ends_it(number: signal.Signals,
     assert done.stdout == f"{-number}\n", done.stderr
 
 
-@pytest.mark.parametrize("output", [(), ("--output",)])
+@EACH_RECORDER
 @pytest.mark.parametrize(
     ("target", "result"),
     [("recorder", "ABORTED"), ("command, then recorder", "ABORTED"), ("command", "FAILURE")],
@@ -175,8 +189,7 @@ def test_a_signal_ends_the_command_and_then_the_recorder(
 ) -> None:
     """A CI system may signal the processes of a job one after another, the command first."""
     process = subprocess.Popen(
-        [*recorder(tmp_path / "spool", "-q", *output, "--log-dir", str(tmp_path / "logs")),
-         "sh", "-c", "echo $$; exec sleep 60"],
+        [*recording(tmp_path, *output), "sh", "-c", "echo $$; exec sleep 60"],
         stdout=subprocess.PIPE, env=environment(),
     )  # fmt: skip
     assert process.stdout is not None

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from ciml.cli.commands.serve.service import command
 from ciml.data_root import DataRoot
+from ciml.engines import processes
 from ciml.services.files import ServiceFiles
 from ciml.services.options import ServiceOptions, options_of
 from tests.pipelines.ingest.ingesting import account, check
@@ -143,6 +144,18 @@ def ingest(home: Path, data: str, scenario: Scenario, runs_topic: str) -> Iterat
     """An ingest that is stopped in the end in any case."""
     with supervised(home):
         yield Ingest(home, data, scenario, runs_topic)
+
+
+def run_planned(service: Any) -> None:
+    """Plan a work item, which has to be due, and run it."""
+    work = service.plan()
+    assert work is not None, "no work is due"
+    service.run(work)
+
+
+def mark_running(files: ServiceFiles, what: str, started_before_s: float = 0.0) -> None:
+    """Record this process as the worker or the supervisor, as of a start so many seconds before its own."""
+    files.record(what, os.getpid(), processes.start_time(os.getpid()) - started_before_s)
 
 
 def options_for(kind: str, **values: Any) -> ServiceOptions:

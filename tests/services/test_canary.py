@@ -16,7 +16,7 @@ from ciml.events.outcomes import CAUSE
 from ciml.manifest.log import ManifestLog
 from ciml.services import canary as module
 from ciml.services import trainer as trainer_module
-from ciml.services.canary import CanaryRule, KnownRun, compare_canary, known_runs, settle_canary, settled
+from ciml.services.canary import CanaryReport, CanaryRule, KnownRun, compare_canary, known_runs, settle_canary, settled
 from ciml.services.trainer import TrainerService, Triggers, served_accuracy
 from ciml.serving.ledger import history, hold, promote
 from ciml.serving.push import HeldError, push
@@ -28,6 +28,7 @@ from ciml.training.trainer import TrainResult
 from ciml.trust import TrustPolicy
 from tests.runs.compacting import run
 from tests.runs.scenes import RawStore
+from tests.services.supervising import run_planned
 from tests.serving.models_fixture import DEFINITION
 
 EVERYTHING = '[[rule]]\nname = "all"\ntrusted = true\nsource = ["*"]\n'
@@ -81,14 +82,27 @@ def predict(
     return [prediction["run_id"] for prediction in predictions]
 
 
+def make_shadow(data: DataRoot) -> DataRoot:
+    """Make version 2 a shadow and no canary."""
+    promote(Registry(data, "m"), 2, Signature("ann", "try it"), label=SHADOW)
+    Registry(data, "m").commit(lambda state: {"kind": "labels", "labels": {}, "removed": [CANARY]})
+    return data
+
+
+def report_of(data: DataRoot, *, settle: bool = False, label: str = CANARY, trust: TrustPolicy = ALL) -> CanaryReport:
+    """Compare the version of a label, which has to exist, with the stable one; settle it on demand."""
+    report = (settle_canary if settle else compare_canary)(data, "m", trust, label=label)
+    assert report is not None
+    return report
+
+
 BAD = [(1, "a", "a"), (2, "b", "a")] * 40
 GOOD = [(1, "a", "a"), (2, "a", "a"), (1, "b", "a")] * 60
 
 
 def test_a_canary_that_is_always_wrong_is_withdrawn_with_its_figures(data: DataRoot) -> None:
     predict(data, BAD)
-    report = settle_canary(data, "m", ALL)
-    assert report is not None
+    report = report_of(data, settle=True)
     assert (report.decision, report.canary.right, report.stable.right) == ("rollback", 0, 40)
     assert (report.canary.labelled, report.canary.predictions) == (40, 40)
     state = Registry(data, "m").state
@@ -107,8 +121,7 @@ def test_a_canary_that_is_better_is_promoted_unless_a_person_holds_the_model(dat
     with pytest.raises(HeldError):
         settle_canary(data, "m", ALL)
     registry.commit(lambda state: {"kind": "release", "author": "ann", "reason": "over"})
-    report = settle_canary(data, "m", ALL)
-    assert report is not None
+    report = report_of(data, settle=True)
     assert report.decision == "promote"
     assert registry.state.champion == 2
     last = list(history(registry))[-1]
@@ -135,8 +148,7 @@ def test_nothing_is_settled_if_a_person_moves_a_label_meanwhile(
 
 def test_few_labels_decide_nothing_and_the_expected_share_needs_none(data: DataRoot) -> None:
     predict(data, [(1, "a", "a"), (2, "b", "a"), (1, "a", "")])
-    report = settle_canary(data, "m", ALL)
-    assert report is not None
+    report = report_of(data, settle=True)
     assert (report.decision, report.canary.labelled, report.stable.labelled) == ("", 1, 1)
     assert (report.stable.predictions, report.stable.estimate) == (2, pytest.approx(0.7))
     assert report.stable.error == pytest.approx(1.96 * (2 * 0.21) ** 0.5 / 2)
@@ -189,13 +201,11 @@ def test_without_a_change_the_runs_of_a_commit_or_of_a_series_of_attempts_count_
 
 def test_runs_that_are_not_trusted_and_predictions_before_the_canary_do_not_count(data: DataRoot) -> None:
     predict(data, BAD)
-    untrusted = compare_canary(data, "m", TrustPolicy.parse(EVERYTHING.replace("true", "false")))
-    assert untrusted is not None
+    untrusted = report_of(data, trust=TrustPolicy.parse(EVERYTHING.replace("true", "false")))
     assert (untrusted.canary.labelled, untrusted.stable.labelled, untrusted.decision) == (0, 0, "")
     registry = Registry(data, "m", lambda: 5_000_000_000_000_000)
     registry.commit(lambda state: {"kind": "labels", "labels": {CANARY: 2}})  # labelled again, later
-    later = compare_canary(data, "m", ALL)
-    assert later is not None
+    later = report_of(data)
     assert (later.canary.predictions, later.decision) == (0, "")
 
 
@@ -205,18 +215,27 @@ def test_without_a_canary_there_is_nothing_to_compare(data: DataRoot) -> None:
     assert compare_canary(data, "m", ALL, CanaryRule()) is None
 
 
-def test_the_command_shows_and_settles(data: DataRoot, tmp_path: Path) -> None:
-    predict(data, BAD)
+@pytest.mark.parametrize(
+    ("label", "answers", "shadow", "decision", "champion"),
+    [
+        (CANARY, BAD, [], "roll the canary back", 1),
+        (SHADOW, [(1, "a", "a"), (1, "b", "a"), (1, "a", "")] * 100, ["a"] * 300, "promote the shadow", 2),
+    ],
+)
+def test_the_command_shows_and_settles_when_asked(
+    label: str, answers: Any, shadow: list[str], decision: str, champion: int, data: DataRoot, tmp_path: Path
+) -> None:
+    predict(make_shadow(data) if label == SHADOW else data, answers, shadow=shadow)
     policy = tmp_path / "trust.toml"
     policy.write_text(EVERYTHING)
-    call = ["models", "canary", "m", "--data-path", data.url, "--trust-policy", str(policy)]
-    shown = CliRunner().invoke(cli, call)
-    assert shown.output.splitlines()[-1] == "roll the canary back"
-    assert json.loads(CliRunner().invoke(cli, [*call, "--json"]).stdout)["decision"] == "rollback"
-    assert Registry(data, "m").state.labels[CANARY] == 2
+    call = ["models", label, "m", "--data-path", data.url, "--trust-policy", str(policy)]
+    assert CliRunner().invoke(cli, call).output.splitlines()[-1] == decision
+    assert json.loads(CliRunner().invoke(cli, [*call, "--json"]).stdout)["label"] == label
+    assert Registry(data, "m").state.labels == {STABLE: 1, label: 2}
     assert CliRunner().invoke(cli, [*call, "--settle"]).exit_code == 0
-    assert Registry(data, "m").state.versions[2].withdrawn
-    assert "m has no canary" in CliRunner().invoke(cli, call).output
+    state = Registry(data, "m").state
+    assert (state.champion, state.versions[2].withdrawn) == (champion, champion == 1)
+    assert f"m has no {label}" in CliRunner().invoke(cli, call).output
 
 
 def test_a_trainer_of_canaries_settles_one_before_it_trains_the_next(
@@ -228,18 +247,14 @@ def test_a_trainer_of_canaries_settles_one_before_it_trains_the_next(
     service = TrainerService(
         TrainConfig(data, "d", "m", trust=ALL, label=CANARY), None, lambda word, *_: words.append(word)
     )
-    work = service.plan()
-    assert work is not None
-    service.run(work)
+    run_planned(service)
     predict(data, BAD[:2])
     service.maintain()
     data.dataset("d").store.child("_manifest").create("000000000002.json", b"{}")
     assert service.plan() is None
     assert "canary, version 2: right in 0 of 1 labelled runs" in service.observe().facts["waits_for"]
     add(data.exclusions, [Exclusion("forged results", job="elsewhere")])
-    work = service.plan()  # what learned excluded runs is not to serve longer
-    assert work is not None
-    service.run(work)
+    run_planned(service)  # what learned excluded runs is not to serve longer
     data.dataset("d").store.child("_manifest").create("000000000003.json", b"{}")
     predict(data, BAD[2:], first=2)
     service.maintain()
@@ -290,9 +305,7 @@ def test_a_trainer_refreshes_when_labels_show_that_the_champion_is_worse_than_at
     monkeypatch.setattr(trainer_module, "make_snapshot", lambda *_, **__: NoRuns())
     service = TrainerService(config, triggers=Triggers(on_accuracy=True))
     data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
-    work = service.plan()
-    assert work is not None
-    service.run(work)
+    run_planned(service)
     assert asked == ["accuracy of version 1: 0.33 of 60 labelled runs, at its gate 0.95 of 60"]
 
 
@@ -307,18 +320,10 @@ class NoRuns:
         return ()
 
 
-@pytest.fixture
-def shadowed(data: DataRoot) -> DataRoot:
-    """The same model, whose version 2 is a shadow and no canary."""
-    promote(Registry(data, "m"), 2, Signature("ann", "try it"), label=SHADOW)
-    Registry(data, "m").commit(lambda state: {"kind": "labels", "labels": {}, "removed": [CANARY]})
-    return data
-
-
-def test_a_shadow_is_compared_on_the_same_runs_and_moves_only_when_asked(shadowed: DataRoot) -> None:
+def test_a_shadow_is_compared_on_the_same_runs_and_moves_only_when_asked(data: DataRoot) -> None:
+    shadowed = make_shadow(data)
     predict(shadowed, [(1, "a", "a")] * 60, shadow=["b"] * 60)
-    report = compare_canary(shadowed, "m", ALL, label=SHADOW)
-    assert report is not None
+    report = report_of(shadowed, label=SHADOW)
     assert (report.decision, report.canary.right, report.stable.right) == ("rollback", 0, 60)
     assert (report.canary.predictions, report.stable.predictions) == (60, 60)
     assert report.lines()[0].startswith("shadow, version 2: right in 0 of 60 labelled runs")
@@ -330,32 +335,18 @@ def test_a_shadow_is_compared_on_the_same_runs_and_moves_only_when_asked(shadowe
     assert (last.action, last.author, last.withdrawn) == ("withdraw", "the shadow rule", (2,))
 
 
-def test_a_shadow_that_is_as_good_is_promoted_when_asked(shadowed: DataRoot, tmp_path: Path) -> None:
-    predict(shadowed, [(1, "a", "a"), (1, "b", "a"), (1, "a", "")] * 100, shadow=["a"] * 300)
-    policy = tmp_path / "trust.toml"
-    policy.write_text(EVERYTHING)
-    call = ["models", "shadow", "m", "--data-path", shadowed.url, "--trust-policy", str(policy)]
-    shown = CliRunner().invoke(cli, call)
-    assert shown.output.splitlines()[-1] == "promote the shadow"
-    assert Registry(shadowed, "m").state.champion == 1
-    assert json.loads(CliRunner().invoke(cli, [*call, "--json"]).stdout)["label"] == SHADOW
-    assert CliRunner().invoke(cli, [*call, "--settle"]).exit_code == 0
-    assert Registry(shadowed, "m").state.champion == 2
-    assert "m has no shadow" in CliRunner().invoke(cli, call).output
-
-
-def test_runs_that_only_one_of_them_predicted_do_not_count(shadowed: DataRoot) -> None:
+def test_runs_that_only_one_of_them_predicted_do_not_count(data: DataRoot) -> None:
+    shadowed = make_shadow(data)
     predict(shadowed, [(1, "a", "a")] * 30, shadow=["b"] * 4)
     predict(shadowed, [(2, "b", "a")] * 30, first=30)  # a former label of version 2, or another stream
-    report = compare_canary(shadowed, "m", ALL, label=SHADOW)
-    assert report is not None
+    report = report_of(shadowed, label=SHADOW)
     assert (report.canary.labelled, report.stable.labelled, report.canary.predictions) == (4, 4, 4)
 
 
 @pytest.mark.parametrize("label", [SHADOW, CANARY])
-def test_a_run_that_is_predicted_again_counts_once(label: str, data: DataRoot, request: pytest.FixtureRequest) -> None:
+def test_a_run_that_is_predicted_again_counts_once(label: str, data: DataRoot) -> None:
     if label == SHADOW:
-        request.getfixturevalue("shadowed")
+        make_shadow(data)
         predict(data, [(1, "b", "a")] * 4, shadow=["b"] * 4)
     else:
         predict(data, [(1, "b", "a"), (2, "b", "a")] * 4)
@@ -363,8 +354,7 @@ def test_a_run_that_is_predicted_again_counts_once(label: str, data: DataRoot, r
     delta = log.read(log.end())  # its rows are replaced, and both versions predict them differently
     again = [{**prediction, "id": f"a{prediction['id'][1:]}", "class": "a"} for prediction in delta["predictions"]]
     assert log.try_append(log.end() + 1, {**delta, "predictions": again})
-    report = compare_canary(data, "m", ALL, label=label)
-    assert report is not None
+    report = report_of(data, label=label)
     assert (report.canary.labelled, report.canary.right) == (report.stable.labelled, report.stable.right) == (4, 0)
     assert (report.canary.predictions, report.stable.predictions) == (4, 4)
 
@@ -372,6 +362,5 @@ def test_a_run_that_is_predicted_again_counts_once(label: str, data: DataRoot, r
 def test_runs_of_a_change_are_one_observation_of_each_version(data: DataRoot) -> None:
     """Runs of a change are misjudged together: 40 wrong answers on four changes decide nothing."""
     predict(data, BAD, change=lambda number: f"c{number // 20}")
-    report = compare_canary(data, "m", ALL)
-    assert report is not None
+    report = report_of(data)
     assert (report.decision, report.canary.labelled, report.stable.labelled) == ("", 4, 4)

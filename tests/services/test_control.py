@@ -5,7 +5,6 @@ The service is idle, and the engine scripted: no process, broker or Flink is nee
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +20,7 @@ from ciml.services import control, process
 from ciml.services.decide import JobStatus
 from ciml.services.files import ServiceFiles, StartOptions
 from tests.durable import Disk, each_step
-from tests.services.supervising import options_for
+from tests.services.supervising import mark_running, options_for
 from tests.services.test_supervisor import Idle
 
 EARLIER_FAILURE = {"time_us": 1, "why": "no disk"}
@@ -203,7 +202,7 @@ def test_a_command_ends_the_supervisor_of_a_failed_service(
     home = home_of()
     ended: list[ProcessId | None] = []
     monkeypatch.setattr(processes, "end", lambda process, **_: ended.append(process))
-    home.files.record("supervisor", os.getpid(), processes.start_time(os.getpid()))
+    mark_running(home.files, "supervisor")
     home.files.put_status({**home.files.status(), "health": "failed"})
     command(home)
     assert ended[0] == home.files.recorded("supervisor")

@@ -22,6 +22,7 @@ from ciml.verdicts.feedback.config import Feedback, load_feedback
 from ciml.verdicts.feedback.truths import Correction, add_corrections
 from ciml.verdicts.signatures.stored import BOOKMARK
 from tests.scraping import collected
+from tests.services.supervising import run_planned
 from tests.verdicts.evidence.test_output import DOWN, fail, passing_runs
 from tests.verdicts.feedback.reviews import Review, ReviewSystem, feedback, prediction
 from tests.verdicts.feedback.worlds import take
@@ -72,9 +73,7 @@ def test_a_system_that_asks_to_wait_is_not_called_again(
     put(data, failed(1), failed(2))
     review = Review(script=faults)
     service = service_of(data, review, 2, monkeypatch)
-    work = service.plan()
-    assert work is not None
-    service.run(work)
+    run_planned(service)
     assert review.calls == calls
 
 
@@ -88,10 +87,8 @@ def test_a_dry_run_needs_no_secret_and_calls_nothing(
     config, data = load_feedback(tmp_path / "feedback.toml"), DataRoot.open(tmp_path / "data")
     put(data, failed(1, source="github"), config=config)
     service = service_of(data, Review(), 1, monkeypatch, config)
-    work = service.plan()
-    assert work is not None
     with caplog.at_level(logging.INFO):
-        service.run(work)
+        run_planned(service)
     assert "“unit” failed, probably because of the machine" in caplog.text
     with feedback_replica(data).state() as state:
         assert state.messages == {("hub", "dry_run"): 1}
@@ -105,9 +102,7 @@ def test_all_new_facts_are_settled_in_several_deltas_if_one_cannot_hold_them(
     add_corrections(data, [Correction(f"zuul~{number}~1", "code", "operator", 1) for number in range(1, 6)])
     monkeypatch.setattr(pipeline, "_MOST_SETTLED", 2)
     service = service_of(data, Review(script=["busy"]), 5, monkeypatch)
-    work = service.plan()
-    assert work is not None
-    service.run(work)
+    run_planned(service)
     with feedback_replica(data).state() as state:
         assert [verdict.settled for verdict in state.history] == ["code"] * 5
 

@@ -15,16 +15,15 @@ import pytest
 
 from ciml import engines
 from ciml.data_root import DataRoot
-from ciml.engines import state
 from ciml.engines.processes import lasting_ports
 from ciml.errors import CimlError
 from ciml.kafka import KafkaOptions
 from ciml.kafka.connect import admin
-from ciml.services.files import ServiceFiles, StartOptions, bound_log
+from ciml.services.files import ServiceFiles, bound_log
 from tests.pipelines.ingest.ingesting import account, need_real
 from tests.pipelines.ingest.scenario import send
 from tests.scraping import scrape
-from tests.services.supervising import Ingest, ingest, options_for, shell, supervised, webhooks
+from tests.services.supervising import Ingest, ingest, shell, supervised, webhooks
 
 
 @pytest.fixture(autouse=True)
@@ -207,21 +206,6 @@ def test_names_are_file_names(tmp_path: Path) -> None:
     for name in ("", "..", "a/b", "-x", "x" * 65, "a\n"):
         with pytest.raises(CimlError, match="invalid service name"):
             ServiceFiles(tmp_path, name)
-
-
-def test_the_homes_own_engines_have_their_present_addresses(tmp_path: Path) -> None:
-    files = ServiceFiles(tmp_path, "one")
-    options = StartOptions(options_for("ingest", kafka="old:1"), "flink", "old:2", local_kafka=True, local_flink=True)
-    files.put_options(options)
-    assert files.options().service.bootstrap == "old:1"
-    urls = {"rest": "http://new:3", "workers": "new:4"}
-    cluster = engines.EngineState("cluster", "real", "", "new:2", urls=urls)
-    embedded = engines.EngineState("flink", "real", "", "embedded:5")
-    kafka = engines.EngineState("kafka", "real", "", "new:1")
-    state.write(tmp_path, {"kafka": kafka, "cluster": cluster, "flink": embedded})
-    found = files.options()
-    assert found.service.bootstrap == "new:1"
-    assert (found.jobs, found.rest, found.workers) == ("new:2", "http://new:3", "new:4")
 
 
 def test_one_process_at_a_time_holds_the_lock(tmp_path: Path) -> None:

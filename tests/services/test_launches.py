@@ -34,7 +34,7 @@ from ciml.services.jobs import InWorker, OnFlink, Worker
 from ciml.services.process import _Worker, impatient_service, supervisor_main, worker_main
 from ciml.services.status import gather, remedy
 from ciml.services.supervisor import Supervisor
-from tests.services.supervising import options_for
+from tests.services.supervising import mark_running, options_for
 
 FAILED = {"pid": 4711, "state": "ended", "error": "token: no such file", "fault": True, "exit_code": 2}
 
@@ -136,7 +136,7 @@ def test_a_worker_works_with_a_full_disk(home: Path, monkeypatch: pytest.MonkeyP
 def test_what_a_trainer_waits_for_is_known_to_its_worker_alone(home: Path) -> None:
     files = files_of(home, "trainer", arguments={"new_runs": 5})
     options = files.options()
-    files.record("worker", os.getpid(), processes.start_time(os.getpid()))
+    mark_running(files, "worker")
     waits = "1 of 5 new trusted runs"
     worker = _Worker(files, options, "launch")
     worker._report(state="starting")
@@ -188,13 +188,12 @@ def test_a_silent_supervisor_has_to_end_before_the_service_continues(
 
 def test_a_running_worker_is_taken_over_with_its_report(home: Path) -> None:
     files = files_of(home)
-    me = os.getpid()
-    files.record("worker", me, processes.start_time(me))
-    files.put_report({"pid": me, "state": "running", "launch": "earlier", "waits": "Kafka", "time_us": 7})
+    mark_running(files, "worker")
+    files.put_report({"pid": os.getpid(), "state": "running", "launch": "earlier", "waits": "Kafka", "time_us": 7})
     worker = Worker(files, home)
     seen = InWorker(worker).status()
     assert (seen.state, seen.waits, seen.progress_us) == ("running", "Kafka", 7)
-    files.record("worker", me, processes.start_time(me) - 100)  # it died; its pid is another process's now
+    mark_running(files, "worker", 100.0)  # it died; its pid is another process's now
     files.put_report({**FAILED, "launch": "earlier"})
     assert InWorker(worker).status().fault == "token: no such file"
 
@@ -239,11 +238,10 @@ def test_a_job_whose_workers_were_threads_of_its_dead_submitter_is_over(flink: F
     """An embedded Flink: the job lists as running, and nothing works on it."""
     jobs = flink.jobs_with(workers="")
     flink.states = {"5": "RUNNING"}
-    me = os.getpid()
-    flink.files.record("worker", me, processes.start_time(me))
+    mark_running(flink.files, "worker")
     flink.files.put_report({"launch": "one", "state": "submitting", "job": "ciml-ingest-one-5"})
     assert (jobs.status().state, jobs.status().id) == ("running", "5")
-    flink.files.record("worker", me, 1000.0)
+    flink.files.record("worker", os.getpid(), 1000.0)
     seen = jobs.status()
     assert (seen.state, seen.how) == ("over", "its workers died: its process died")
     jobs.cancel()
@@ -256,8 +254,7 @@ def test_a_job_that_flink_remembers_from_an_earlier_launch_is_no_failure(flink: 
 
 
 def test_an_earlier_failure_of_a_job_is_not_that_of_the_next_submission(flink: Flink) -> None:
-    me = os.getpid()
-    flink.files.record("worker", me, processes.start_time(me))
+    mark_running(flink.files, "worker")
     flink.states = {"5": "RUNNING"}
     flink.files.put_report({"launch": "next", "state": "submitting", "job": "ciml-ingest-one-6"})
     assert flink.jobs.status().id == "5"
@@ -310,8 +307,7 @@ def test_a_service_names_the_command_that_continues_it(home: Path) -> None:
 
 def test_stale_figures_are_marked_and_a_stale_lag_is_unknown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = files_of(home, "webhooks", arguments={"config": "none"})
-    me = os.getpid()
-    files.record("supervisor", me, processes.start_time(me))
+    mark_running(files, "supervisor")
     now = status.now_us()
     monkeypatch.setattr(status, "now_us", lambda: now)
     files.put_status(
@@ -412,21 +408,26 @@ def test_a_service_uses_the_settings_of_its_start_and_no_others(monkeypatch: pyt
     assert dict(os.environ) == before
 
 
-def test_the_homes_own_s3_and_model_server_have_their_present_addresses(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_homes_own_engines_have_their_present_addresses(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
-    files = files_of(
-        home, "predict", arguments={"data_path": "s3://b/data", "server": "old:1"}, local_s3=True, local_models=True,
-        environment={"AWS_ENDPOINT_URL_S3": "http://old:2"},
-    )  # fmt: skip
-    models = engines.EngineState("models", "real", "", "new:1", urls={"grpc": "new:1"})
-    state.write(home, {"s3": engines.EngineState("s3", "real", "", "http://new:2"), "models": models})
+    own = {f"local_{engine}": True for engine in ("kafka", "flink", "s3", "models")}
+    given = {"data_path": "s3://b/data", "server": "old:1", "kafka": "old:2"}
+    files = files_of(home, "predict", arguments=given, jobs="old:3", environment={"AWS_ENDPOINT_URL_S3": "x"}, **own)
+    assert files.options().service.bootstrap == "old:2"
+    present = [
+        engines.EngineState("kafka", "real", "", "new:1"),
+        engines.EngineState("cluster", "real", "", "new:2", urls={"rest": "http://new:3", "workers": "new:4"}),
+        engines.EngineState("flink", "real", "", "embedded:5"),
+        engines.EngineState("s3", "real", "", "http://new:6"),
+        engines.EngineState("models", "real", "", "", urls={"grpc": "new:7"}),
+    ]
+    state.write(home, {engine.name: engine for engine in present})
     options = files.options()
-    assert options.service.to_json()["server"] == "new:1"
+    assert (options.service.bootstrap, options.service.to_json()["server"]) == ("new:1", "new:7")
+    assert (options.jobs, options.rest, options.workers) == ("new:2", "http://new:3", "new:4")
     with in_place(home, options):
-        assert os.environ["AWS_ENDPOINT_URL_S3"] == "http://new:2"
+        assert os.environ["AWS_ENDPOINT_URL_S3"] == "http://new:6"
         assert os.environ["AWS_ACCESS_KEY_ID"] == "local"
         assert Path.cwd() == home
     assert "AWS_ENDPOINT_URL_S3" not in os.environ

@@ -21,6 +21,8 @@ from ciml.services.supervisor import Supervisor
 from ciml.storage import open_store
 
 MISSING, STARTS, RUNS = JobStatus("missing"), JobStatus("starting"), JobStatus("running", id="1", name="j", began_s=5.0)
+KEPT = {"path": "s3://b/savepoint-1", "time_us": 1, "version": 0, "use": ""}
+RESTARTS = JobStatus("restarting", id="1", name="j", how="Cannot decode the state")
 
 
 @dataclass
@@ -118,15 +120,14 @@ def test_a_job_that_never_reads_is_replaced_and_the_next_has_twice_the_time(worl
 
 
 def test_a_savepoint_is_used_once_and_a_rejected_one_is_reported(world: World) -> None:
-    kept = {"path": "s3://b/savepoint-1", "time_us": 1, "version": 0, "use": ""}
     jobs = Script([MISSING, STARTS, JobStatus("over", how="Cannot map state"), STARTS])
-    world.steps(world.supervisor(jobs, savepoint=kept), 5)
+    world.steps(world.supervisor(jobs, savepoint=dict(KEPT)), 5)
     assert jobs.calls == ["submit s3://b/savepoint-1", "submit"]
-    assert world.reports[-1]["savepoint"] == {**kept, "use": "refused", "why": "Cannot map state"}
+    assert world.reports[-1]["savepoint"] == {**KEPT, "use": "refused", "why": "Cannot map state"}
     # a resumed one is not used again: the manifest has passed it
 
     jobs = Script([MISSING, RUNS, RUNS, JobStatus("over", how="x"), STARTS])
-    supervisor = world.supervisor(jobs, savepoint={**kept, "use": ""})
+    supervisor = world.supervisor(jobs, savepoint=dict(KEPT))
     world.steps(supervisor, 2)
     cover(world, 0, 1)
     world.steps(supervisor, 3)
@@ -209,10 +210,6 @@ def test_the_status_has_the_reasons_of_the_last_resubmissions() -> None:
     assert set(world.steps(supervisor, 24)) == {"submit"}
     assert supervisor.status["resubmitted"] == 23
     assert [one["why"] for one in supervisor.status["resubmissions"]] == [f"end {number}" for number in range(4, 24)]
-
-
-KEPT = {"path": "s3://b/savepoint-1", "time_us": 1, "version": 0, "use": ""}
-RESTARTS = JobStatus("restarting", id="1", name="j", how="Cannot decode the state")
 
 
 def test_a_submission_that_fails_leaves_the_savepoint_unused(monkeypatch: pytest.MonkeyPatch) -> None:

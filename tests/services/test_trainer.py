@@ -39,6 +39,7 @@ from ciml.training.experiment import Experiment
 from ciml.training.refresh import TrainConfig
 from ciml.training.trainer import TrainResult
 from tests.scraping import Samples, collected
+from tests.services.supervising import run_planned
 
 GOLDEN = Path(__file__).parents[1] / "golden/data_root/data"
 
@@ -148,11 +149,11 @@ def test_watch_refreshes_when_runs_are_excluded_or_trusted_otherwise(
     config.data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
     monkeypatch.setattr(trainer_module, "run_once", lambda *_, **__: TrainResult("nothing_new", ("the same",)))
     service = TrainerService(config)
-    service.run(service.plan() or (0, 0, 0))
+    run_planned(service)
     assert service.plan() is None
     add(config.data.exclusions, [Exclusion("disk was full", job="unit")])
     assert service.plan() == (1, 1, 0)
-    service.run(service.plan() or (0, 0, 0))
+    run_planned(service)
     rules = [{"name": "all", "trusted": True, "source": ["*"]}]
     apply_policy(config.data.trust, {"globs": 2, "rule": rules}, "ann", "a trial")
     assert service.plan() == (1, 1, 1)
@@ -171,19 +172,19 @@ def test_a_model_without_news_is_up_to_date(tmp_path: Path, monkeypatch: pytest.
         assert service.plan() is None
         return metrics(service)["ciml_training_refresh_timestamp_seconds"]["m",]
 
-    service.run(service.plan() or (0, 0))
+    run_planned(service)
     first = metrics(service)["ciml_training_refresh_timestamp_seconds"]["m",]
     later = refreshed_s()
     assert later > first
     assert refreshed_s(observes=False) == later  # a plan only queries
     run_once.side_effect = [NoTrainingDataError("too few runs"), run_once.return_value]
     config.data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
-    service.run(service.plan() or (0, 0))
+    run_planned(service)
     last = metrics(service)["ciml_training_refresh_timestamp_seconds"]["m",]
     assert refreshed_s() == last
     assert service.observe().facts["waits_for"] == "too few runs"
     config.data.dataset("d").store.child("_manifest").create("000000000002.json", b"{}")
-    service.run(service.plan() or (0, 0))
+    run_planned(service)
     assert service.observe().facts["waits_for"] == ""
 
 
@@ -270,10 +271,9 @@ def test_new_data_wait_for_a_trigger_and_exclusions_do_not(stored: DataRoot, mon
     assert words == [f"waits: {trusted} of {trusted + 1} new trusted runs"]
     monkeypatch.setattr(trainer_module, "run_once", lambda *_, **__: TrainResult("nothing_new", ("the same",)))
     service = TrainerService(config, triggers=Triggers(new_runs=trusted))
-    work = service.plan()
-    assert work is not None
+    assert service.plan() is not None
     assert service.observe().facts["waits_for"] == ""
-    service.run(work)
+    run_planned(service)
     assert service.plan() is None
     add(stored.exclusions, [Exclusion("disk was full", job="unit")])
     assert service.plan() is not None
@@ -309,9 +309,7 @@ def test_after_a_refresh_the_runs_are_counted_from_its_candidate(
 
     monkeypatch.setattr(trainer_module, "run_once", run_once)
     service = TrainerService(config, triggers=Triggers(new_runs=1))
-    work = service.plan()
-    assert work is not None
-    service.run(work)
+    run_planned(service)
     assert service.observe().facts["waits_for"] == "0 of 1 new trusted runs"
 
 

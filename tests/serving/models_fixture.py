@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import shutil
 import struct
 import tempfile
@@ -186,10 +187,16 @@ def columns(rows: int) -> dict[str, Any]:
     return {"inputs": {"inputs": inputs.tolist(), "n_windows": n_windows.tolist()}}
 
 
+@functools.cache
+def _loaded(folder: str) -> Any:
+    import tensorflow as tf
+
+    return tf.saved_model.load(folder)
+
+
 def direct(folder: Path, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
     """Return TensorFlow's own predictions."""
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(str(folder))
-    call = loaded.signatures["serving_default"]
+    call = _loaded(str(folder)).signatures["serving_default"]
     return call(inputs=tf.constant(inputs), n_windows=tf.constant(n_windows))["probabilities"].numpy()

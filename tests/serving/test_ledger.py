@@ -22,16 +22,6 @@ BOB = Signature("bob", "it is out")
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> list[Path]:
-    """Candidates whose files are no models: nothing here loads one."""
-    folders = [tmp_path / f"candidate-{number}" for number in range(1, 5)]
-    for folder in folders:
-        folder.mkdir()
-        (folder / "saved_model.pb").write_bytes(folder.name.encode())
-    return folders
-
-
-@pytest.fixture
 def registry(tmp_path: Path) -> Registry:
     return Registry(DataRoot.open(tmp_path / "data"), "m")
 
@@ -41,43 +31,52 @@ def pushed(registry: Registry, folder: Path, label: str = STABLE, *, blessed: bo
     return push(registry.data, "m", open_store(folder), decision, label=label, check=False).version
 
 
+def push_three(registry: Registry, folders: dict[int, Path]) -> None:
+    for folder in folders.values():
+        pushed(registry, folder)
+
+
+def alter(registry: Registry, version: int) -> None:
+    Path(registry.folder(version).root, "saved_model.pb").write_bytes(b"other")
+
+
 def served(registry: Registry) -> tuple[int, ...]:
     entries = parse_config(registry.data.models.read("models.config").decode())
     return entries[0].versions if entries else ()
 
 
-def test_a_held_model_keeps_its_version_until_it_is_released(registry: Registry, folders: list[Path]) -> None:
-    pushed(registry, folders[0])
+def test_a_held_model_keeps_its_version_until_it_is_released(registry: Registry, folders: dict[int, Path]) -> None:
+    pushed(registry, folders[1])
     hold(registry, ANN)
     for number in range(2):
         with pytest.raises(HeldError, match="model m is held by ann: release week"):
-            pushed(registry, folders[1])
+            pushed(registry, folders[2])
         assert registry.state.champion == 1, number
     assert registry.state.decisions[registry.state.last_candidate].blessed
     assert not registry.state.in_state("staged")
-    assert pushed(registry, folders[2], CANARY) == 2  # a trial beside it
+    assert pushed(registry, folders[3], CANARY) == 2  # a trial beside it
     for change in (lambda: promote(registry, 2, BOB), lambda: rollback(registry.data, "m", 2)):
         with pytest.raises(HeldError):
             change()
     with pytest.raises(CimlError, match="held already by ann"):
         hold(registry, BOB)
     release(registry, BOB)
-    assert pushed(registry, folders[1]) == 3
+    assert pushed(registry, folders[2]) == 3
     assert registry.state.champion == 3
     with pytest.raises(CimlError, match="not held"):
         release(registry, BOB)
 
 
 def test_a_hold_that_comes_during_a_push_stops_it(
-    registry: Registry, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+    registry: Registry, folders: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pushed(registry, folders[0])
+    pushed(registry, folders[1])
     from ciml.serving import push as module
 
     rename = module._rename
     monkeypatch.setattr(module, "_rename", lambda *arguments: (rename(*arguments), hold(registry, ANN)))
     with pytest.raises(HeldError):
-        pushed(registry, folders[1])
+        pushed(registry, folders[2])
     assert (registry.state.champion, registry.state.pushed()) == (1, [1])
     module.reconcile(registry)
     assert registry.state.in_state("abandoned") == [2]
@@ -88,9 +87,9 @@ def test_only_a_served_model_can_be_held(registry: Registry) -> None:
         hold(registry, ANN)
 
 
-def test_a_canary_is_promoted(registry: Registry, folders: list[Path]) -> None:
-    pushed(registry, folders[0])
-    pushed(registry, folders[1], CANARY)
+def test_a_canary_is_promoted(registry: Registry, folders: dict[int, Path]) -> None:
+    pushed(registry, folders[1])
+    pushed(registry, folders[2], CANARY)
     moved = promote(registry, 2, ANN)
     assert (moved.version, moved.label, registry.state.labels) == (2, STABLE, {STABLE: 2, CANARY: 2})
     before = registry.state.version
@@ -100,9 +99,9 @@ def test_a_canary_is_promoted(registry: Registry, folders: list[Path]) -> None:
         promote(registry, 9, ANN)
 
 
-def test_a_label_is_removed_and_its_version_stays(registry: Registry, folders: list[Path]) -> None:
-    pushed(registry, folders[0])
-    pushed(registry, folders[1], CANARY)
+def test_a_label_is_removed_and_its_version_stays(registry: Registry, folders: dict[int, Path]) -> None:
+    pushed(registry, folders[1])
+    pushed(registry, folders[2], CANARY)
     assert unlabel(registry, CANARY, ANN) == 2
     assert (registry.state.labels, registry.state.pushed()) == ({STABLE: 1}, [1, 2])
     assert not registry.state.versions[2].withdrawn
@@ -117,48 +116,47 @@ def test_a_label_is_removed_and_its_version_stays(registry: Registry, folders: l
     assert registry.state.champion == 2
 
 
-def test_what_was_withdrawn_or_altered_is_not_promoted(registry: Registry, folders: list[Path]) -> None:
-    for folder in folders[:3]:
-        pushed(registry, folder)
+def test_what_was_withdrawn_or_altered_is_not_promoted(registry: Registry, folders: dict[int, Path]) -> None:
+    push_three(registry, folders)
     withdraw(registry, [1], ANN)
     with pytest.raises(CimlError, match="version 1 was withdrawn"):
         promote(registry, 1, BOB)
-    Path(registry.folder(2).root, "saved_model.pb").write_bytes(b"other")
+    alter(registry, 2)
     with pytest.raises(IntegrityError):
         promote(registry, 2, BOB)
 
 
-def test_an_altered_version_replaces_none_that_is_withdrawn(registry: Registry, folders: list[Path]) -> None:
-    for folder in folders[:3]:
-        pushed(registry, folder)
-    Path(registry.folder(2).root, "saved_model.pb").write_bytes(b"other")
+def test_an_altered_version_replaces_none_that_is_withdrawn(registry: Registry, folders: dict[int, Path]) -> None:
+    push_three(registry, folders)
+    alter(registry, 2)
     assert withdraw(registry, [3], ANN) == {STABLE: 1}
-    Path(registry.folder(1).root, "saved_model.pb").write_bytes(b"other")
+    alter(registry, 1)
     assert withdraw(registry, [1], ANN) == {STABLE: None}
 
 
-def test_an_altered_version_gets_no_label_by_a_repeated_push(registry: Registry, folders: list[Path]) -> None:
-    pushed(registry, folders[0])
-    pushed(registry, folders[1], CANARY)
-    Path(registry.folder(2).root, "saved_model.pb").write_bytes(b"other")
+def test_an_altered_version_gets_no_label_by_a_repeated_push(registry: Registry, folders: dict[int, Path]) -> None:
+    pushed(registry, folders[1])
+    pushed(registry, folders[2], CANARY)
+    alter(registry, 2)
     with pytest.raises(IntegrityError, match="was altered"):
-        pushed(registry, folders[1])
+        pushed(registry, folders[2])
     assert registry.state.champion == 1
 
 
-def test_a_rollback_passes_over_a_version_that_is_withdrawn_meanwhile(registry: Registry, folders: list[Path]) -> None:
-    for folder in folders[:3]:
-        pushed(registry, folder)
+def test_a_rollback_passes_over_a_version_that_is_withdrawn_meanwhile(
+    registry: Registry, folders: dict[int, Path]
+) -> None:
+    push_three(registry, folders)
     other = partial(withdraw, Registry(registry.data, "m"), [2], BOB)
     with Steps(registry.data.url, 0, other).recording():
         assert rollback(registry.data, "m", signed=ANN).version == 1
     assert registry.state.champion == 1
 
 
-def test_a_damaged_registry_stops_no_decision_on_another_model(registry: Registry, folders: list[Path]) -> None:
-    pushed(registry, folders[0])
+def test_a_damaged_registry_stops_no_decision_on_another_model(registry: Registry, folders: dict[int, Path]) -> None:
     pushed(registry, folders[1])
-    push(registry.data, "other", open_store(folders[2]), Decision(True), check=False)
+    pushed(registry, folders[2])
+    push(registry.data, "other", open_store(folders[3]), Decision(True), check=False)
     log = ManifestLog(registry.data.registry.child("other"))
     Path(log.store.root, log.path(1)).write_bytes(b"{")
     withdraw(registry, [2], ANN)
@@ -168,9 +166,9 @@ def test_a_damaged_registry_stops_no_decision_on_another_model(registry: Registr
 
 
 @pytest.mark.parametrize("label", ["a\nb", "", "a b", "x" * 101])
-def test_a_label_is_one_that_a_server_can_read(registry: Registry, folders: list[Path], label: str) -> None:
-    pushed(registry, folders[0])
-    for change in (lambda: promote(registry, 1, ANN, label=label), lambda: pushed(registry, folders[1], label)):
+def test_a_label_is_one_that_a_server_can_read(registry: Registry, folders: dict[int, Path], label: str) -> None:
+    pushed(registry, folders[1])
+    for change in (lambda: promote(registry, 1, ANN, label=label), lambda: pushed(registry, folders[2], label)):
         with pytest.raises(CimlError, match="invalid label"):
             change()
     assert registry.state.labels == {STABLE: 1}
@@ -186,10 +184,9 @@ def test_a_label_is_one_that_a_server_can_read(registry: Registry, folders: list
     ],
 )
 def test_withdrawn_versions_are_served_no_longer(
-    registry: Registry, folders: list[Path], versions: list[int], moved: object, labels: object, now_served: object
+    registry: Registry, folders: dict[int, Path], versions: list[int], moved: object, labels: object, now_served: object
 ) -> None:
-    for folder in folders[:3]:
-        pushed(registry, folder)
+    push_three(registry, folders)
     assert withdraw(registry, versions, ANN) == moved
     assert registry.state.labels == labels
     assert served(registry) == now_served
@@ -197,9 +194,9 @@ def test_withdrawn_versions_are_served_no_longer(
     assert [entry.author for entry in history(registry) if entry.action == "withdraw"] == ["ann"]
 
 
-def test_a_label_that_is_removed_meanwhile_is_not_moved(registry: Registry, folders: list[Path]) -> None:
+def test_a_label_that_is_removed_meanwhile_is_not_moved(registry: Registry, folders: dict[int, Path]) -> None:
     """The commit is lost, so the withdrawal is derived again from the labels that are left."""
-    for folder, label in zip(folders, (STABLE, STABLE, CANARY), strict=False):
+    for folder, label in zip(folders.values(), (STABLE, STABLE, CANARY), strict=True):
         pushed(registry, folder, label)
     remove = partial(unlabel, Registry(registry.data, "m"), CANARY, BOB)
     with Steps(registry.data.url, 0, remove).recording():
@@ -207,20 +204,20 @@ def test_a_label_that_is_removed_meanwhile_is_not_moved(registry: Registry, fold
     assert registry.state.labels == {STABLE: 1}
 
 
-def test_no_push_or_label_brings_a_withdrawn_version_back(registry: Registry, folders: list[Path]) -> None:
-    pushed(registry, folders[0])
+def test_no_push_or_label_brings_a_withdrawn_version_back(registry: Registry, folders: dict[int, Path]) -> None:
     pushed(registry, folders[1])
+    pushed(registry, folders[2])
     withdraw(registry, [2], ANN)
     with pytest.raises(CimlError, match="version 2 was withdrawn"):
-        pushed(registry, folders[1])  # the same candidate
+        pushed(registry, folders[2])  # the same candidate
     assert registry.state.champion == 1
     rollback(registry.data, "m", 2, signed=BOB)  # a person names it
     assert registry.state.champion == 2
 
 
-def test_a_withdrawal_ends_the_hold_of_its_version(registry: Registry, folders: list[Path]) -> None:
-    pushed(registry, folders[0])
+def test_a_withdrawal_ends_the_hold_of_its_version(registry: Registry, folders: dict[int, Path]) -> None:
     pushed(registry, folders[1])
+    pushed(registry, folders[2])
     hold(registry, ANN)
     withdraw(registry, [1], BOB)
     assert registry.state.hold is not None
@@ -228,11 +225,11 @@ def test_a_withdrawal_ends_the_hold_of_its_version(registry: Registry, folders: 
     assert registry.state.hold is None
 
 
-def test_the_history_has_all_of_it(registry: Registry, folders: list[Path]) -> None:
-    pushed(registry, folders[0])
+def test_the_history_has_all_of_it(registry: Registry, folders: dict[int, Path]) -> None:
+    pushed(registry, folders[1])
     with pytest.raises(NotBlessedError):
-        pushed(registry, folders[1], blessed=False)
-    pushed(registry, folders[2])
+        pushed(registry, folders[2], blessed=False)
+    pushed(registry, folders[3])
     hold(registry, ANN)
     release(registry, BOB)
     rollback(registry.data, "m", signed=Signature("ann", "worse"))
@@ -257,9 +254,9 @@ def test_the_history_has_all_of_it(registry: Registry, folders: list[Path]) -> N
     assert [entry.time_us for entry in entries] == sorted(entry.time_us for entry in entries)
 
 
-def test_labels_that_older_versions_moved_have_no_author(registry: Registry, folders: list[Path]) -> None:
-    pushed(registry, folders[0])
+def test_labels_that_older_versions_moved_have_no_author(registry: Registry, folders: dict[int, Path]) -> None:
     pushed(registry, folders[1])
+    pushed(registry, folders[2])
     log = ManifestLog(registry.data.registry.child("m"))
     delta = {"kind": "labels", "labels": {STABLE: 1}, "withdrawn": [2], "removed": [], "time_us": 9}
     assert log.try_append(registry.state.version + 1, delta)
@@ -267,16 +264,16 @@ def test_labels_that_older_versions_moved_have_no_author(registry: Registry, fol
 
 
 @pytest.mark.parametrize("signed", [Signature("", "why"), Signature("ann", "two\nlines"), Signature("ann", " ")])
-def test_a_decision_is_signed(registry: Registry, folders: list[Path], signed: Signature) -> None:
-    pushed(registry, folders[0])
+def test_a_decision_is_signed(registry: Registry, folders: dict[int, Path], signed: Signature) -> None:
+    pushed(registry, folders[1])
     for decide in (lambda: hold(registry, signed), lambda: withdraw(registry, [1], signed)):
         with pytest.raises(CimlError, match="want one printable line"):
             decide()
     assert registry.state.champion == 1
 
 
-def test_the_facts_of_a_version(registry: Registry, folders: list[Path]) -> None:
-    pushed(registry, folders[0])
+def test_the_facts_of_a_version(registry: Registry, folders: dict[int, Path]) -> None:
+    pushed(registry, folders[1])
     facts = facts_of_version(registry, 1)
     assert (facts["state"], facts["labels"], facts["decision"]["metrics"]) == ("pushed", [STABLE], {"accuracy": 0.9})
     with pytest.raises(UnknownModelError, match=r"no version 2; versions: \[1\]"):

@@ -135,20 +135,23 @@ def registry_of(data: DataRoot, model: str, *deltas: dict[str, Any]) -> Registry
 
 
 def test_files_are_verified_only_as_those_of_a_pushed_and_blessed_version(tmp_path: Path) -> None:
-    data = DataRoot.open(tmp_path)
-    registry = registry_of(data, "m", A, decision("a", True), *both(1), staged(2))
+    data, files = DataRoot.open(tmp_path), {"saved_model.pb": "a"}
+    registry = registry_of(data, "m", A, decision("a", True), *both(1), staged(2), B, *both(3, name="b"))
     verify = RegistryVerifier(data.registry.root)
-    verify("m", 1, {"saved_model.pb": "a"})
-    for version, digests, message in [
-        (1, {"saved_model.pb": "b"}, "saved_model.pb"),
-        (1, {}, "saved_model.pb"),
-        (2, {"saved_model.pb": "a"}, r"model m: version 2 was never pushed; pushed versions: \[1\]"),
+    verify("m", 1, files)
+    for model, version, digests, message in [
+        ("m", 1, {"saved_model.pb": "b"}, "saved_model.pb was altered"),
+        ("m", 1, {}, "saved_model.pb is missing"),
+        ("m", 1, {**files, "assets/more": "0"}, "assets/more was added"),
+        ("m", 2, files, r"model m: version 2 was never pushed; pushed versions: \[1, 3\]"),
+        ("m", 3, {"saved_model.pb": "b"}, "model m: version 3 is not blessed"),
+        ("n", 1, files, "model n: version 1 was never pushed"),
     ]:
         with pytest.raises(IntegrityError, match=message):
-            verify("m", version, digests)
+            verify(model, version, digests)
     registry.commit(lambda _: decision("a", False))
     with pytest.raises(IntegrityError, match="model m: version 1 is not blessed"):
-        verify("m", 1, {"saved_model.pb": "a"})
+        verify("m", 1, files)
 
 
 def test_an_asset_of_a_labelled_version_is_read_as_it_was_pushed(tmp_path: Path) -> None:

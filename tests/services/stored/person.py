@@ -159,11 +159,7 @@ def stored(data: DataRoot) -> list[StoredRun]:
 
 def read_all(data: DataRoot) -> None:
     """Read the logs as a process does that starts now, from the checkpoints and from the first delta."""
-    for store, kind in (
-        (data.raw, RAW),
-        (data.predictions, prediction_checkpoints()),
-        (data.feedback, FEEDBACK),
-    ):
+    for store, kind in ((data.raw, RAW), (data.predictions, prediction_checkpoints()), (data.feedback, FEEDBACK)):
         checkpoints: Checkpoints[Any] = Checkpoints(ManifestLog(store), kind)
         for state in (checkpoints.open(), checkpoints.restore(None)):
             catch_up(ManifestLog(store), state)

@@ -67,12 +67,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
 
 
 @pytest.fixture
-def data(world: LocalStore, anywhere: DataRoot) -> DataRoot:
-    copy(world, anywhere.store)
-    return anywhere
+def data(world: LocalStore, tmp_path: Path) -> DataRoot:
+    data = DataRoot.open(tmp_path / "data")
+    copy(world, data.store)
+    return data
 
 
-def test_nothing_names_the_person_or_the_runs(data: DataRoot) -> None:
+def commit(data: DataRoot, *outcomes: Outcome) -> None:
+    """Commit outcomes of the messages of another topic."""
+    covers = OffsetRange("later", "X", 0, 0, len(outcomes))
+    Committer(data.raw).commit([Batch(covers, settled=list(outcomes))])
+
+
+def test_nothing_names_the_person_or_the_runs(world: LocalStore, anywhere: DataRoot) -> None:
+    data = anywhere
+    copy(world, data.store)
     before = others(data)
     counts = open_raw(data.raw)[1].totals()
     predictions = [one["id"] for one in read_predictions(data.predictions)]
@@ -100,21 +109,27 @@ def test_nothing_names_the_person_or_the_runs(data: DataRoot) -> None:
     assert list(erase(data, BY_OWNER, SIGNED)) == []
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
-def test_events_of_an_erased_run_that_come_again_are_ignored(data: DataRoot) -> None:
-    list(erase(data, BY_OWNER, SIGNED))
+@pytest.mark.parametrize(
+    ("facts", "criteria"),
+    [({"owner": OWNER}, BY_OWNER), ({"start_us": None, "end_us": None}, RunCriteria(before_us=1 << 62))],
+    ids=["by owner", "by time, without times"],
+)
+def test_events_of_an_erased_run_that_come_again_are_ignored(
+    data: DataRoot, facts: dict[str, Any], criteria: RunCriteria
+) -> None:
+    runs, tables, _ = corpus(1)
+    run = runs[0].replace(run_id="zuul~again~1", **facts)
+    RawStore(data).add([(run, tables[0])])
+    list(erase(data, criteria, SIGNED))
     before = len(stored(data))
-    run = corpus(1)[0][0].replace(run_id=RUNS[0], build_uuid=NATIVE, owner=OWNER)
-    again = Outcome("ignored", Origin("later", 0, 0), "zuul again", run, reason="not_finished")
-    Committer(data.raw).commit([Batch(OffsetRange("later", "X", 0, 0, 1), settled=[again])])
+    commit(data, Outcome("ignored", Origin("later", 0, 0), "zuul again", run, reason="not_finished"))
     delta = ManifestLog(data.raw).read(ManifestLog(data.raw).end())
     assert [record["reason"] for record in delta["ignored"]] == ["erased"]
-    assert left(data.store, *NAMES) == []
+    assert left(data.store, run.run_id) == []
     assert len(stored(data)) == before
     assert broken(data) == {}
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_an_account_without_runs_is_erased_from_reviews_and_notes(data: DataRoot) -> None:
     add_note(data.failures, Note("abc", "only.reviews", text="mirror down"), now_us=4)
     (erased,) = erase(data, RunCriteria(owner="only.reviews"), SIGNED)
@@ -135,11 +150,9 @@ def with_updates(data: DataRoot) -> None:
     )
     updates = tuple(FactUpdate("zuul", subject, {"owner": "dave"}) for subject in subjects[:2])
     parents = FactUpdate("zuul", subjects[2], {"parents": subjects[1]})
-    later = Outcome("update", Origin("later", 0, 0), "zuul later", updates=(*updates, parents))
-    Committer(data.raw).commit([Batch(OffsetRange("later", "X", 0, 0, 1), settled=[later])])
+    commit(data, Outcome("update", Origin("later", 0, 0), "zuul later", updates=(*updates, parents)))
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 @pytest.mark.parametrize(
     ("criteria", "parts", "remaining"),
     [
@@ -163,19 +176,16 @@ def test_runs_that_an_update_gave_an_owner(
     assert broken(data) == {}
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_runs_whose_change_an_update_names(data: DataRoot) -> None:
     facts, tables, _ = corpus(1)
     run = facts[0].replace(run_id="zuul~pushed~1", source="zuul", subjects=("sha:1", "topic:t"))
     RawStore(data).add([(run, tables[0])])
     update = FactUpdate("zuul", "topic:t", {"change": "90", "project": "p"})
-    later = Outcome("update", Origin("later", 0, 0), "zuul later", updates=(update,))
-    Committer(data.raw).commit([Batch(OffsetRange("later", "X", 0, 0, 1), settled=[later])])
+    commit(data, Outcome("update", Origin("later", 0, 0), "zuul later", updates=(update,)))
     assert [len(erased.receipt.runs) for erased in erase(data, RunCriteria(change="90", project="p"), SIGNED)] == [1]
     assert left(data.store, "zuul~pushed~1") == []
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_another_run_may_name_an_erased_one_or_have_its_native_id(data: DataRoot) -> None:
     """Its facts lose the name; the run itself stays, such as a second attempt of the same native id."""
     facts, tables, _ = corpus(3)
@@ -201,7 +211,6 @@ def test_another_run_may_name_an_erased_one_or_have_its_native_id(data: DataRoot
     assert broken(data) == {}
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_only_the_row_that_counts_names_the_owner_and_the_time_of_a_run(data: DataRoot) -> None:
     """Events that are believed less are those of anybody: they lose the name, and the run stays."""
     facts, tables, _ = corpus(2)
@@ -210,11 +219,11 @@ def test_only_the_row_that_counts_names_the_owner_and_the_time_of_a_run(data: Da
     RawStore(data).add([(forged, tables[0])], trust=UNTRUSTED)
     RawStore(data).add(reclaims=[(mine, tables[0])])
     payload = payload_of(Message(0, b"of carol", (), timestamp_ms=7))
-    outcomes = [
+    commit(
+        data,
         Outcome("ignored", Origin("later", 0, 0), "later 0", forged, reason="not_finished"),
         Outcome("dead_letter", Origin("later", 0, 1), "later 1", forged, reason="bad_log", payload=payload),
-    ]
-    Committer(data.raw).commit([Batch(OffsetRange("later", "X", 0, 0, 2), settled=outcomes)])
+    )
     before = others(data)
     assert count_runs(data, RunCriteria(before_us=3)) == 0
     assert count_runs(data, RunCriteria(owner="carol")) == 0
@@ -225,7 +234,6 @@ def test_only_the_row_that_counts_names_the_owner_and_the_time_of_a_run(data: Da
     assert broken(data) == {}
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_many_runs_are_erased_in_parts(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(erase_module, "MOST_RUNS", 2)
     bookmarks = ((data.predictions, "_neighbours"), (data.failures, "_signatures"), (data.feedback, "_causes"))
@@ -236,7 +244,6 @@ def test_many_runs_are_erased_in_parts(data: DataRoot, monkeypatch: pytest.Monke
     assert left(data.store, *NAMES) == []
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_an_erasure_that_was_killed_is_completed_before_the_next(data: DataRoot) -> None:
     with Steps(data.url, 1).recording():
         list(erase(data, BY_OWNER, SIGNED))
@@ -245,7 +252,6 @@ def test_an_erasure_that_was_killed_is_completed_before_the_next(data: DataRoot)
     assert [(len(erased.receipt.runs), erased.receipt.by) for erased in parts] == [(5, ("owner",)), (1, ("run",))]
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_two_calls_complete_the_same_part(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slower one leaves the plan of the next part, whose process was killed, and adds no receipt."""
     monkeypatch.setattr(erase_module, "MOST_RUNS", 2)
@@ -272,7 +278,6 @@ def test_two_calls_complete_the_same_part(data: DataRoot, monkeypatch: pytest.Mo
     assert left(data.store, *NAMES) == []
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_an_object_of_another_program_that_cannot_be_searched_remains(data: DataRoot) -> None:
     data.store.create("notes/x.parquet", b"not Parquet")
     (erased,) = erase(data, BY_OWNER, SIGNED)
@@ -281,7 +286,6 @@ def test_an_object_of_another_program_that_cannot_be_searched_remains(data: Data
     assert list(erase(data, RunCriteria(owner="nobody"), SIGNED)) == []
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 @pytest.mark.parametrize("size", [1, 1000])
 def test_messages_without_a_run_are_removed_if_they_name_the_owner(data: DataRoot, size: int) -> None:
     """Such a message could not be decoded. A message of another person's run is only reported."""
@@ -290,12 +294,12 @@ def test_messages_without_a_run_are_removed_if_they_name_the_owner(data: DataRoo
         payload_of(Message(n, f"{n} by {name}".encode() * size, (), timestamp_ms=7))
         for n, name in enumerate((OWNER, NATIVE, OWNER))
     ]
-    outcomes = [
-        Outcome("dead_letter", Origin("new", 0, 0), "new 0", reason="broken_json", payload=payloads[0]),
-        Outcome("dead_letter", Origin("new", 0, 1), "new 1", theirs, reason="bad_log", payload=payloads[1]),
-        Outcome("dead_letter", Origin("new", 0, 2), "new 2", theirs, reason="bad_log", payload=payloads[2]),
-    ]
-    Committer(data.raw).commit([Batch(OffsetRange("new", "N", 0, 0, 3), settled=outcomes)])
+    commit(
+        data,
+        Outcome("dead_letter", Origin("later", 0, 0), "later 0", reason="broken_json", payload=payloads[0]),
+        Outcome("dead_letter", Origin("later", 0, 1), "later 1", theirs, reason="bad_log", payload=payloads[1]),
+        Outcome("dead_letter", Origin("later", 0, 2), "later 2", theirs, reason="bad_log", payload=payloads[2]),
+    )
     (erased,) = erase(data, BY_OWNER, SIGNED)
     delta = ManifestLog(data.raw).read(ManifestLog(data.raw).end() - 1)
     assert ["payload" in record for record in delta["dead_letters"]] == [False, False, True]
@@ -303,7 +307,6 @@ def test_messages_without_a_run_are_removed_if_they_name_the_owner(data: DataRoo
     assert broken(data) == {}
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_the_output_of_another_run_that_names_an_erased_one_remains(data: DataRoot) -> None:
     facts, tables, _ = corpus(1)
     theirs = facts[0].replace(run_id="zuul~carol~1", source="zuul", owner="carol")
@@ -314,7 +317,6 @@ def test_the_output_of_another_run_that_names_an_erased_one_remains(data: DataRo
     assert broken(data) == {}
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_all_runs_before_a_time(data: DataRoot) -> None:
     list(erase(data, RunCriteria(before_us=1 << 62), SIGNED))
     assert all(is_erased(run.facts.run_id) for run in stored(data))
@@ -324,22 +326,6 @@ def test_all_runs_before_a_time(data: DataRoot) -> None:
     assert broken(data) == {}
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
-def test_a_run_without_times_that_was_erased_by_time_stays_erased(data: DataRoot) -> None:
-    facts, tables, _ = corpus(1)
-    run = facts[0].replace(run_id="zuul~untimed~1", start_us=None, end_us=None)
-    RawStore(data).add([(run, tables[0])])
-    list(erase(data, RunCriteria(before_us=1 << 62), SIGNED))
-    before = len(stored(data))
-    again = Outcome("ignored", Origin("later", 0, 0), "zuul again", run, reason="not_finished")
-    Committer(data.raw).commit([Batch(OffsetRange("later", "X", 0, 0, 1), settled=[again])])
-    delta = ManifestLog(data.raw).read(ManifestLog(data.raw).end())
-    assert [record["reason"] for record in delta["ignored"]] == ["erased"]
-    assert len(stored(data)) == before
-    assert broken(data) == {}
-
-
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_each_time_of_a_retention_is_kept(data: DataRoot) -> None:
     """By it, later events of these runs are ignored."""
     facts, tables, _ = corpus(1)
@@ -350,7 +336,6 @@ def test_each_time_of_a_retention_is_kept(data: DataRoot) -> None:
         assert open_raw(data.raw)[1].erased_before_us == end_us + 1
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_runs_leave_examples_and_snapshots(data: DataRoot) -> None:
     dataset = data.dataset(every_kind.DATASET)
     (name,) = data.trainer(every_kind.DATASET).list("snapshots")
@@ -388,7 +373,6 @@ def test_runs_leave_examples_and_snapshots(data: DataRoot) -> None:
     assert broken(data) == {}
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 @pytest.mark.parametrize("is_built_again", [False, True])
 def test_runs_leave_the_snapshots_of_a_data_set_that_was_removed(data: DataRoot, is_built_again: bool) -> None:
     dataset = data.dataset(every_kind.DATASET)
@@ -409,7 +393,6 @@ def test_runs_leave_the_snapshots_of_a_data_set_that_was_removed(data: DataRoot,
     assert left(data.store, target) == []
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_what_a_slow_worker_stores_meanwhile_is_removed(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice, so all steps are done three times."""
     search = erase_module._search
@@ -426,7 +409,6 @@ def test_what_a_slow_worker_stores_meanwhile_is_removed(data: DataRoot, monkeypa
     assert (late, erased.remaining, left(data.store, *NAMES)) == ([], (), [])
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_examples_that_no_manifest_names_are_those_of_an_update_for_an_hour(data: DataRoot) -> None:
     path = f"datasets/{every_kind.DATASET}/span-9/version-1/examples-0.parquet"
     data.store.create(path, b"")
@@ -437,7 +419,6 @@ def test_examples_that_no_manifest_names_are_those_of_an_update_for_an_hour(data
         assert erasure_steps._is_left_over(data, path) is is_left
 
 
-@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
 def test_what_cannot_be_erased_is_refused(data: DataRoot) -> None:
     with pytest.raises(CimlError, match="name the runs"):
         list(erase(data, RunCriteria(), SIGNED))

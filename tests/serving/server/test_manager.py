@@ -67,9 +67,27 @@ class Loads:
         return self.manager.status(ModelChoice("m", 1))[0]
 
 
+AWAY = OSError("the disk is away")
+
+
+def manager_of(load: Callable[[str], Loaded], **more: Any) -> ModelManager:
+    """A manager whose versions are loaded by the path of their folder."""
+    return ModelManager(load=lambda folder, verify: load(folder.root), **more)  # type: ignore[arg-type,return-value]
+
+
+def serve(manager: ModelManager, base: Path, *versions: int, wait: bool = True, **more: Any) -> None:
+    """Configure versions of the model m, and step."""
+    manager.apply([ModelEntry("m", str(base), versions=versions, **more)])
+    manager.step(wait=wait)
+
+
+def states(manager: ModelManager) -> list[tuple[int, str]]:
+    return [(status.version, status.state) for status in manager.status(ModelChoice("m"))]
+
+
 def test_a_retry_leaves_the_state_as_it_is_until_it_succeeds(tmp_path: Path) -> None:
     loads = Loads()
-    loads.failure = OSError("the disk is away")
+    loads.failure = AWAY
     failed = VersionStatus(1, "END", "UNAVAILABLE", "the disk is away")
     assert [loads.serve(tmp_path), loads.step(), loads.serve(tmp_path)] == [failed] * 3
     assert loads.states == ["LOADING", "END", "END"]
@@ -79,7 +97,7 @@ def test_a_retry_leaves_the_state_as_it_is_until_it_succeeds(tmp_path: Path) -> 
 
 def test_a_version_of_another_folder_is_loaded_anew(tmp_path: Path) -> None:
     loads = Loads()
-    loads.failure = OSError("the disk is away")
+    loads.failure = AWAY
     loads.serve(tmp_path / "a")
     loads.serve(tmp_path / "b")
     assert loads.states == ["LOADING", "LOADING"]
@@ -101,15 +119,14 @@ def test_a_version_whose_process_ended_is_loading_again(tmp_path: Path) -> None:
     loads = Loads()
     loads.serve(tmp_path)
     loads.manager.find(ModelChoice("m"))[1].ended = True  # type: ignore[misc]
-    loads.failure = OSError("the disk is away")
+    loads.failure = AWAY
     assert loads.step().state == "END"
     assert loads.states == ["LOADING", "LOADING"]
 
 
 def test_without_a_version_the_highest_one_whose_process_lives_answers(tmp_path: Path) -> None:
     manager = manager_of(Loaded)
-    manager.apply([ModelEntry("m", str(tmp_path), versions=(1, 2), labels={"canary": 2})])
-    manager.step()
+    serve(manager, tmp_path, 1, 2, labels={"canary": 2})
     answers = [manager.find(ModelChoice("m"))[0]]
     for number in (2, 1):
         manager.find(ModelChoice("m", number))[1].ended = True  # type: ignore[misc]
@@ -147,20 +164,19 @@ def test_a_failed_load_is_repeated_ever_later(tmp_path: Path, took_s: float, beg
     now_s = [0.0]
     tries_s: list[float] = []
 
-    def load(folder: Store, verify: Any) -> Any:
+    def load(folder: str) -> Loaded:
         tries_s.append(now_s[0])
         now_s[0] += took_s
-        raise OSError("the disk is away")
+        raise AWAY
 
-    manager = ModelManager(load=load, clock=lambda: now_s[0])
+    manager = manager_of(load, clock=lambda: now_s[0])
     manager.apply([ModelEntry("m", str(tmp_path), versions=(1,))])
     for second in range(200):
         now_s[0] = float(second)
         manager.step()
     assert tries_s == begun_s
     assert not manager.ready
-    manager.apply([ModelEntry("m", str(tmp_path), versions=(1,))])
-    manager.step()
+    serve(manager, tmp_path, 1)
     assert len(tries_s) == len(begun_s) + 1  # another configuration is tried immediately
 
 
@@ -173,18 +189,16 @@ def test_a_label_without_a_version_falls_back_to_the_highest_below_once_its_own_
 ) -> None:
     labels_during: dict[int, dict[str, int]] = {}
 
-    def load(folder: Store, verify: Any) -> Any:
-        number = int(Path(folder.root).name)
+    def load(folder: str) -> Loaded:
+        number = int(Path(folder).name)
         labels_during[number] = manager.labels("m")
         if number in failing:
-            raise OSError("the disk is away")
-        return Loaded(folder.root)
+            raise AWAY
+        return Loaded(folder)
 
-    manager = ModelManager(load=load)
-    manager.apply([ModelEntry("m", str(tmp_path), versions=(1, 2))])
-    manager.step()
-    manager.apply([ModelEntry("m", str(tmp_path), versions=(1, 2, 3, 4), labels={"stable": 3, "canary": 4})])
-    manager.step()
+    manager = manager_of(load)
+    serve(manager, tmp_path, 1, 2)
+    serve(manager, tmp_path, 1, 2, 3, 4, labels={"stable": 3, "canary": 4})
     assert manager.labels("m") == labels
     assert "stable" not in labels_during[3]
 
@@ -195,26 +209,15 @@ def test_a_label_without_a_version_falls_back_to_the_highest_below_once_its_own_
 def test_a_withdrawn_version_is_not_served_instead_of_one_that_cannot_be_loaded(
     tmp_path: Path, withdrawn: tuple[int, ...], labels: dict[str, int], available: list[int]
 ) -> None:
-    def load(where: str) -> Loaded:
-        if where.endswith("3"):
+    def load(folder: str) -> Loaded:
+        if folder.endswith("3"):
             raise IntegrityError("it is corrupt")
-        return Loaded(where)
+        return Loaded(folder)
 
     manager = manager_of(load)
-    manager.apply([ModelEntry("m", str(tmp_path), versions=(1, 2), labels={"stable": 2})])
-    manager.step()
-    entry = ModelEntry("m", str(tmp_path), versions=(3,), labels={"stable": 3}, withdrawn=frozenset(withdrawn))
-    manager.apply([entry])
-    manager.step()
+    serve(manager, tmp_path, 1, 2, labels={"stable": 2})
+    serve(manager, tmp_path, 3, labels={"stable": 3}, withdrawn=frozenset(withdrawn))
     assert (manager.labels("m"), list(manager.available("m"))) == (labels, available)
-
-
-def manager_of(load: Callable[[str], Loaded]) -> ModelManager:
-    return ModelManager(load=lambda folder, verify: load(folder.root))  # type: ignore[arg-type,return-value]
-
-
-def states(manager: ModelManager) -> list[tuple[int, str]]:
-    return [(status.version, status.state) for status in manager.status(ModelChoice("m"))]
 
 
 @pytest.mark.parametrize(
@@ -268,30 +271,22 @@ def test_a_served_version_stays_while_a_new_one_loads_without_an_end(tmp_path: P
     loading = threading.Event()
     ended = threading.Event()
 
-    def load(folder: Store, verify: Any) -> Any:
-        if folder.root.endswith("2"):
+    def load(folder: str) -> Loaded:
+        if folder.endswith("2"):
             loading.set()
             ended.wait(60)
             raise EngineError("loading takes longer than 120 s")
-        return Loaded(folder.root)
+        return Loaded(folder)
 
-    manager = ModelManager(load=load)
-    manager.apply([ModelEntry("m", str(tmp_path), versions=(1,))])
-    manager.step()
-    manager.apply([ModelEntry("m", str(tmp_path), versions=(1, 2))])
-    manager.step(wait=False)
+    manager = manager_of(load)
+    serve(manager, tmp_path, 1)
+    serve(manager, tmp_path, 1, 2, wait=False)
     assert loading.wait(60)
-    assert states(manager) == [
-        (2, "LOADING"),
-        (1, "AVAILABLE"),
-    ]
+    assert states(manager) == [(2, "LOADING"), (1, "AVAILABLE")]
     assert manager.find(ModelChoice("m"))[0] == 1
     ended.set()
     manager.step()
-    assert states(manager) == [
-        (2, "END"),
-        (1, "AVAILABLE"),
-    ]
+    assert states(manager) == [(2, "END"), (1, "AVAILABLE")]
     assert manager.find(ModelChoice("m"))[0] == 1
 
 
@@ -314,13 +309,13 @@ def test_close_waits_once_for_all_models(tmp_path: Path, waits_s: list[float], m
     ended = threading.Event()
     loaded: list[Loaded] = []
 
-    def load(folder: Store, verify: Any) -> Any:
+    def load(folder: str) -> Loaded:
         begun.release()
         ended.wait(60)
-        loaded.append(Loaded(folder.root))
+        loaded.append(Loaded(folder))
         return loaded[-1]
 
-    manager = ModelManager(load=load)
+    manager = manager_of(load)
     manager.apply([ModelEntry(name, str(tmp_path), versions=(1, 2)) for name in "abcdefgh"])
     manager.step(wait=False)
     for _ in "abcdefgh":
@@ -351,13 +346,12 @@ def test_a_dropped_model_is_unloaded_even_if_no_thread_can_be_started(
 ) -> None:
     versions: list[Loaded] = []
 
-    def load(where: str) -> Loaded:
-        versions.append(Loaded(where))
+    def load(folder: str) -> Loaded:
+        versions.append(Loaded(folder))
         return versions[-1]
 
     manager = manager_of(load)
-    manager.apply([ModelEntry("m", str(tmp_path), versions=(1,))])
-    manager.step()
+    serve(manager, tmp_path, 1)
     manager.apply([ModelEntry("n", str(tmp_path), versions=(1,))])
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
@@ -370,8 +364,7 @@ def test_a_dropped_model_is_unloaded_even_if_no_thread_can_be_started(
 
 def test_a_loaded_version_is_served_even_if_its_count_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     count = Mock(side_effect=ValueError("no such metric"))
-    manager = ModelManager(load=lambda folder, verify: Loaded(folder.root), on_load=count)  # type: ignore[arg-type,return-value]
-    manager.apply([ModelEntry("m", str(tmp_path), versions=(1,))])
-    manager.step()
+    manager = manager_of(Loaded, on_load=count)
+    serve(manager, tmp_path, 1)
     assert (count.call_count, manager.ready) == (1, True)
     assert "the change to its configured versions failed" in caplog.text

@@ -23,48 +23,26 @@ DTYPES = [
 NUMBERS = {name: number for number, name in wire.DTYPE_NAMES.items()}
 
 
-def originals() -> dict[str, Any]:
-    """The message of TensorFlow Serving for each one that is declared in full or in part."""
-    load_tensorflow()
-    from google.protobuf import any_pb2, wrappers_pb2
-    from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
-    from tensorflow.core.protobuf import meta_graph_pb2
-    from tensorflow_serving.apis import (
-        get_model_metadata_pb2,
-        get_model_status_pb2,
-        model_management_pb2,
-        model_pb2,
-        predict_pb2,
-        prediction_log_pb2,
-    )
-
-    request_inputs = predict_pb2.PredictRequest.DESCRIPTOR.fields_by_name["inputs"].message_type
-    return {
-        "Int64Value": wrappers_pb2.Int64Value.DESCRIPTOR,
-        "ModelSpec": model_pb2.ModelSpec.DESCRIPTOR,
-        "Dim": tensor_shape_pb2.TensorShapeProto.Dim.DESCRIPTOR,
-        "TensorShapeProto": tensor_shape_pb2.TensorShapeProto.DESCRIPTOR,
-        "TensorProto": tensor_pb2.TensorProto.DESCRIPTOR,
-        "Named": request_inputs,
-        "PredictRequest": predict_pb2.PredictRequest.DESCRIPTOR,
-        "PredictResponse": predict_pb2.PredictResponse.DESCRIPTOR,
-        "GetModelStatusRequest": get_model_status_pb2.GetModelStatusRequest.DESCRIPTOR,
-        "Status": get_model_status_pb2.ModelVersionStatus.DESCRIPTOR.fields_by_name["status"].message_type,
-        "VersionStatus": get_model_status_pb2.ModelVersionStatus.DESCRIPTOR,
-        "GetModelStatusResponse": get_model_status_pb2.GetModelStatusResponse.DESCRIPTOR,
-        "GetModelMetadataRequest": get_model_metadata_pb2.GetModelMetadataRequest.DESCRIPTOR,
-        "Any": any_pb2.Any.DESCRIPTOR,
-        "GetModelMetadataResponse": get_model_metadata_pb2.GetModelMetadataResponse.DESCRIPTOR,
-        "TensorInfo": meta_graph_pb2.TensorInfo.DESCRIPTOR,
-        "SignatureDef": meta_graph_pb2.SignatureDef.DESCRIPTOR,
-        "SignatureDefMap": get_model_metadata_pb2.SignatureDefMap.DESCRIPTOR,
-        "ReloadConfigRequest": model_management_pb2.ReloadConfigRequest.DESCRIPTOR,
-        "PredictLog": prediction_log_pb2.PredictLog.DESCRIPTOR,
-        "PredictionLog": prediction_log_pb2.PredictionLog.DESCRIPTOR,
-        "RequestHead": predict_pb2.PredictRequest.DESCRIPTOR,
-        "RequestInput": request_inputs,
-        "TensorHead": tensor_pb2.TensorProto.DESCRIPTOR,
-    }
+#: The full name of TensorFlow's own message for each one that is declared in full or in part.
+ORIGINALS = {
+    **{name: f"google.protobuf.{name}" for name in ("Int64Value", "Any")},
+    **{name: f"tensorflow.{name}" for name in ("TensorShapeProto", "TensorProto", "TensorInfo", "SignatureDef")},
+    **{
+        name: f"tensorflow.serving.{name}"
+        for name in (
+            "ModelSpec", "PredictRequest", "PredictResponse", "GetModelStatusRequest", "GetModelStatusResponse",
+            "GetModelMetadataRequest", "GetModelMetadataResponse", "SignatureDefMap", "ReloadConfigRequest",
+            "PredictLog", "PredictionLog",
+        )
+    },
+    "Dim": "tensorflow.TensorShapeProto.Dim",
+    "Named": "tensorflow.serving.PredictRequest.InputsEntry",
+    "RequestInput": "tensorflow.serving.PredictRequest.InputsEntry",
+    "RequestHead": "tensorflow.serving.PredictRequest",
+    "TensorHead": "tensorflow.TensorProto",
+    "Status": "tensorflow.serving.StatusProto",
+    "VersionStatus": "tensorflow.serving.ModelVersionStatus",
+}  # fmt: skip
 
 
 def wire_types(kind: int) -> set[int]:
@@ -77,9 +55,19 @@ def wire_types(kind: int) -> set[int]:
 
 
 def test_every_field_has_the_number_and_the_type_of_tensorflow_serving() -> None:
-    names = originals()
-    assert names.keys() == wire._MESSAGES.keys() - {"OtherLog"}
-    for name, original in names.items():
+    load_tensorflow()
+    from google.protobuf import descriptor_pool
+    from tensorflow.core.framework import types_pb2
+    from tensorflow_serving.apis import (  # noqa: F401 - each adds its messages to the pool
+        get_model_metadata_pb2,
+        get_model_status_pb2,
+        model_management_pb2,
+        prediction_log_pb2,
+    )
+
+    assert ORIGINALS.keys() == wire._MESSAGES.keys() - {"OtherLog"}
+    for name, full_name in ORIGINALS.items():
+        original = descriptor_pool.Default().FindMessageTypeByName(full_name)
         for field in wire._CLASSES[name].DESCRIPTOR.fields:
             theirs = original.fields_by_name[field.name]
             assert field.number == theirs.number, (name, field.name)
@@ -88,8 +76,6 @@ def test_every_field_has_the_number_and_the_type_of_tensorflow_serving() -> None
             group = theirs.containing_oneof
             if group is not None and len(group.fields) > 1 and name != "TensorInfo":
                 assert field.containing_oneof.name == group.name, (name, field.name)
-    from tensorflow.core.framework import types_pb2
-
     ours = wire.SignatureDefMap.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_name
     assert {name: value.number for name, value in ours.items()} == {
         name: number for name, number in types_pb2.DataType.items() if number < 100
