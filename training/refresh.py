@@ -229,7 +229,7 @@ def _train_candidate(
         import ciml.training.data.materialise_beam  # noqa: F401  (so that its time does not count for materialise)
         from ciml.training.calibration.calibrate import calibrate_on_dev
         from ciml.training.conversion.step import ConversionError
-        from ciml.training.evaluation.candidate import assess, cross_validated, stability, test_changes
+        from ciml.training.evaluation.candidate import assess, changes_of_test_runs, cross_validated, stability
         from ciml.training.export import Timed, UnservedError, export, load_served, transform_of
         from ciml.training.kept import keep, load_kept
         from ciml.training.train import (
@@ -295,7 +295,7 @@ def _train_candidate(
         with timer("stability"):
             other = reseeded(experiment)
             twin = train(other, rows, resolved, dev_from_train=dev_from_train, allow_modules=config.allow_modules)
-            changes = test_changes(dataset, snapshot)
+            changes = changes_of_test_runs(dataset, snapshot)
             figures["stability"] = stability(fitted, twin, rows, seed=other.seed, changes=changes)
         decision = decide_on(config.gate)
     if failure:

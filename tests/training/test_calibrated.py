@@ -33,6 +33,8 @@ from ciml.storage import open_store
 from ciml.training.calibration.calibrate import calibrate_on_dev
 from ciml.training.data.examples import read_snapshot_examples
 from ciml.training.data.snapshot import Snapshot
+from ciml.training.evaluation.candidate import changes_of_test_runs
+from ciml.training.evaluation.metrics import accuracy
 from ciml.training.export import load_exported
 from ciml.training.refresh import Candidate, TrainConfig, refresh
 from ciml.transforms.examples.prepare import run_means
@@ -114,6 +116,8 @@ def test_a_refresh_calibrates_on_dev_runs_and_reports_what_held_on_test_runs(wor
         for run, each, known in zip(runs, answers, means, strict=True)
     ]
     covered = [CAUSES[run.label] in likely for run, likely in zip(runs, sets, strict=True)]
+    changes = changes_of_test_runs(world.data.dataset("cause"), snapshot)
+    assert verdicts["coverage"].items() >= accuracy(covered, changes).items()
     assert verdicts["coverage"]["right"] == sum(covered)  # whether it holds, more splits show: test_real_runs.py
     assert rules.calibration == {key: each for key, each in calibration.items() if key != "before"}
     assert rules.groups[""].runs == dev

@@ -27,9 +27,9 @@ from ciml.training.data.analysis import AnalysisCache
 from ciml.training.data.examples import Examples, read_snapshot_examples
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot
-from ciml.training.evaluation.candidate import Champion, champion_probabilities
+from ciml.training.evaluation.candidate import Champion, champion_probabilities, changes_of_test_runs
 from ciml.training.evaluation.gate import GatePolicy
-from ciml.training.evaluation.metrics import predicted_classes
+from ciml.training.evaluation.metrics import accuracy, predicted_classes
 from ciml.training.export import UnservedError, load_exported
 from ciml.training.refresh import Candidate, Skipped, TrainConfig, _work_folder, refresh
 from ciml.trust import TrustPolicy
@@ -100,6 +100,11 @@ def test_a_first_refresh_is_a_blessed_candidate_with_all_figures(first: First):
     assert metrics["experiment"] == QUICK.to_json()
     assert read_snapshot(data.trainer("m"), done.snapshot.digest) == done.snapshot
     assert sum(one["runs"] for one in evaluation["slices"]["job"].values()) == 40
+    changes = changes_of_test_runs(data.dataset("providers"), done.snapshot)
+    right = probabilities.argmax(axis=1) == labels
+    assert evaluation["changes"] == len(set(changes.tolist())) < 40
+    assert evaluation["accuracy"] == accuracy(right, changes)
+    assert metrics["stability"]["independent"] < 40
 
 
 def test_the_lineage_leads_from_the_raw_store_to_the_candidate(first: First):

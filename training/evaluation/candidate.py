@@ -111,7 +111,7 @@ def assess(
     return figures
 
 
-def test_changes(dataset: StoredDataset, snapshot: Snapshot) -> np.ndarray:
+def changes_of_test_runs(dataset: StoredDataset, snapshot: Snapshot) -> np.ndarray:
     """Return the change of each test run of a snapshot, int64 [n], in its order."""
     facts = read_facts(dataset.store, snapshot)
     return number_changes([facts[run.run_id] for run in snapshot.runs("test")])

@@ -74,3 +74,17 @@ def test_the_chance_of_a_coverage_is_that_of_all_lists_of_scores_together() -> N
         expected = np.convolve(expected, exact(calibrated, tests, 0.8))
     assert 0.01 < figures["p"] < 0.99
     assert figures["p"] == pytest.approx(expected[: figures["right"] + 1].sum(), abs=1e-9)
+
+
+def test_the_chance_of_a_coverage_is_that_of_the_first_run_of_each_change() -> None:
+    chance = np.random.default_rng(3)
+    labels = np.arange(140) % 2
+    machine = 1 / (1 + np.exp(-chance.normal(2.0 * labels - 1.0, 1.5)))
+    answers = shortest_decimals(np.stack([1 - machine, machine], axis=1).astype(np.float32))
+    rules = make_rules(answers[:80], labels[:80], ["job"] * 80, CAUSES, coverage=0.8, calibration={})
+    held, first = slice(80, None), slice(80, None, 6)
+    changes = np.repeat(np.arange(10), 6)
+    found = verdict_figures(rules, answers[held], labels[held], ["job"] * 60, changes=changes)["coverage"]
+    expected = verdict_figures(rules, answers[first], labels[first], ["job"] * 10)["coverage"]
+    assert (found["runs"], expected["runs"], found["p"]) == (60, 10, expected["p"])
+    assert found["p"] != verdict_figures(rules, answers[held], labels[held], ["job"] * 60)["coverage"]["p"]

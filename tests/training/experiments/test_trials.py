@@ -25,7 +25,7 @@ from ciml.training.data.snapshot import Snapshot
 from ciml.training.evaluation import cross_validation
 from ciml.training.evaluation.baselines import first_memory, predict_test_runs
 from ciml.training.evaluation.cross_validation import cross_validate, predict_fold, split_folds
-from ciml.training.evaluation.metrics import scores
+from ciml.training.evaluation.metrics import accuracy, scores
 from ciml.training.evaluation.text import other_lines, result_lines
 from ciml.training.experiment import Experiment
 from ciml.training.experiments.results import create_experiment, experiment_names, load_experiment, results_of
@@ -123,7 +123,10 @@ def test_a_trial_runs_once_and_stores_all_results(data: DataRoot, dataset: InMem
     assert sum(each["runs"] for each in result["test"]["slices"]["provider"].values()) == test.size
     rows = answers(one, result)
     assert [row["run_id"] for row in rows] == [dataset.facts[position].run_id for position in test]
-    assert [row["change"] for row in rows] == dataset.changes(test).tolist()
+    changes = dataset.changes(test)
+    assert [row["change"] for row in rows] == changes.tolist()
+    assert result["test"]["changes"] == len(set(changes.tolist())) < test.size
+    assert baseline == accuracy(memory.right, changes)
     right = sum(row["label_name"] == row["predicted"] for row in rows)
     assert right == result["test"]["accuracy"]["right"] > result["test"]["base_rate"]["right"]
     assert results_of(data.experiments, experiment.name) == [result]
