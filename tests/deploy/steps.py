@@ -96,17 +96,22 @@ def learn_by_commands(folder: Path) -> None:
 
 
 def recorder(folder: Path, answers: Path | None = None) -> str:
-    """Make a ``ciml`` that records its words, and prints what the real one did or fails; return a PATH to it."""
+    """Make a ``ciml`` that records its words and its file of ``--experiment``; return a PATH to it.
+
+    It prints what the real one did, or fails.
+    """
     program = folder / "bin" / "ciml"
     program.parent.mkdir()
     program.write_text(
         f"#!{sys.executable}\n"
-        "import json, re, sys\n"
+        "import json, os, re, shutil, sys\n"
         f"open({str(folder / 'words')!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
         f"answers = json.load(open({str(answers)!r})) if {answers is not None} else {{}}\n"
         "name = ' '.join(word for word in sys.argv[1:3] if word[0] != '-')\n"
         "if name == 'experiment show' and '--json' in sys.argv: answers[name] = '[]'\n"
         "if name == 'experiment train': name += re.sub('.*--estimator=(\\\\w+).*', r' \\1', ' '.join(sys.argv[3:]))\n"
+        "files = [word[13:] for word in sys.argv if word.startswith('--experiment=')]\n"
+        f"[shutil.copy(file, {str(folder / 'experiment.toml')!r}) for file in files if os.path.isfile(file)]\n"
         "sys.stdout.write(answers.get(name, ''))\n"
         "sys.exit(0 if name in answers else 2)\n"
     )

@@ -12,8 +12,11 @@ from typing import Any, Protocol
 
 import pytest
 
+from ciml.training import trainer
+from ciml.training.refresh import TrainConfig
+from ciml.training.trainer import TrainResult
 from tests.deploy import test_tekton
-from tests.deploy.steps import PATH, ciml
+from tests.deploy.steps import PATH, ciml, recorded, recorder
 from tests.deploy.test_kubeflow import pipeline  # noqa: F401, a fixture
 
 pytestmark = [pytest.mark.whole, pytest.mark.timeout(600)]
@@ -45,7 +48,7 @@ class Tekton:
 
     def _run(self, task: str, experiment: str, allow_module: str, **given: Any) -> tuple[int, dict[str, str]]:
         given |= {"data_path": str(self.data), "dataset": "cpu", "experiment": experiment, "allow_module": allow_module}
-        code, results, text = test_tekton.run(task, self.data.parent, PATH, **given)
+        code, results, text = test_tekton.run(task, self.data.parent, os.environ["PATH"], **given)
         os.write(2, text.encode())
         return code, results
 
@@ -100,13 +103,15 @@ def stored_result(data: Path) -> dict[str, Any]:
     return result
 
 
-def test_a_class_of_scikit_learn_is_trained_with_its_parameters(deployment: Deployment, data: Path) -> None:
-    code, accuracy = deployment.train("LogisticRegression", ["C=0.3", "max_iter=300"], "")
-    assert code == 0
-    result = stored_result(data)
-    assert result["experiment"]["estimator"] == "sklearn.linear_model:LogisticRegression"
-    assert result["experiment"]["parameters"] == {"C": 0.3, "max_iter": 300}
-    assert result["test"]["accuracy"]["value"] == accuracy
+def test_a_class_of_scikit_learn_is_trained_with_its_parameters(
+    deployment: Deployment, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", recorder(data.parent))
+    deployment.train("LogisticRegression", ["C=0.3", "max_iter=300"], "")
+    ciml(*recorded(data.parent)[-1], data=data)
+    experiment = stored_result(data)["experiment"]
+    assert experiment["estimator"] == "sklearn.linear_model:LogisticRegression"
+    assert experiment["parameters"] == {"C": 0.3, "max_iter": 300}
 
 
 def test_a_defined_estimator_of_an_own_module_needs_permission(
@@ -122,6 +127,22 @@ def test_a_defined_estimator_of_an_own_module_needs_permission(
     assert result["test"]["accuracy"]["value"] == accuracy
 
 
-def test_a_definition_in_a_parameter_allows_its_own_module(deployment: Deployment) -> None:
+def test_a_definition_in_a_parameter_allows_its_own_module(
+    deployment: Deployment, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a file on the command line does: who writes the parameter could write the permission, too."""
-    assert deployment.refresh(f'name = "mine"\nestimator = "{OWN}:Tree"\n', "") == (0, "refused")
+    monkeypatch.setenv("PATH", recorder(data.parent))
+    monkeypatch.chdir(data.parent)  # where the recorder keeps the definition
+    deployment.refresh(f'name = "mine"\nestimator = "{OWN}:Tree"\n', "")
+    configs: list[TrainConfig] = []
+
+    def run_once(config: TrainConfig, **_: Any) -> TrainResult:
+        configs.append(config)
+        return TrainResult("rejected", ("it is not trained",))
+
+    monkeypatch.setattr(trainer, "run_once", run_once)
+    (words,) = recorded(data.parent)
+    ciml(*words, "--experiment=experiment.toml", data=data)
+    (config,) = configs
+    assert config.experiment is not None
+    assert (config.experiment.estimator, config.allow_modules) == (f"{OWN}:Tree", (OWN,))

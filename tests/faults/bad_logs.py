@@ -1,7 +1,8 @@
 """A log server that misbehaves: ``python -m tests.faults.bad_logs FOLDER PORT``.
 
-``/BEHAVIOUR/NAME`` serves the file NAME of the folder in some bad way; a number after a dot counts, as in
-``/missing.3/NAME``: missing for the first three times; without a number, always.
+``/BEHAVIOUR/NAME`` serves the file NAME of the folder in some bad way, as `tests.transforms.fetch.log_server` does or
+as follows; a number after a dot counts, as in ``/missing.3/NAME``: missing for the first three times; without a number,
+always.
 """
 
 from __future__ import annotations
@@ -10,45 +11,37 @@ import gzip
 import socket
 import struct
 import sys
-import threading
 import time
 import zlib
-from collections import Counter
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-_PIECE = 1 << 20
+from ciml.limits import MIB
+from tests.transforms.fetch import log_server
+from tests.transforms.fetch.log_server import RAW
+
 _STATUS = {"missing": 404, "forbidden": 403, "broken": 500, "busy": 503}
 
 
 @cache
 def bomb(layers: int) -> bytes:
     """Return a GiB of zeros, in many members, in so many layers of gzip."""
-    return gzip.compress(bomb(layers - 1)) if layers > 1 else gzip.compress(bytes(_PIECE)) * 1024
+    return gzip.compress(bomb(layers - 1)) if layers > 1 else gzip.compress(bytes(MIB)) * 1024
 
 
-class Server(ThreadingHTTPServer):
+class Server(log_server.LogServer):
     """What its requests share."""
 
-    daemon_threads = True
     request_queue_size = 256
-    allow_reuse_address = True
 
     def __init__(self, folder: Path, port: int) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
+        super().__init__(port=port, handler=Handler)
         self.folder = folder
-        self.asked: Counter[str] = Counter()
-        self.lock = threading.Lock()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Ignore clients that hang up: they have reason to."""
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(log_server.Handler):
     """Dispatches to a method or a status for each behaviour."""
 
-    protocol_version = "HTTP/1.1"
     server: Server
 
     def do_GET(self) -> None:
@@ -56,128 +49,92 @@ class Handler(BaseHTTPRequestHandler):
         word, _, number = behaviour.partition(".")
         self.number = int(number or 0)
         with self.server.lock:
-            self.server.asked[self.path] += 1
-            good = bool(self.number) and self.server.asked[self.path] > self.number
+            count = self.server.asked[self.path] = self.server.asked.get(self.path, 0) + 1
         try:
             if word in ("stall", "reset", "cut", "hangup", *_STATUS):
-                self._fail(word, good)
+                self._fail(word, good=bool(self.number) and count > self.number)
+            elif word in RAW:
+                self.wfile.write(RAW[word])
+                self.close_connection = True
             else:
-                getattr(self, f"do_{word}")()
+                getattr(self, f"get_{word}")()
         except OSError:
             self.close_connection = True
 
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
-
-    def answer(self, body: bytes = b"", status: int = 200, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content_Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def pieces(self) -> None:
-        """Begin an answer of unknown length."""
-        self.send_response(200)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-
     # --- row 15
 
-    def _fail(self, word: str, good: bool) -> None:
+    def _fail(self, word: str, *, good: bool) -> None:
         body = (self.server.folder / self.name).read_bytes()
         if good:
-            self.answer(body)
+            self.answer(200, body, {})
             return
         if word in _STATUS:
-            self.answer(b"oops", _STATUS[word])
+            self.answer(_STATUS[word], b"oops", {})
             return
         if word == "stall":
             time.sleep(30)
         elif word != "hangup":  # in the middle of the body
-            self.answer(body[: len(body) // 2], Content_Length=str(len(body)))
+            self.answer(200, body[: len(body) // 2], {"Content-Length": str(len(body))})
         if word == "reset":
             self.wfile.flush()
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
         self.close_connection = True
 
-    def do_plain(self) -> None:
-        self.answer((self.server.folder / self.name).read_bytes())
+    def get_plain(self) -> None:
+        self.answer(200, (self.server.folder / self.name).read_bytes(), {})
 
     # --- row 16
 
-    def do_bomb(self) -> None:
-        self.answer(bomb(1))
+    def get_bomb(self) -> None:
+        self.answer(200, bomb(1), {})
 
-    def do_nested(self) -> None:
-        self.answer(bomb(2), Content_Encoding="gzip")
+    def get_nested(self) -> None:
+        self.answer(200, bomb(2), {"Content-Encoding": "gzip"})
 
-    def do_deep(self) -> None:
-        self.answer(bomb(3), Content_Encoding="gzip")
+    def get_deep(self) -> None:
+        self.answer(200, bomb(3), {"Content-Encoding": "gzip"})
 
-    def do_around(self) -> None:
+    def get_around(self) -> None:
         """``/around.N/…``: N redirects, and then what comes after."""
         self.answer(
-            status=302, Location=f"/around.{self.number - 1}/{self.name}" if self.number > 1 else f"/{self.name}"
+            302, b"", {"Location": f"/around.{self.number - 1}/{self.name}" if self.number > 1 else f"/{self.name}"}
         )
 
-    def do_circle(self) -> None:
-        self.answer(status=301, Location=self.path)
+    def get_circle(self) -> None:
+        self.answer(301, b"", {"Location": self.path})
 
-    def do_away(self) -> None:
-        self.answer(status=302, Location="http://169.254.169.254/latest/meta-data")
+    def get_away(self) -> None:
+        self.answer(302, b"", {"Location": "http://169.254.169.254/latest/meta-data"})
 
-    def do_endless(self) -> None:
-        self.pieces()
-        while True:
-            self.wfile.write(b"10000\r\n" + b"1,2,3,4,5,6,7,8\n" * 4096 + b"\r\n")
-
-    def do_zeros(self) -> None:
+    def get_zeros(self) -> None:
         """Endless, and compressed: little is sent, and it decompresses to much."""
-        self.pieces()
+        self.begin_chunks()
         packer = zlib.compressobj(9, wbits=31)
         while True:
-            piece = packer.compress(bytes(_PIECE)) + packer.flush(zlib.Z_SYNC_FLUSH)
+            piece = packer.compress(bytes(MIB)) + packer.flush(zlib.Z_SYNC_FLUSH)
             self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
 
-    def do_drip(self) -> None:
-        self.answer(Content_Length="100000")
-        self._drip()
-
-    def do_driphead(self) -> None:
-        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-")
-        self._drip()
-
-    def _drip(self) -> None:
-        for _ in range(2000):
-            self.wfile.write(b"1")
-            self.wfile.flush()
-            time.sleep(0.05)
-
-    def do_widehead(self) -> None:
+    def get_widehead(self) -> None:
         self.wfile.write(b"HTTP/1.1 200 OK\r\n")
         for _ in range(20_000):
             self.wfile.write(b"X-A: " + b"a" * 1000 + b"\r\n")
 
-    def do_announced(self) -> None:
-        self.answer(Content_Length=str(1 << 40))
+    def get_announced(self) -> None:
+        self.answer(200, b"", {"Content-Length": str(1 << 40)})
 
-    def do_members(self) -> None:
-        self.answer(gzip.compress(b"") * 100_000)
+    def get_members(self) -> None:
+        self.answer(200, gzip.compress(b"") * 100_000, {})
 
-    def do_noise(self) -> None:
-        self.wfile.write(b"\x00\x01\x02 no HTTP at all\r\n\r\n" * 100)
-        self.close_connection = True
-
-    def do_long(self) -> None:
+    def get_long(self) -> None:
         """One line of 40 MB."""
-        self.answer(gzip.compress(b'"Dstat 0.7.4 CSV output"\n' + b"7" * (40 << 20)))
+        self.answer(200, gzip.compress(b'"Dstat 0.7.4 CSV output"\n' + b"7" * (40 << 20)), {})
 
-    def do_wide(self) -> None:
+    def get_wide(self) -> None:
         """300,000 columns."""
         names = b",".join(b'"c%d"' % number for number in range(300_000))
-        self.answer(gzip.compress(b'"Cmdline:","dstat"\n"group"' + b"," * 299_999 + b"\n" + names + b"\n1,2\n"))
+        text = b'"Cmdline:","dstat"\n"group"' + b"," * 299_999 + b"\n" + names + b"\n1,2\n"
+        self.answer(200, gzip.compress(text), {})
 
 
 if __name__ == "__main__":

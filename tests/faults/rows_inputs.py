@@ -113,7 +113,7 @@ _BAD = {
     "around.3/nested/x": "log_too_large", "around.6/bomb/x": "too_many_redirects",
     "circle/x": "too_many_redirects", "away/x": "address_not_allowed", "around.2/away/x": "address_not_allowed",
     "endless/x": "log_too_large|log_timeout", "zeros/x": "log_too_large|log_timeout",
-    "drip/x": "log_timeout", "driphead/x": "log_timeout",
+    "drip/x": "log_timeout", "dripheader/x": "log_timeout",
     "widehead/x": "log_unavailable|log_timeout", "announced/x": "log_too_large",
     "members/x": "corrupt_gzip|log_timeout",
     "noise/x": "log_unavailable", "long/x": "log_too_large|log_timeout",

@@ -73,14 +73,14 @@ def test_inputs_that_cannot_be_used(steady: World) -> None:
 
 def test_logs_that_come_slowly_and_logs_that_do_not_come(steady: World) -> None:
     one = steady
-    one.logs.delay_s = 11.0
+    one.logs.slow_s = 11.0
     for number in range(8):
         one.deliver(one.failed(number))
     fires(one, ("CimlLogHostSlow", INGEST))
-    one.logs.delay_s = 0.0
+    one.logs.slow_s = 0.0
     late = one.failed(1)
     path = late.log_url.removeprefix(one.logs.url)
-    log = one.logs.logs.pop(path)
+    log = one.logs.answers.pop(path)
     one.deliver(late)
     one.until(lambda: one.prometheus.query("ciml_deferred_next_try_timestamp_seconds") != [], "no log is deferred")
     with one.hanging(one.worker(INGEST)):
@@ -89,7 +89,7 @@ def test_logs_that_come_slowly_and_logs_that_do_not_come(steady: World) -> None:
             one, ("CimlLogsOverdue", INGEST), ("CimlNoCommit", INGEST), ("CimlLagGrows", INGEST),
             meanwhile=lambda: one.flood(20), most_s=60,
         )  # fmt: skip
-        one.logs.logs[path] = log
+        one.logs.answers[path] = log
     one.prometheus.wait_for_quiet(most_s=300)
 
 

@@ -29,8 +29,8 @@ from ciml.events.run_id import RunId
 from ciml.services.files import ServiceFiles
 from tests.corpus import CORPUS, builds
 from tests.interop.prometheus import plugins
-from tests.interop.prometheus.logs import LogServer, log_server
 from tests.interop.prometheus.server import Prometheus, prometheus
+from tests.transforms.fetch import log_server
 from tests.verdicts.feedback import openapi
 from tests.verdicts.feedback.github_stub import TOKEN, GitHubServer
 from tests.verdicts.feedback.reviewing import SHA
@@ -83,7 +83,7 @@ class World:
     mosquitto: EngineState
     prometheus: Prometheus
     github: GitHubServer
-    logs: LogServer
+    logs: log_server.LogServer
     samples: list[Sample]
     ports: dict[str, int] = field(default_factory=dict)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -198,7 +198,8 @@ class World:
             branch="main", patchset=SHA, log_url=f"{self.logs.url}{path}", **changes,
         )  # fmt: skip
         started, begins = (datetime.fromtimestamp((one.start_us or 0) / 1e6, UTC) for one in (sample.facts, facts))
-        self.logs.logs[path] = shift_log((CORPUS / sample.log_path).read_bytes(), started, begins)
+        log = shift_log((CORPUS / sample.log_path).read_bytes(), started, begins)
+        self.logs.answers[path] = (200, log, {})
         return facts
 
     def failed(self, number: int, **changes: Any) -> RunFacts:
@@ -251,7 +252,7 @@ def world(folder: Path) -> Iterator[World]:
         stack.enter_context(serving(github))
         one = World(
             folder, running.states["kafka"], running.states["mosquitto"],
-            stack.enter_context(prometheus(folder / "prometheus")), github, stack.enter_context(log_server()),
+            stack.enter_context(prometheus(folder / "prometheus")), github, stack.enter_context(log_server.serving()),
             read_corpus(corpus_folder()),
         )  # fmt: skip
         stack.callback(_end, one)
@@ -284,7 +285,7 @@ def _prepare(one: World) -> None:
 
 
 def _end(one: World) -> None:
-    one.logs.delay_s = 0.0
+    one.logs.slow_s = 0.0
     for job, process in one.running.items():
         if one.commands[job][0] == "service" and process.poll() is None:
             one.files(job).want("stop")

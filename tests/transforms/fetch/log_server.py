@@ -89,10 +89,14 @@ class Handler(BaseHTTPRequestHandler):
     def get_status(self) -> None:
         self.answer(int(self.path.split("/")[2]), b"", {})
 
-    def get_endless(self) -> None:
+    def begin_chunks(self) -> None:
+        """Begin an answer of unknown length."""
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+
+    def get_endless(self) -> None:
+        self.begin_chunks()
         while True:
             self.wfile.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
 
@@ -123,8 +127,10 @@ class LogServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, host: str = "127.0.0.1", certificate: str = "") -> None:
-        super().__init__((host, 0), Handler)
+    def __init__(
+        self, host: str = "127.0.0.1", certificate: str = "", *, port: int = 0, handler: type[Handler] = Handler
+    ) -> None:
+        super().__init__((host, port), handler)
         self.host = host
         self.scheme = "https" if certificate else "http"
         self.lock = threading.Lock()
