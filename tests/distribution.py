@@ -29,7 +29,7 @@ WITH_TENSORFLOW = (
     "tests/ciml/api/",
     "tests/cli/learn/",
     "tests/cli/test_older_data_root.py",
-    "tests/deploy/test_experiment_job.py",
+    "tests/deploy/test_jobs.py",
     "tests/deploy/test_kubeflow.py",
     "tests/deploy/test_tekton.py",
     "tests/fuzz/test_serving.py",

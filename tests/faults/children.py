@@ -79,6 +79,12 @@ class Child:
             return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
         return False
 
+    def freezes(self) -> bool:
+        """Wait until it has stopped itself or ended; return whether it is frozen."""
+        while not (frozen := self.is_stopped()) and self.poll() is None:
+            time.sleep(0.01)
+        return frozen
+
     def said(self, size: int = 2000) -> str:
         """Return the end of its log."""
         with contextlib.suppress(FileNotFoundError):

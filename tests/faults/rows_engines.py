@@ -8,10 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from ciml.engines import create_topics
-from ciml.errors import CimlError
 from ciml.kafka import KafkaOptions
 from ciml.pipelines.kafka.broker import list_topic
 from tests.faults.broker import Broker, Missing, Proxy, own_broker
@@ -22,9 +19,7 @@ from tests.faults.results import Verdict
 from tests.faults.rows import row
 from tests.faults.scene import Scene
 from tests.faults.story import Story
-
-if TYPE_CHECKING:
-    from confluent_kafka.admin import AdminClient
+from tests.pipelines.kafka.kafka_topics import delete_records, recreate
 
 _ALL = "I1 I2 I3 I4 I6 I7"
 _BOTH = ("micro-batches", "flink")
@@ -280,37 +275,17 @@ def _produce_more(story: Story, runs: int) -> None:
         time.sleep(0.05)
 
 
-def _admin(broker: Broker) -> AdminClient:
-    from confluent_kafka.admin import AdminClient
-
-    return AdminClient({"bootstrap.servers": broker.address, "log_level": 0})
-
-
 def _delete_records(story: Story, broker: Broker) -> tuple[str, ...]:
     """All but the last of the new messages of each partition are deleted, as by retention."""
-    from confluent_kafka import TopicPartition
-
     _produce_more(story, 40)
-    bounds = list_topic(KafkaOptions(broker.address), story.topic).bounds
-    places = [TopicPartition(story.topic, part, end - 1) for part, (_, end) in bounds.items()]
-    client = _admin(broker)  # the futures need it
-    for future in client.delete_records(places).values():
-        future.result()
+    options = KafkaOptions(broker.address)
+    for partition, (_, end) in list_topic(options, story.topic).bounds.items():
+        delete_records(options, story.topic, partition, end - 1)
     return ("expired before they were read", "does not hold")
 
 
 def _recreate(story: Story, broker: Broker, runs: int) -> tuple[str, ...]:
-    client = _admin(broker)
-    client.delete_topics([story.topic], operation_timeout=30)[story.topic].result()
-    deadline = time.monotonic() + 30
-    while True:  # the name is free a moment later
-        try:
-            create_topics(broker.address, {story.topic: 2})
-            break
-        except CimlError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+    recreate(KafkaOptions(broker.address), story.topic, partitions=2)
     _produce_more(story, runs)
     return ("created again", "it is not the topic that was read", "does not hold")
 

@@ -189,8 +189,7 @@ def _freeze(place: _Place, frozen: Work, other: Work, step: int) -> bool:
     when = f"{other.number} took over at step {step} of {frozen.number}"
     how = place.random.choice((signal.SIGSTOP, signal.SIGSTOP, signal.SIGKILL))
     child = place.start(replace(frozen, stop=Stop(step, how=how)))
-    while not (is_frozen := child.is_stopped()) and child.poll() is None:
-        time.sleep(0.01)
+    is_frozen = child.freezes()
     stopped = is_frozen or child.poll() == -signal.SIGKILL
     before = place.watch.look(when)
     for _ in range(2):  # the first may complete the push of the other one

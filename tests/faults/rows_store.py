@@ -102,7 +102,7 @@ def race(seed: int, scene: Scene, verdict: Verdict) -> None:
     for worker in workers[1:]:
         finish(worker, verdict)
     sleeper = workers[0]
-    if _freezes(sleeper):
+    if sleeper.freezes():
         verdict.count("frozen")
         verdict.fail(*sound(root, before))
         if seed % 2 == (seed // 2) % 2:
@@ -117,13 +117,6 @@ def race(seed: int, scene: Scene, verdict: Verdict) -> None:
     after = offline.read(root).version
     verdict.expect(after == version, f"I1: there was something left to commit: version {after} after {version}")
     exact(root, sent, verdict)
-
-
-def _freezes(child: Child) -> bool:
-    """Wait until a process has stopped itself or ended; return whether it is frozen."""
-    while not (frozen := child.is_stopped()) and child.poll() is None:
-        time.sleep(0.01)
-    return frozen
 
 
 def _prune(root: str, job: Job, scene: Scene, verdict: Verdict) -> None:
@@ -280,7 +273,7 @@ def _broken(
         before = offline.read(root)
         frozen = Stop(random.Random(seed).randint(1, 6), "append raw", signal.SIGSTOP)  # no file is open for writing
         child = offline.start(replace(job, stop=stop or frozen), scene.log("work"))
-        if _freezes(child):
+        if child.freezes():
             harm()
             child.send(signal.SIGCONT)
         elif stop is None:  # it has fewer commits: broken from the beginning then

@@ -24,7 +24,6 @@ from ciml.services.stored.erase import erase
 from ciml.serving import contract
 from ciml.serving import push as push_module
 from ciml.serving.lease import ModelLockedError, leased
-from ciml.serving.ledger import rollback
 from ciml.serving.push import push
 from ciml.serving.registry import Decision, Signature
 from ciml.storage import open_store
@@ -55,7 +54,7 @@ class Work:
 
     Attributes:
       data: the data root.
-      task: ``push``, ``refresh``, ``purge``, ``rollback``, or ``erase`` of a person's runs.
+      task: ``push``, ``refresh``, ``purge``, or ``erase`` of a person's runs.
       number: makes another candidate: the model's files, or the strength of its penalty.
       folder: of candidates that are not real.
       stop: where it dies or freezes.
@@ -109,8 +108,6 @@ def perform(work: Work) -> None:
     if work.task == "push":
         folder = candidate_files(Path(work.folder), f"pushed-{work.number}")
         push(data, MODEL, open_store(folder), Decision(True), label=work.label, check=False)
-    elif work.task == "rollback":
-        rollback(data, MODEL, signed=Signature("ann", "row 30"))
     elif work.task == "erase":
         rewrite.WAIT_S = 0.0  # no other process makes checkpoints
         list(erase(data, RunCriteria(owner=OWNER), Signature("ann", "row 33")))

@@ -14,14 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
 
 from ciml import engines
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.feedback import feedback_replica
 from tests.interop.prometheus import plugins
 from tests.interop.prometheus.conftest import FEEDBACK, INGEST, MODELS, MQTT, PREDICT, TRAINER, WEBHOOKS, start_serving
 from tests.interop.prometheus.server import rules
 from tests.interop.prometheus.world import World, read_panels
+from tests.pipelines.kafka.kafka_topics import recreate
 from tests.verdicts.feedback.stub import says
 
 pytestmark = [pytest.mark.engines, pytest.mark.interop, pytest.mark.timeout(1200)]
@@ -186,7 +187,6 @@ def test_a_broker_that_does_not_answer(steady: World) -> None:
 def test_services_that_may_not_continue(steady: World, tmp_path: Path) -> None:
     """A topic that was created again, and a configuration that names a secret that is not there."""
     one = steady
-    client = AdminClient({"bootstrap.servers": one.kafka.address})
     engines.create_topics(one.kafka.address, {"again": 1})
     one.service(
         "ciml-ingest-again", "ingest", "--topic", "again", "--runs-topic", "", "--data-path", str(tmp_path),
@@ -197,8 +197,7 @@ def test_services_that_may_not_continue(steady: World, tmp_path: Path) -> None:
         "--predictions-topic", "predictions",
     )  # fmt: skip
     one.until(lambda: one.health("ciml-ingest-again") == "running", "the ingest does not run")
-    client.delete_topics(["again"])["again"].result(30)
-    one.until(lambda: client.create_topics([NewTopic("again", 1, 1)])["again"].exception() is None, "no topic")
+    recreate(KafkaOptions(one.kafka.address), "again")
     fires(one, ("CimlIngestFailed", "ciml-ingest-again"), ("CimlServiceFailed", "ciml-feedback-broken"))
     for job in ("ciml-ingest-again", "ciml-feedback-broken"):
         one.stop(job)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -14,17 +12,11 @@ import yaml
 from ciml.runs.latest_runs import StoredRun
 from tests.interop.zuul import gerrit
 from tests.interop.zuul.conftest import Operator, wait_until
+from tests.interop.zuul.loop import reported
 
 HERE = Path(__file__).parent
-API = "http://127.0.0.1:19000/api/tenant/ciml-test"
 
 pytestmark = [pytest.mark.interop, pytest.mark.engines, pytest.mark.timeout(3600)]
-
-
-def reported(change: str, pipeline: str) -> bool:
-    """Whether Zuul has reported a buildset of a pipeline on a change."""
-    with urllib.request.urlopen(f"{API}/buildsets?change={change}&pipeline={pipeline}", timeout=30) as answer:
-        return any(each["result"] for each in json.load(answer))
 
 
 def by_pipeline_and_job(runs: list[StoredRun]) -> Counter[tuple[str, str, str]]:
@@ -54,7 +46,7 @@ MERGED = Counter({("gate", "measured", "success"): 1, ("post", "measured", "succ
 
 def test_a_change_from_check_to_merge(operator: Operator) -> None:
     change = gerrit.propose({"README": f"demo {time.time()}\n"})
-    wait_until(lambda: reported(change, "check"), f"check of change {change}")
+    wait_until(lambda: reported(change), f"check of change {change}")
     runs = stored(operator, CHECKED)
     assert by_pipeline_and_job(runs) == CHECKED
     for run in runs:
