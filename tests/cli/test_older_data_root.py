@@ -15,9 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.digest import sha256_json
 from ciml.manifest.log import ManifestLog
@@ -27,6 +25,7 @@ from ciml.serving.client import ModelClient
 from ciml.serving.registry import Registry
 from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.transforms.examples.spans import read_span
+from tests.cli.calling import ciml
 from tests.golden import make_logs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data_root"
@@ -41,12 +40,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def ciml(root: Path, *words: str, code: int = 0) -> str:
-    done = CliRunner().invoke(cli, ["--data-path", str(root), *words], standalone_mode=False)
-    if done.exception is not None:
-        raise AssertionError(words) from done.exception
-    assert (done.return_value or 0) == code, done.output
-    return " ".join(done.output.split())
+def printed(root: Path, *words: str, code: int = 0) -> str:
+    return " ".join(ciml("--data-path", root, *words, code=code).output.split())
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -55,13 +50,13 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def test_it_is_verified_and_nothing_in_it_changes(root: Path) -> None:
     before = contents(root)
-    assert "70 records of 70 runs" in ciml(root, "runs", "verify")
-    ciml(root, "dataset", "verify", "provider")
-    assert "1 of 1 versions are as recorded" in ciml(root, "models", "verify")
+    assert "70 records of 70 runs" in printed(root, "runs", "verify")
+    printed(root, "dataset", "verify", "provider")
+    assert "1 of 1 versions are as recorded" in printed(root, "models", "verify")
     state = DataRoot.open(root).dataset("provider").state()
     assert state.resolved is not None
     assert sha256_json(state.resolved.to_json()) == DEFINITION
-    assert "small-forest" in ciml(root, "experiment", "show", "small-forest")
+    assert "small-forest" in printed(root, "experiment", "show", "small-forest")
     assert contents(root) == before
 
 
@@ -88,10 +83,10 @@ def test_it_is_continued(root: Path, tmp_path: Path) -> None:
     before = contents(root)
     write_new_logs(root, tmp_path / "logs")
     listing = str(GOLDEN / "builds.jsonl")
-    assert "10 runs" in ciml(root, "backfill", listing, "--logs", str(tmp_path / "logs"))
-    assert "11 examples in 1 span sealed; 0 of 20 runs wait" in ciml(root, "dataset", "update", "provider")
-    ciml(root, "runs", "verify")
-    ciml(root, "dataset", "verify", "provider")
+    assert "10 runs" in printed(root, "backfill", listing, "--logs", str(tmp_path / "logs"))
+    assert "11 examples in 1 span sealed; 0 of 20 runs wait" in printed(root, "dataset", "update", "provider")
+    printed(root, "runs", "verify")
+    printed(root, "dataset", "verify", "provider")
     after = contents(root)
     assert {path: after.get(path) for path in before} == before  # what was there is there, byte for byte
 
@@ -100,7 +95,7 @@ def test_it_is_continued(root: Path, tmp_path: Path) -> None:
 def test_it_is_retrained(root: Path, tmp_path: Path) -> None:
     experiment = tmp_path / "experiment.toml"
     experiment.write_text('estimator = "dnn"\nepochs = 2\nhidden_layers = [8]\n')
-    output = ciml(root, "refresh", "--dataset", "provider", "--experiment", str(experiment), code=5)
+    output = printed(root, "refresh", "--dataset", "provider", "--experiment", str(experiment), code=5)
     assert "provider: not pushed" in output
     state = Registry(DataRoot.open(root), "provider").state
     assert [candidate.facts["champion"] for candidate in state.candidates.values()] == [None, 1]
@@ -109,7 +104,7 @@ def test_it_is_retrained(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.whole
 def test_its_model_is_served_and_answers_as_before(root: Path) -> None:
-    ciml(root, "models", "reconcile")
+    printed(root, "models", "reconcile")
     config = root / "models" / "models.config"
     assert str(root) in config.read_text()
     answers = json.loads((GOLDEN / "answers.json").read_text())

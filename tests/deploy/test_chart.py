@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,28 @@ pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
 FOREIGN = {"FlinkDeployment", "PodMonitor", "PrometheusRule"}
 
 
+def documents(values: Mapping[str, Any]) -> frozenset[str]:
+    """The resources of the chart with these values, as texts."""
+    done = template(values)
+    assert done.returncode == 0, done.stderr
+    return frozenset(done.stdout.split("\n---\n"))
+
+
+def read(texts: Iterable[str]) -> list[Resource]:
+    return [each for text in texts if (each := yaml.load(text, yaml.CSafeLoader))]
+
+
+FULL_TEXTS, FLINK_TEXTS = (functools.cache(functools.partial(documents, values)) for values in (FULL, FLINK))
+
+
 @pytest.fixture(scope="session")
 def full() -> list[Resource]:
-    return render(FULL)
+    return read(FULL_TEXTS())
 
 
 @pytest.fixture(scope="session")
 def tensorflow() -> list[Resource]:
-    return render(FLINK)
+    return read(FLINK_TEXTS())
 
 
 def one(resources: list[Resource], kind: str, name: str) -> Resource:
@@ -201,9 +216,9 @@ def expected(path: str) -> str:
     return f"ciml-{parts[1] if parts[0] == 'receivers' else parts[0]}(-[a-z]+)?$"
 
 
-def named(resources: list[Resource]) -> dict[str, Resource]:
+def named(texts: Iterable[str]) -> dict[str, Resource]:
     """Resources by kind and name. The digest of the configuration, which restarts pods, does not count."""
-    found = {f"{each['kind']} {each['metadata']['name']}": copy.deepcopy(each) for each in resources}
+    found = {f"{each['kind']} {each['metadata']['name']}": each for each in read(texts)}
     for each in found.values():
         if each["kind"] == "Deployment":
             each["spec"]["template"]["metadata"].pop("annotations", None)
@@ -214,11 +229,12 @@ VALUES = dict(leaves(merged(defaults(), FULL)))
 
 
 @pytest.mark.parametrize("path", VALUES)
-def test_each_value_changes_its_objects(path: str, full: list[Resource], tensorflow: list[Resource]) -> None:
-    base, before = FULL, full
+def test_each_value_changes_its_objects(path: str) -> None:
+    base, before = FULL, FULL_TEXTS()
     if path in ("models.image", "models.pollSeconds"):
-        base, before = FLINK, tensorflow
-    old, new = named(before), named(render(merged(base, put(path, other(path, VALUES[path])))))
+        base, before = FLINK, FLINK_TEXTS()
+    after = documents(merged(base, put(path, other(path, VALUES[path]))))
+    old, new = named(before - after), named(after - before)
     changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
     assert changed, "the value does nothing"
     unexpected = {name for name in changed if not re.search(expected(path), name)}

@@ -21,7 +21,6 @@ from ciml.services.trainer import TrainerService, Triggers, served_accuracy
 from ciml.serving.ledger import history, hold, promote
 from ciml.serving.push import HeldError, push
 from ciml.serving.registry import CANARY, SHADOW, STABLE, Decision, Registry, Signature
-from ciml.storage import open_store
 from ciml.training.exclusions import Exclusion, add
 from ciml.training.refresh import TrainConfig
 from ciml.training.trainer import TrainResult
@@ -29,7 +28,7 @@ from ciml.trust import TrustPolicy
 from tests.runs.compacting import run
 from tests.runs.scenes import RawStore
 from tests.services.supervising import run_planned
-from tests.serving.models_fixture import DEFINITION
+from tests.serving.models_fixture import DEFINITION, stand_in
 
 EVERYTHING = '[[rule]]\nname = "all"\ntrusted = true\nsource = ["*"]\n'
 ALL = TrustPolicy.parse(EVERYTHING)
@@ -40,11 +39,8 @@ def data(tmp_path: Path) -> DataRoot:
     """A model with a stable version 1 and a canary, version 2. The files are no models: nothing here loads one."""
     data = DataRoot.open(tmp_path / "data")
     for number, label in ((1, STABLE), (2, CANARY)):
-        folder = tmp_path / f"candidate-{number}"
-        (folder / "assets").mkdir(parents=True)
-        (folder / "saved_model.pb").write_bytes(bytes([number]))
-        (folder / "assets" / "definition.json").write_bytes(DEFINITION.to_asset())
-        push(data, "m", open_store(folder), Decision(True), label=label, check=False)
+        candidate = stand_in(tmp_path / f"candidate-{number}", number)
+        push(data, "m", candidate, Decision(True), label=label, check=False)
     return data
 
 

@@ -17,7 +17,7 @@ from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.serving.push import push
 from ciml.serving.registry import Decision
 from ciml.serving.server.model.loaded_model import masked_crc
-from ciml.storage import open_store
+from ciml.storage import Store, open_store
 from ciml.training.export import described_signatures
 
 L, F, C = 5, 3, 4
@@ -145,6 +145,14 @@ def _save_model(
     if warmup:
         write_warmup(folder, warmup)
     return folder
+
+
+def stand_in(folder: Path, number: int) -> Store:
+    """Write files that stand for a model, other ones for each number, where nothing loads it; return their folder."""
+    (folder / "assets").mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(bytes([number]))
+    (folder / "assets" / "definition.json").write_bytes(DEFINITION.to_asset())
+    return open_store(folder)
 
 
 def push_models(data: DataRoot, *folders: Path, model: str = "m", **options: Any) -> int:

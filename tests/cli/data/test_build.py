@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from ciml.cli.commands.data.dataset.build import make_talk_command
-from ciml.cli.main import cli
 from ciml.cli.talk_scripts import undashed
 from ciml.data_root import DataRoot
 from ciml.pipelines.datasets.update import verify_dataset
 from ciml.reports.dataset.render import plot_dataset
 from ciml.storage import open_store
+from tests.cli.calling import ciml
 from tests.corpus import CORPUS, builds
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
@@ -35,10 +36,7 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def build(*arguments: str, exit_code: int = 0) -> Result:
-    result = CliRunner().invoke(cli, ["dataset", "build", *arguments])
-    assert result.exit_code == exit_code, result.output
-    return result
+build = partial(ciml, "dataset", "build")
 
 
 def test_the_line_of_the_talk_works_as_pasted_and_twice(tmp_path: Path, data_path: str) -> None:
@@ -89,11 +87,11 @@ def test_options_win_over_the_definitions_file_which_builds_the_same_alone(tmp_p
 def test_force_replaces_another_definition_and_nothing_else(tmp_path: Path, data_path: str) -> None:
     line = ["--dataset", "x", "--class-label", "project", "--data-path", data_path, "--target-data-path", str(tmp_path)]
     build(*line, "--slicer", ":10")
-    output = build(*line, "--slicer", ":20", exit_code=2).output
+    output = build(*line, "--slicer", ":20", code=2).output
     assert "data set 'x' exists with another slicer; choose another name" in output
     assert "all were there" in build(*line, "--slicer", ":10", "--force").stdout
     for invalid in (["--features-regex", "nothing"], ["--build-name", "nothing"]):
-        build(*line, "--slicer", ":20", "--force", *invalid, exit_code=2)
+        build(*line, "--slicer", ":20", "--force", *invalid, code=2)
         assert "all were there" in build(*line, "--slicer", ":10").stdout
     assert "20 examples" in build(*line, "--slicer", ":20", "--force").stdout
 
@@ -107,11 +105,11 @@ def test_directly_from_logs_unusable_lines_are_reported(tmp_path: Path) -> None:
     assert re.fullmatch(rf"x: 40 examples of \d+ x 1, 40 of them new: {tmp_path}/x/datasets/x", reported[0])
     assert reported[-1] == "  no runs   2 lines of the listing: dead_letter missing_field 1, repeat run 1"
     for invalid in (["--features-regex", "nothing"], ["--build-name", "nothing"]):
-        build(*line, *logs, "--force", *invalid, exit_code=2)
+        build(*line, *logs, "--force", *invalid, code=2)
         assert "all were there" in build(*line, *logs).stdout
-    assert "give both or neither" in build(*line, *logs[:2], exit_code=2).output
-    assert "--runner: not supported with --listing" in build(*line, *logs, "--runner", "fnapi", exit_code=2).output
-    assert "no such listing" in build(*line, "--listing", "nowhere.jsonl", *logs[2:], exit_code=2).output
+    assert "give both or neither" in build(*line, *logs[:2], code=2).output
+    assert "--runner: not supported with --listing" in build(*line, *logs, "--runner", "fnapi", code=2).output
+    assert "no such listing" in build(*line, "--listing", "nowhere.jsonl", *logs[2:], code=2).output
 
 
 def test_classes_are_merged(tmp_path: Path) -> None:
@@ -164,7 +162,7 @@ def test_visualize_draws_what_plot_draws(
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, data_path: str, wrong: list[str], reported: str) -> None:
-    done = build(*wrong, "--data-path", data_path, "--target-data-path", str(tmp_path / "sets"), exit_code=2)
+    done = build(*wrong, "--data-path", data_path, "--target-data-path", str(tmp_path / "sets"), code=2)
     assert reported in done.output
     assert done.output.count("\n") == 1, done.output
     assert not (tmp_path / "sets").exists()

@@ -3,24 +3,21 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
+from tests.cli.calling import ciml
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import make_facts, table
 
 DOCS = Path(__file__).parents[3] / "docs" / "datasets.md"
 
 
-def ciml(*arguments: str, exit_code: int = 0) -> Result:
-    result = CliRunner().invoke(cli, ["dataset", *arguments])
-    assert result.exit_code == exit_code, result.output
-    return result
+dataset = partial(ciml, "dataset")
 
 
 @pytest.fixture
@@ -43,26 +40,26 @@ def definition(tmp_path: Path) -> str:
 
 
 def test_a_data_set_from_definition_to_verification(data_path: str, definition: str) -> None:
-    assert ciml("show", "--data-path", data_path).output == f"no data sets in {data_path}/datasets\n"
-    made = ciml("create", "cpu", "--definition", definition, "--data-path", data_path)
+    assert dataset("show", "--data-path", data_path).output == f"no data sets in {data_path}/datasets\n"
+    made = dataset("create", "cpu", "--definition", definition, "--data-path", data_path)
     assert made.stdout == (f"cpu: status of all, L = 2 at 10s; next: ciml dataset update cpu --data-path {data_path}\n")
-    assert "not resolved yet; pattern '(usr|1min)'" in ciml("show", "cpu", "--data-path", data_path).output
-    updated = ciml("update", "cpu", "--data-path", data_path)
+    assert "not resolved yet; pattern '(usr|1min)'" in dataset("show", "cpu", "--data-path", data_path).output
+    updated = dataset("update", "cpu", "--data-path", data_path)
     assert "│    1 │       1 │        2 │      1 │      1 │     " in updated.stdout
     assert "cpu: 2 examples in 1 span sealed; 2 of 3 runs wait for the next span" in updated.stdout
-    again = ciml("update", "cpu", "--data-path", data_path)
+    again = dataset("update", "cpu", "--data-path", data_path)
     assert again.stdout == "cpu: 0 examples in 0 spans sealed; 2 of 3 runs wait for the next span\n"
-    ciml("update", "cpu", "--seal", "--runner", "fnapi", "--data-path", data_path)
-    shown = ciml("show", "cpu", "--data-path", data_path).stdout
+    dataset("update", "cpu", "--seal", "--runner", "fnapi", "--data-path", data_path)
+    shown = dataset("show", "cpu", "--data-path", data_path).stdout
     assert "features   usr, 1m\n" in shown
     assert "class      passed: train" in shown
     assert "excluded   1 runs: no_label 1\n" in shown
-    described = json.loads(ciml("show", "cpu", "--json", "--data-path", data_path).stdout)
+    described = json.loads(dataset("show", "cpu", "--json", "--data-path", data_path).stdout)
     spans = [(span["examples"], span["classes"], span["excluded"]) for span in described["spans"]]
     assert spans == [(2, {"passed": 1, "failed": 1}, {"no_label": 1}), (2, {"passed": 2}, {})]
     assert described["cursor"] == [2, 0]
-    assert ciml("show", "--data-path", data_path).output == "cpu\n"
-    verified = ciml("verify", "cpu", "--data-path", data_path)
+    assert dataset("show", "--data-path", data_path).output == "cpu\n"
+    verified = dataset("verify", "cpu", "--data-path", data_path)
     assert verified.stdout == "cpu: 4 examples, spans 2, all as committed\n"
 
 
@@ -77,17 +74,17 @@ def test_a_data_set_from_definition_to_verification(data_path: str, definition: 
 def test_a_bad_definition_gets_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(text)
-    result = ciml("create", "cpu", "--definition", str(path), "--data-path", str(tmp_path), exit_code=2)
+    result = dataset("create", "cpu", "--definition", str(path), "--data-path", str(tmp_path), code=2)
     assert result.stderr.endswith(f"{message}\n")
     assert result.stderr.count("\n") == 1
 
 
 def test_other_errors_get_one_line_too(data_path: str) -> None:
-    result = ciml("update", "nothing", "--data-path", data_path, exit_code=2)
+    result = dataset("update", "nothing", "--data-path", data_path, code=2)
     assert result.stderr == (
         f"ciml: no data set 'nothing' in {data_path}/datasets; create it with ciml dataset create\n"
     )
-    result = ciml("update", "nothing", "--runner", "spark", "--data-path", data_path, exit_code=2)
+    result = dataset("update", "nothing", "--runner", "spark", "--data-path", data_path, code=2)
     assert "unknown runner 'spark'; choose from fnapi, flink, flink:HOST:PORT" in result.stderr
 
 

@@ -5,22 +5,19 @@ import re
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from ciml.cli.commands.data import drift
-from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.transforms.drift.compare import KINDS
+from tests.cli.calling import ciml
 from tests.pipelines.datasets.test_validate import SPAN, fill, some_runs
 
 DOCS = Path(__file__).parents[3] / "docs" / "drift.md"
 
 
-def ciml(*arguments: str, exit_code: int) -> Result:
-    result = CliRunner().invoke(cli, ["drift", *arguments], standalone_mode=False, env={"COLUMNS": "140"})
-    code = result.return_value if result.exception is None else getattr(result.exception, "exit_code", None)
-    assert code == exit_code, result.output
-    return result
+def compared(*arguments: str, code: int) -> Result:
+    return ciml("drift", *arguments, code=code, env={"COLUMNS": "140"})
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +28,7 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_drift_is_a_table_and_the_exit_code_5(data_path: str) -> None:
-    shown = ciml("cpu", "--data-path", data_path, exit_code=5).stdout
+    shown = compared("cpu", "--data-path", data_path, code=5).stdout
     assert f"cpu, spans 1 to 2 ({2 * SPAN} runs) → cpu, span 3 ({SPAN} runs)" in shown
     (row,) = [line for line in shown.splitlines() if line.startswith("│ usr")]
     cells = [cell.strip() for cell in row.split("│")[1:-1]]
@@ -42,21 +39,21 @@ def test_drift_is_a_table_and_the_exit_code_5(data_path: str) -> None:
 
 
 def test_findings_that_are_allowed_leave_the_exit_code_0(data_path: str) -> None:
-    allowed = ciml("cpu", "--allow", "unit", "--json", "--data-path", data_path, exit_code=0)
+    allowed = compared("cpu", "--allow", "unit", "--json", "--data-path", data_path, code=0)
     value = json.loads(allowed.stdout)
     assert [(each["kind"], each["what"], each["build_name"], each["provider"]) for each in value["findings"]] == [
         ("unit", "usr", None, None)
     ]
     assert value["findings"][0]["since"] == 3
     assert value["after"]["jobs"] == {"job-0": SPAN // 2, "job-1": SPAN // 2}
-    ciml("cpu", "--allow", "mix", "--data-path", data_path, exit_code=5)
+    compared("cpu", "--allow", "mix", "--data-path", data_path, code=5)
 
 
 def test_no_drift_and_too_few_runs_exit_with_0(data_path: str, tmp_path: Path) -> None:
     fill(DataRoot.open(tmp_path), some_runs(1), some_runs(101))
-    still = ciml("cpu", "--data-path", str(tmp_path), exit_code=0).stdout
+    still = compared("cpu", "--data-path", str(tmp_path), code=0).stdout
     assert re.search(r"\nno drift, by \d+ tests\n", still)
-    few = ciml("cpu", "--min-runs", "31", "--data-path", data_path, exit_code=0).stdout
+    few = compared("cpu", "--min-runs", "31", "--data-path", data_path, code=0).stdout
     assert "too few runs: 31 needed on both sides" in few
 
 
@@ -69,7 +66,7 @@ def test_no_drift_and_too_few_runs_exit_with_0(data_path: str, tmp_path: Path) -
     ],
 )
 def test_wrong_use_gets_one_line(words: list[str], message: str, data_path: str) -> None:
-    assert message in str(ciml(*words, "--data-path", data_path, exit_code=2).exception)
+    assert message in compared(*words, "--data-path", data_path, code=2).stderr
 
 
 def test_kinds_are_those_of_the_report_and_documented() -> None:

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from ciml.cli.main import cli
 from ciml.data_root import DataRoot
+from tests.cli.calling import ciml
 from tests.runs.scenes import RawStore
 from tests.verdicts.signatures.test_stored import DOWN, add, add_all
 
@@ -21,19 +21,17 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def ciml(data: Path, *words: str, code: int = 0) -> Result:
-    done = CliRunner().invoke(cli, ["--data-path", str(data), "failures", *words])
-    assert done.exit_code == code, done.output
-    return done
+def failures(data: Path, *words: str, code: int = 0) -> Result:
+    return ciml("--data-path", data, "failures", *words, code=code)
 
 
 def listed(data: Path, *words: str) -> list[str]:
-    return [json.loads(line)["id"] for line in ciml(data, *words, "--json").stdout.splitlines()]
+    return [json.loads(line)["id"] for line in failures(data, *words, "--json").stdout.splitlines()]
 
 
 def test_it_lists_the_lines_that_failed_runs_share(data: Path) -> None:
     ended, down = listed(data)
-    table = ciml(data).stdout
+    table = failures(data).stdout
     rows = [line.split("│")[1:-1] for line in table.splitlines() if line.startswith("│ ")]
     assert [[cell.strip() for cell in row] for row in rows] == [
         [ended, "ends before: error: no cache was found here", "1", "1", "unit-tests", "1970-01-01 00:00", ""],
@@ -55,14 +53,14 @@ def test_it_selects_by_time_job_and_number(data: Path) -> None:
     assert listed(data, "--job", "tempest", "--job", "docs") == []
     assert listed(data, "--last", "1") == both[:1]
     assert listed(data, "--runs", "2", "--last", "1") == both[1:]
-    assert ciml(data, "--since", "7d").output == "no failure signatures\n"
+    assert failures(data, "--since", "7d").output == "no failure signatures\n"
     assert listed(data, "list", "--since", "90000d") == both
 
 
 def test_it_shows_a_signature_by_its_id_its_first_digits_or_a_run(data: Path) -> None:
     _, down = listed(data)
-    shown = ciml(data, "show", down).stdout
-    assert shown == ciml(data, "show", down[:5]).stdout == ciml(data, "show", "zuul~7~1").stdout
+    shown = failures(data, "show", down).stdout
+    assert shown == failures(data, "show", down[:5]).stdout == failures(data, "show", "zuul~7~1").stdout
     assert shown.splitlines() == [
         f"signature  {down}",
         "line       error: could not reach the mirror token=REDACTED",
@@ -76,47 +74,48 @@ def test_it_shows_a_signature_by_its_id_its_first_digits_or_a_run(data: Path) ->
         "providers  east 4",
         "indicates  machine",
     ]
-    assert json.loads(ciml(data, "show", down, "--json").stdout)["latest_runs"][0] == "zuul~6~1"
-    assert "no failure signature 'zuul~1~1'" in ciml(data, "show", "zuul~1~1", code=2).output
-    assert "2 failure signatures begin with ''" not in ciml(data, "show", "", code=2).output
+    assert json.loads(failures(data, "show", down, "--json").stdout)["latest_runs"][0] == "zuul~6~1"
+    assert "no failure signature 'zuul~1~1'" in failures(data, "show", "zuul~1~1", code=2).output
+    assert "2 failure signatures begin with ''" not in failures(data, "show", "", code=2).output
 
 
 def test_later_runs_inherit_the_note_of_a_signature(data: Path) -> None:
     ended, down = listed(data)
     words = ("--name", "mirror", "--cause", "machine", "--text", "mirror down, recheck after 14:00", "--author", "ada")
-    named = ciml(data, "name", down[:6], *words).stdout
+    named = failures(data, "name", down[:6], *words).stdout
     assert "\nnote       mirror: machine: mirror down, recheck after 14:00 (ada, 20" in named
     add(RawStore(DataRoot.open(data)), 12, DOWN)
-    assert "mirror down, recheck after 14:00" in ciml(data, "show", "zuul~12~1").stdout
-    assert "mirror: machine: mirror down" in ciml(data).stdout
+    assert "mirror down, recheck after 14:00" in failures(data, "show", "zuul~12~1").stdout
+    assert "mirror: machine: mirror down" in failures(data).stdout
 
-    superseded = ciml(data, "name", ended, "--same-as", down[:6]).stdout
+    superseded = failures(data, "name", ended, "--same-as", down[:6]).stdout
     assert f"\nnote       same as {down}\n" in superseded
     assert "mirror down, recheck after 14:00" in superseded
-    (note,) = [json.loads(line) for line in ciml(data, "--json").stdout.splitlines() if json.loads(line)["same_as"]]
+    (note,) = [json.loads(line) for line in failures(data, "--json").stdout.splitlines() if json.loads(line)["same_as"]]
     assert (note["id"], note["same_as"], note["note"]["author"]) == (ended, down, "ada")
 
 
 def test_the_author_of_a_note_is_the_user(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, down = listed(data)
     monkeypatch.setattr(getpass, "getuser", lambda: "grace")
-    assert "advice (grace, 20" in ciml(data, "name", down, "--text", "advice").stdout
+    assert "advice (grace, 20" in failures(data, "name", down, "--text", "advice").stdout
 
     def nameless() -> str:
         raise OSError("no entry")
 
     monkeypatch.setattr(getpass, "getuser", nameless)
-    assert "--author: the user of this process has no name" in ciml(data, "name", down, "--text", "x", code=2).output
+    anonymous = failures(data, "name", down, "--text", "x", code=2)
+    assert "--author: the user of this process has no name" in anonymous.output
 
 
 def test_a_note_that_says_nothing_is_rejected(data: Path) -> None:
-    assert "note: is empty; give a name" in ciml(data, "name", listed(data)[0], code=2).output
+    assert "note: is empty; give a name" in failures(data, "name", listed(data)[0], code=2).output
 
 
 def test_lines_cannot_control_the_terminal(tmp_path: Path) -> None:
     raw = RawStore(DataRoot.open(tmp_path / "data"))
     add(raw, 1, "error: could not \x07reach \u202ethe mirror\n")
     for words in ((), ("show", "zuul~1~1")):
-        shown = ciml(tmp_path / "data", *words).stdout
+        shown = failures(tmp_path / "data", *words).stdout
         assert "could not" in shown
         assert not any(character in shown for character in "\x07\u202e")

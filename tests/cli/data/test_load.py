@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from ciml.api import open as open_data
-from ciml.cli.main import cli
+from tests.cli.calling import ciml
 from tests.pipelines.backfill.tables import make_runs, write_csv
 
 
@@ -22,10 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def loaded(*words: str, code: int = 0) -> Result:
-    done = CliRunner().invoke(cli, ["load", "logs", "--results", "results.csv", "--data-path", "data", *words])
-    result = done.exit_code if done.exception is not None else (done.return_value or 0)
-    assert result == code, done.output
-    return done
+    return ciml("load", "logs", "--results", "results.csv", "--data-path", "data", *words, code=code)
 
 
 def test_from_a_folder_and_a_table_to_the_next_command(folder: Path) -> None:
@@ -52,7 +49,7 @@ def test_from_a_folder_and_a_table_to_the_next_command(folder: Path) -> None:
     assert "│ 8, status │ 'weird' │" in done.output
     again = loaded()
     assert again.output.splitlines()[-2] == "29 loaded before, 1 bad rows left out."
-    assert CliRunner().invoke(cli, ["runs", "--count", "--data-path", "data"]).output == "29\n"
+    assert ciml("runs", "--count", "--data-path", "data").output == "29\n"
 
 
 def test_a_report_in_python_reads_as_the_command_prints_it(folder: Path) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ciml.cli.commands.data.dataset.build import make_talk_command
 from ciml.cli.commands.data.dataset.text import longest_half_padded
-from ciml.cli.main import cli
 from ciml.data_root import DataRoot
+from tests.cli.calling import ciml
 from tests.pipelines.datasets.test_auto_windows import run_of
 from tests.runs.scenes import RawStore
 
@@ -27,9 +27,7 @@ def data(tmp_path: Path) -> str:
 
 
 def dataset(*words: str, data: str, code: int = 0) -> Result:
-    done = CliRunner().invoke(cli, ["dataset", *words, "--data-path", data])
-    assert done.exit_code == code, done.output
-    return done
+    return ciml("dataset", *words, "--data-path", data, code=code)
 
 
 def shape(data: str, name: str) -> tuple[object, int]:

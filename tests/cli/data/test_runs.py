@@ -99,6 +99,8 @@ def test_findings_are_reported_and_exit_with_4(tmp_path: Path, stored: RawStore)
     assert verified.return_value == 4
     assert f"BROKEN {stored.store.url(paths[0])} is in the manifest but does not exist" in verified.output
     assert "1 findings." in verified.output
+    summary = ciml(tmp_path, "--verify")
+    assert (summary.return_value, summary.output.count("BROKEN")) == (4, 1)
     as_json = ciml(tmp_path, "verify", "--json")
     assert (as_json.return_value, json.loads(as_json.output)["number"]) == (4, 1)
     for options in ([], ["--json"]):

@@ -14,7 +14,7 @@ from ciml.cli.demo import checks as verify
 from ciml.cli.demo.checks import check_accuracy, check_predictions, check_refreshes, check_topic
 from ciml.cli.demo.corpus import POOL, STATUS
 from ciml.cli.demo.demo import prediction_lines
-from ciml.cli.demo.result import AnswerLine, Metrics
+from ciml.cli.demo.result import Metrics
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState, SpanRun, SpanVersion
 from ciml.digest import telemetry_digest
@@ -214,12 +214,3 @@ def test_the_model_is_better_than_the_base_rate() -> None:
 def test_a_finding_without_a_text_fails_its_check() -> None:
     assert not verify.make_check("x", ["", "real"], "d").passed
     assert verify.make_check("x", [], "d").passed
-
-
-@pytest.mark.parametrize(
-    ("silent", "messages", "passed"), [("", 1, True), ("", 0, False), ("unlikely", 0, True), ("unlikely", 1, False)]
-)
-def test_a_verdict_is_one_message_unless_the_policy_is_silent(silent: str, messages: int, passed: bool) -> None:
-    line = AnswerLine(change="1", job="unit", outcome="failure", cause="code", verdict="code", silent=silent)
-    line.messages += ["text"] * messages
-    assert verify.check_messages([line]).passed is passed

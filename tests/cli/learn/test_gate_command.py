@@ -12,8 +12,7 @@ from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.serving.push import NotBlessedError, push
 from ciml.serving.registry import Decision, Registry
-from ciml.storage import open_store
-from tests.serving.models_fixture import DEFINITION
+from tests.serving.models_fixture import stand_in
 
 CHECKS = [
     {"check": "held-out runs", "passed": True, "reason": "40, at least 20 are needed"},
@@ -29,12 +28,8 @@ def data(tmp_path: Path) -> DataRoot:
         Decision(False, ("too few runs",)),
         Decision(False, ("it cannot be exported", CHECKS[1]["reason"]), {"checks": CHECKS}),
     )):  # fmt: skip
-        folder = tmp_path / f"candidate-{number}"
-        (folder / "assets").mkdir(parents=True)
-        (folder / "saved_model.pb").write_bytes(bytes([number]))
-        (folder / "assets" / "definition.json").write_bytes(DEFINITION.to_asset())
         with pytest.raises(NotBlessedError):
-            push(data, "m", open_store(folder), decision, check=False)
+            push(data, "m", stand_in(tmp_path / f"candidate-{number}", number), decision, check=False)
     return data
 
 

@@ -12,8 +12,7 @@ from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.serving.push import NotBlessedError, push
 from ciml.serving.registry import Decision, Registry
-from ciml.storage import open_store
-from tests.serving.models_fixture import DEFINITION
+from tests.serving.models_fixture import stand_in
 
 
 @pytest.fixture
@@ -21,13 +20,10 @@ def data(tmp_path: Path) -> DataRoot:
     """Two versions and a candidate without a blessing. The files are no models: nothing here loads one."""
     data = DataRoot.open(tmp_path / "data")
     for number in (1, 2, 3):
-        folder = tmp_path / f"candidate-{number}"
-        (folder / "assets").mkdir(parents=True)
-        (folder / "saved_model.pb").write_bytes(bytes([number]))
-        (folder / "assets" / "definition.json").write_bytes(DEFINITION.to_asset())
+        candidate = stand_in(tmp_path / f"candidate-{number}", number)
         decision = Decision(number < 3, (f"accuracy 0.{number}",), {"accuracy": number / 10})
         try:
-            push(data, "m", open_store(folder), decision, check=False, facts={"dataset": "small"})
+            push(data, "m", candidate, decision, check=False, facts={"dataset": "small"})
         except NotBlessedError:
             assert number == 3
     return data

@@ -6,36 +6,33 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from ciml.cli.main import cli
 from ciml.integrations.github.adapter import PUSH
 from ciml.integrations.registry import adapters
+from tests.cli.calling import ciml
 from tests.integrations import github_samples as github
 from tests.integrations import gitlab_samples as gitlab
 
 EVENT = "--header=X-GitHub-Event="
 
 
-def ciml(*arguments: str, exit_code: int = 0, given: bytes = b"") -> str:
-    result = CliRunner().invoke(cli, ["adapter", *arguments], input=given, standalone_mode=False)
-    code = result.return_value if result.exception is None else getattr(result.exception, "exit_code", None)
-    assert (code or 0) == exit_code, result.output
-    return f"{result.output}{result.exception or ''}"
+def adapter(*arguments: str, code: int = 0, given: bytes = b"") -> str:
+    return ciml("adapter", *arguments, code=code, input=given).output
 
 
 def test_each_adapter_is_listed_with_its_headers() -> None:
-    lines = ciml("list").splitlines()
+    lines = adapter("list").splitlines()
     assert lines[0].split() == ["adapter", "headers", "signature"]
     assert [line.split()[0] for line in lines[1:]] == sorted(adapters())
-    listed = [json.loads(line) for line in ciml("list", "--json").splitlines()]
+    listed = [json.loads(line) for line in adapter("list", "--json").splitlines()]
     assert [one["headers"] for one in listed if one["name"] == "github"] == [["x-github-event"]]
 
 
 def test_a_run_is_shown_with_its_facts_and_the_address_of_its_log(tmp_path: Path) -> None:
     body = tmp_path / "job.json"
     body.write_bytes(github.job().body)
-    lines = [line.split(maxsplit=1) for line in ciml("try", "github", str(body), f"{EVENT}workflow_job").splitlines()]
+    output = adapter("try", "github", str(body), f"{EVENT}workflow_job")
+    lines = [line.split(maxsplit=1) for line in output.splitlines()]
     assert lines[:6] == [
         ["event", "workflow_job.completed"], ["run", "github~4001~1"], ["phase", "finished"],
         ["start_time", "2026-11-24T12:00:00Z"], ["end_time", "2026-11-24T12:20:00Z"], ["build_uuid", "4001"],
@@ -48,7 +45,7 @@ def test_a_run_is_shown_with_its_facts_and_the_address_of_its_log(tmp_path: Path
 
 def test_json_holds_the_same() -> None:
     body = github.job().body
-    found = json.loads(ciml("try", "github", "-", f"{EVENT}workflow_job", "--source", "gh", "--json", given=body))
+    found = json.loads(adapter("try", "github", "-", f"{EVENT}workflow_job", "--source", "gh", "--json", given=body))
     assert found["event"] == {"type": "workflow_job.completed", "time": None}
     assert found["updates"] == []
     (run,) = found["runs"]
@@ -58,7 +55,7 @@ def test_json_holds_the_same() -> None:
 
 
 def test_updates_are_shown() -> None:
-    output = ciml("try", "gitlab", "-", given=gitlab.merge_request(target_branch="main").body)
+    output = adapter("try", "gitlab", "-", given=gitlab.merge_request(target_branch="main").body)
     assert output == (
         "event merge_request.merge at 2026-11-24T13:00:00Z\n"
         "update of the runs of merge_request:44/6\n"
@@ -81,18 +78,18 @@ def test_updates_are_shown() -> None:
     ],
 )
 def test_why_a_delivery_is_not_used(arguments: list[str], body: bytes, exit_code: int, last: str) -> None:
-    assert ciml("try", arguments[0], "-", *arguments[1:], given=body, exit_code=exit_code).splitlines()[-1] == last
+    assert adapter("try", arguments[0], "-", *arguments[1:], given=body, code=exit_code).splitlines()[-1] == last
 
 
 def test_a_run_that_is_rejected_alone_is_a_dead_letter() -> None:
     body = github.job(conclusion="finished").body
-    output = ciml("try", "github", "-", f"{EVENT}workflow_job", given=body, exit_code=2)
+    output = adapter("try", "github", "-", f"{EVENT}workflow_job", given=body, code=2)
     assert "dead letter: bad_field: result: 'FINISHED' is an unknown word" in output
 
 
 def test_wrong_use_names_the_remedy(tmp_path: Path) -> None:
-    assert "no adapter 'hudson'; choose from " in ciml("try", "hudson", "-", exit_code=2)
-    assert "give NAME=VALUE" in ciml("try", "github", "-", "--header", "x", exit_code=2)
+    assert "no adapter 'hudson'; choose from " in adapter("try", "hudson", "-", code=2)
+    assert "give NAME=VALUE" in adapter("try", "github", "-", "--header", "x", code=2)
     for value in ("\udcff", "a\r\nb"):
-        assert "NAME=VALUE, printable" in ciml("try", "github", "-", f"{EVENT}{value}", exit_code=2)
-    assert "No such file" in ciml("try", "github", str(tmp_path / "none.json"), exit_code=2)
+        assert "NAME=VALUE, printable" in adapter("try", "github", "-", f"{EVENT}{value}", code=2)
+    assert "No such file" in adapter("try", "github", str(tmp_path / "none.json"), code=2)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from ciml.cli.commands.operate.backfill import BackfillOptions, summary_lines
 from ciml.cli.main import cli
@@ -19,15 +19,10 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.pipelines.backfill import backfill as module
 from ciml.pipelines.backfill.plan import Tally, Work
+from tests.cli.calling import ciml
 from tests.pipelines.backfill.backfilling import listed, rows_of
 from tests.pipelines.ingest.ingesting import account, raw_rows
 from tests.project.test_startup import loaded_by
-
-
-def ciml(*words: str, code: int = 0) -> Result:
-    done = CliRunner().invoke(cli, words)
-    assert done.exit_code == code, done.output
-    return done
 
 
 def test_from_the_command_line_and_again(tmp_path: Path) -> None:

@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from ciml.cli.main import cli
 from ciml.events.records import Origin
 from ciml.services.arrivals import Arrival, Effect
 from ciml.verdicts.feedback.config import load_feedback
+from tests.cli.calling import ciml
 
 COMMANDS = {
     "github": ("--url", "https://ci.example.org"),
@@ -24,16 +23,13 @@ COMMANDS = {
 }
 
 
-def ciml(*arguments: str, exit_code: int = 0) -> str:
-    result = CliRunner().invoke(cli, ["connect", *arguments], standalone_mode=False)
-    code = result.return_value if result.exception is None else getattr(result.exception, "exit_code", None)
-    assert (code or 0) == exit_code, f"{result.output}{result.exception!r}"
-    return f"{result.output}{result.exception or ''}"
+def connect(*arguments: str, code: int = 0) -> str:
+    return ciml("connect", *arguments, code=code).output
 
 
 @pytest.mark.parametrize("system", COMMANDS)
 def test_each_system_prints_the_other_side_and_the_services(system: str, tmp_path: Path) -> None:
-    said = ciml(system, *COMMANDS[system], "--folder", str(tmp_path / "conf"))
+    said = connect(system, *COMMANDS[system], "--folder", str(tmp_path / "conf"))
     assert said.index("made") < said.index("On the other side: Paths of secrets are below") < said.index("--- 1. ")
     start = said.partition("Start here, or restart what runs:")[2].split("\n")
     receiver = {"zuul": "mqtt", "gerrit": "gerrit"}.get(system, "webhooks")
@@ -50,13 +46,13 @@ def test_each_system_prints_the_other_side_and_the_services(system: str, tmp_pat
 )
 def test_feedback_is_a_dry_run_that_is_printed(system: str, more: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "conf"
-    said = ciml(system, *COMMANDS[system], *more, "--feedback", "--folder", str(folder))
+    said = connect(system, *COMMANDS[system], *more, "--feedback", "--folder", str(folder))
     assert f"made       {folder / 'feedback.toml'}" in said
     assert f"  ciml service start feedback --config {folder / 'feedback.toml'} --data-path data" in said
     assert f"It prints its messages until dry_run is false in {folder / 'feedback.toml'}." in said
     (secret,) = load_feedback(folder / "feedback.toml").systems[0].secret_file
     assert f"missing    {folder / secret}" in said
-    again = ciml(system, *COMMANDS[system], *(() if "--app" in more else more), "--folder", str(folder))
+    again = connect(system, *COMMANDS[system], *(() if "--app" in more else more), "--folder", str(folder))
     assert "service start feedback" not in again
 
 
@@ -73,20 +69,20 @@ def test_what_is_missing_is_named_before_anything_is_written(
     system: str, more: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     places = ("--folder", str(tmp_path / "conf"), "--home", str(tmp_path / "home"))
-    assert message in ciml(system, *COMMANDS[system], *more, *places, exit_code=2)
+    assert message in connect(system, *COMMANDS[system], *more, *places, code=2)
     assert not (tmp_path / "conf").exists()
 
 
 def test_the_services_have_the_options_that_were_given(tmp_path: Path) -> None:
     words = ("--folder", str(tmp_path), "--topic", "hub", "--data-path", str(tmp_path / "d"))
-    said = ciml("github", *COMMANDS["github"], *words)
+    said = connect("github", *COMMANDS["github"], *words)
     assert f"--config {tmp_path / 'receivers.toml'} --topic hub" in said
     assert f"ingest --data-path {tmp_path / 'd'} --topic hub" in said
 
 
 @pytest.mark.parametrize("system", COMMANDS)
 def test_what_is_missing_is_named_where_nobody_can_be_asked(system: str, tmp_path: Path) -> None:
-    said = ciml(system, "--folder", str(tmp_path), exit_code=2)
+    said = connect(system, "--folder", str(tmp_path), code=2)
     assert any(f"missing {option}: the " in said for option in COMMANDS[system][::2])
     assert list(tmp_path.iterdir()) == []
 
@@ -126,5 +122,5 @@ def test_the_exit_code_is_that_of_the_first_event_of_a_run(
     events = [Arrival(Origin("ci-events", 0, offset), tuple(effects)) for offset, effects in enumerate(arrivals)]
     monkeypatch.setattr("ciml.services.arrivals.read_arrivals", lambda *_: iter(events))
     words = ("--folder", str(tmp_path), "--kafka", "none:1", "--wait", "1s")
-    said = ciml("github", *COMMANDS["github"], *words, exit_code=code)
+    said = connect("github", *COMMANDS["github"], *words, code=code)
     assert ("no event that says how a job ended" in said) == (code == 1)

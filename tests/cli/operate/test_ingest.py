@@ -14,9 +14,7 @@ from ciml.cli.commands.data.runs import command as runs
 from ciml.cli.main import cli
 from ciml.cli.options import Duration
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError
 from ciml.events.records import LISTS
-from ciml.options import BrokerOptions
 from ciml.pipelines.ingest.committer import Committer, IngestProcessor
 from ciml.services.options import IngestOptions
 from ciml.storage import open_store
@@ -76,11 +74,6 @@ def test_commands_that_moved_name_the_new_one(name: str, new: str) -> None:
     assert f"use ciml service {new}" in done.output
 
 
-def test_ciml_keeps_its_own_kafka_properties(tmp_path: Path) -> None:
-    with pytest.raises(CimlError, match=r"enable\.auto\.commit"):
-        BrokerOptions(kafka="host:1", kafka_options=("enable.auto.commit=true",)).connection()
-
-
 def committed(data: Path) -> None:
     raw = Committer(open_store(data / "raw"))
     raw.commit([one_batch(0)])
@@ -106,13 +99,6 @@ def test_runs_of_nothing(tmp_path: Path) -> None:
     DataRoot.open(tmp_path).experiments.create("x", b"")
     for more, shown in (([], "Nothing has been committed yet.\n"), (["--count"], "0\n")):
         assert CliRunner().invoke(runs, ["--data-path", str(tmp_path), *more]).output == shown
-
-
-def test_a_broken_raw_object_is_an_alarm(tmp_path: Path) -> None:
-    committed(tmp_path)
-    done = CliRunner().invoke(runs, ["--data-path", str(tmp_path), "--verify"], standalone_mode=False)
-    assert done.return_value == 4
-    assert done.output.count("BROKEN") == 2
 
 
 @pytest.mark.engines

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
@@ -29,6 +27,7 @@ from ciml.serving.predict import answers
 from ciml.serving.registry import Registry
 from ciml.storage import LocalStore, open_store
 from ciml.transforms.examples import changes
+from tests.cli.calling import ciml
 from tests.durable import Steps, each_step
 from tests.growth import assert_linear
 from tests.tier import part
@@ -63,11 +62,7 @@ MAY_BE_GONE = {
 
 
 def migrate(*words: str | Path, code: int = 0) -> str:
-    done = CliRunner().invoke(cli, ["migrate", *map(str, words)], standalone_mode=False)
-    if done.exception is not None:
-        raise done.exception
-    assert (done.return_value or 0) == code, done.output
-    return done.output
+    return ciml("migrate", *words, code=code).output
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -347,12 +342,8 @@ def test_the_message_of_each_dead_letter_is_read(tmp_path: Path) -> None:
 
 
 def test_where_there_is_nothing(tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, ["migrate", str(tmp_path / "none")])
-    assert done.exit_code == 2
-    assert "no data at" in str(done.output) + str(done.exception)
-    done = CliRunner().invoke(cli, ["migrate"], env={"CIML_DATA_PATH": None})
-    assert done.exit_code == 2
-    assert "give a data root: ciml migrate DATA" in done.output
+    assert "no data at" in migrate(tmp_path / "none", code=2)
+    assert "give a data root: ciml migrate DATA" in ciml("migrate", code=2, env={"CIML_DATA_PATH": None}).output
 
 
 @pytest.mark.parametrize(
@@ -362,8 +353,7 @@ def test_where_there_is_nothing(tmp_path: Path) -> None:
 )
 def test_the_data_path_is_that_of_the_line_and_not_of_the_environment(words: list[str]) -> None:
     words = [str(GOLDEN / "stored") if word == "GOLDEN" else word for word in words]
-    done = CliRunner().invoke(cli, words, standalone_mode=False, env={"CIML_DATA_PATH": "none"})
-    assert "14 objects: all readable" in done.output
+    assert "14 objects: all readable" in ciml(*words, env={"CIML_DATA_PATH": "none"}).output
 
 
 @pytest.mark.engines
@@ -433,6 +423,6 @@ def test_a_manifest_that_cannot_be_rewritten_is_an_error_below_its_faults(
         raise IntegrityError("the manifest is damaged")
 
     monkeypatch.setattr("ciml.services.stored.examine.rewrite", rejected)
-    done = CliRunner().invoke(cli, ["migrate", str(root("checkpoints")), "--apply"])
+    done = ciml("migrate", root("checkpoints"), "--apply", code=4)
     assert "4 to rewrite." in done.stdout
-    assert (done.exit_code, done.stderr) == (4, "ciml: the manifest is damaged\n")
+    assert done.stderr == "ciml: the manifest is damaged\n"
