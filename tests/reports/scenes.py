@@ -13,6 +13,7 @@ from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
 from ciml.reports.dataset.read import Runs
 from ciml.training.normalise import Normalisation
+from tests.pipelines.datasets.dataset_scenes import define
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import USR, make_facts, table
 
@@ -68,8 +69,11 @@ def runs(values: Sequence[Sequence[float]], label: Sequence[int], **facts: Any) 
     )
 
 
-def hostile_data(folder: Path) -> DataRoot:
-    """A data path with the data set ``bad``: 24 runs of 2 to 5 windows, whose jobs and classes have hostile names."""
+def make_hostile(folder: Path) -> None:
+    """A data path with the data set ``bad``: 24 runs of 2 to 5 windows, whose jobs and classes have hostile names.
+
+    The data set ``cpu`` has no examples.
+    """
     data = DataRoot.open(folder)
     raw = RawStore(data)
     found = []
@@ -95,4 +99,4 @@ def hostile_data(folder: Path) -> DataRoot:
     keys["span_runs"] = 16  # two spans of different sizes
     create_dataset(data, DatasetDefinition.from_json(keys))
     update_dataset(data.dataset("bad"), seal=True)
-    return data
+    define(data)

@@ -14,7 +14,7 @@ from ciml.data_root import DataRoot
 from ciml.reports.clusters import ClusterOptions, cluster_dataset, cluster_runs
 from ciml.reports.clusters.page import cluster_page, distinctive_features
 from ciml.reports.page import render
-from tests.reports.scenes import HOSTILE, hostile_data, runs
+from tests.reports.scenes import HOSTILE, runs
 from tests.reports.test_plot import self_contained
 
 
@@ -22,13 +22,6 @@ from tests.reports.test_plot import self_contained
 def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare with 5 random assignments, not 100: tests/training/experiments/test_clustering.py checks them."""
     monkeypatch.setattr("ciml.training.experiments.clustering.TRIALS", 5)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cluster")
-    hostile_data(folder)
-    return folder
 
 
 def ciml(*arguments: str) -> Result:
@@ -75,7 +68,6 @@ def test_a_given_number_of_clusters_is_chosen():
     assert [each.k for each in found.tried] == [1, 2, 5]
     assert (found.chosen.k, found.chosen.of.max()) == (5, 4)
     assert found.elbow in (1, 2)
-    self_contained(render(cluster_page(found)))
 
 
 def test_runs_that_are_all_alike_are_one_cluster():
@@ -96,15 +88,15 @@ def test_the_features_in_which_clusters_differ_most_are_chosen():
     assert len(distinctive_features(found)) == 6
 
 
-def test_one_class_alone_is_compared_by_job(data: Path):
-    found = cluster_dataset(DataRoot.open(data).dataset("bad"), ClusterOptions(only="_hidden"))
+def test_one_class_alone_is_compared_by_job(hostile_data: DataRoot):
+    found = cluster_dataset(hostile_data.dataset("bad"), ClusterOptions(only="_hidden"))
     assert set(found.runs.class_name) == {"_hidden"}
     assert (len(found.runs), found.of_runs, list(found.facts)) == (4, 4, ["build_name"])
 
 
-def test_first_windows_leave_padding_and_shorter_runs_out(data: Path):
+def test_first_windows_leave_padding_and_shorter_runs_out(hostile_data: DataRoot):
     found = cluster_dataset(
-        DataRoot.open(data).dataset("bad"), ClusterOptions(first=4, most_k=3, against=("who", "build_name", "source"))
+        hostile_data.dataset("bad"), ClusterOptions(first=4, most_k=3, against=("who", "build_name", "source"))
     )
     assert (len(found.runs), found.runs.inputs.shape) == (12, (12, 4, 2))
     assert set(found.runs.n_windows.tolist()) == {4, 5}
@@ -114,8 +106,8 @@ def test_first_windows_leave_padding_and_shorter_runs_out(data: Path):
 
 
 @pytest.mark.whole
-def test_the_command_writes_the_same_files_twice_and_prints_json_for_programs(data: Path, tmp_path: Path):
-    arguments = ("bad", "--data-path", str(data), "--max-k", "3", "--against", "who")
+def test_the_command_writes_the_same_files_twice_and_prints_json_for_programs(hostile_root: Path, tmp_path: Path):
+    arguments = ("bad", "--data-path", str(hostile_root), "--max-k", "3", "--against", "who")
     done = ciml(*arguments, "--output", str(tmp_path / "one"))
     assert done.exit_code == 0, done.output
     assert done.output.endswith(f"{tmp_path}/one/index.html\n")
@@ -145,8 +137,8 @@ def test_the_command_writes_the_same_files_twice_and_prints_json_for_programs(da
         (["--k", "25"], "ciml: --k 25: only 24 of the 24 runs differ"),
     ],
 )
-def test_a_mistake_is_one_line(data: Path, tmp_path: Path, arguments: list[str], line: str):
-    done = ciml("bad", *arguments, "--data-path", str(data), "--output", str(tmp_path))
+def test_a_mistake_is_one_line(hostile_root: Path, tmp_path: Path, arguments: list[str], line: str):
+    done = ciml("bad", *arguments, "--data-path", str(hostile_root), "--output", str(tmp_path))
     assert done.exit_code == 2
     assert done.stderr.startswith(line)
     assert done.stderr.count("\n") == 1

@@ -28,7 +28,8 @@ def plot(*words: str, code: int = 0) -> Result:
 def test_a_log_is_drawn_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("CIML_DATA_PATH", str(tmp_path / "none"))
     out = tmp_path / "out"
-    assert plot(str(GOLDEN / name), "--output", str(out)).output == f"{out}/index.html\n"
+    few = ("--features-regex", "usr|1min")
+    assert plot(str(GOLDEN / name), "--output", str(out), *few).output == f"{out}/index.html\n"
     page = (out / "index.html").read_text()
     assert f"Log {name}" in page
     self_contained(page)
@@ -46,7 +47,7 @@ def test_a_log_has_no_seed_and_no_data_path(tmp_path: Path, words: list[str]) ->
 def test_gzip_and_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dstat-csv_log.txt.gz").write_bytes(gzip.compress((GOLDEN / "dool.log").read_bytes()))
-    assert plot("dstat-csv_log.txt.gz").output.strip().endswith("dstat-csv_log-plots/index.html")
+    assert plot("dstat-csv_log.txt.gz", "--features-regex", "1min").output.strip().endswith("dstat-csv_log-plots/index.html")
 
 
 def test_the_page_has_the_figures_of_the_samples() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,15 +10,13 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.cli.talk_scripts import plot_data
 from ciml.data_root import DataRoot
 from ciml.reports.dataset.render import dataset_page, plot_dataset
 from ciml.reports.drawing import COLORS, Plot, colors_of, distinct, quantity, seconds, shown
 from ciml.reports.page import Page, Section, save
 from ciml.storage import open_store
 from tests.durable import Steps
-from tests.pipelines.datasets.dataset_scenes import define
-from tests.reports.scenes import HOSTILE, hostile_data, runs
+from tests.reports.scenes import HOSTILE, runs
 
 
 class Tags(HTMLParser):
@@ -52,25 +49,30 @@ def self_contained(page: str, *links: str) -> Tags:
     return tags
 
 
+def check_files(folder: Path, *stems: str) -> None:
+    """Asserts that a folder holds a page with these plots, each as an SVG and as a PNG, and nothing else."""
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted([f"{stem}.{end}" for stem in stems for end in ("png", "svg")] + ["index.html"])
+    for stem in stems:
+        root = ElementTree.fromstring((folder / f"{stem}.svg").read_text())
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert (folder / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn(hostile_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the plots of ``bad``."""
     folder = tmp_path_factory.mktemp("hostile")
-    define(DataRoot.open(folder / "data"))  # `cpu`, without examples
-    where = plot_dataset(hostile_data(folder / "data").dataset("bad"), folder / "plots")
+    where = plot_dataset(DataRoot.open(hostile_root).dataset("bad"), folder / "plots")
     assert where == f"{folder}/plots/index.html"
     return folder
 
 
-def test_every_plot_is_an_svg_and_a_png_and_hostile_names_stay_text(hostile: Path):
-    tags = self_contained((hostile / "plots" / "index.html").read_text())
+def test_every_plot_is_an_svg_and_a_png_and_hostile_names_stay_text(drawn: Path):
+    tags = self_contained((drawn / "plots" / "index.html").read_text())
     assert all(name in tags.text for name in HOSTILE[:3])
-    names = sorted(path.name for path in (hostile / "plots").iterdir())
     stems = ["classes", "course-001-usr", "course-002-1m", "examples", "image", "jobs", "lengths", "outcomes"]
-    assert names == sorted([f"{stem}.{end}" for stem in stems for end in ("png", "svg")] + ["index.html"])
-    for stem in stems:
-        root = ElementTree.fromstring((hostile / "plots" / f"{stem}.svg").read_text())
-        assert root.tag == "{http://www.w3.org/2000/svg}svg"
-        assert (hostile / "plots" / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
+    check_files(drawn / "plots", *stems)
 
 
 def test_the_page_is_written_last(tmp_path: Path):
@@ -156,16 +158,16 @@ def ciml(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["plot", *arguments])
 
 
-def test_the_command_prints_the_address_of_the_page(hostile: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(hostile)
-    done = ciml("bad", "--data-path", str(hostile / "data"), "--features-regex", "^1min$")
-    assert (done.exit_code, done.output) == (0, f"{hostile}/bad-plots/index.html\n")
-    courses = sorted(path.name for path in (hostile / "bad-plots").glob("course*.svg"))
+def test_the_command_prints_the_address_of_the_page(hostile_root: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(drawn)
+    done = ciml("bad", "--data-path", str(hostile_root), "--features-regex", "^1min$")
+    assert (done.exit_code, done.output) == (0, f"{drawn}/bad-plots/index.html\n")
+    courses = sorted(path.name for path in (drawn / "bad-plots").glob("course*.svg"))
     assert courses == ["course-001-1m.svg"]
-    for path in (hostile / "bad-plots").glob("*g"):  # what both drew is the same to the byte
+    for path in (drawn / "bad-plots").glob("*g"):  # what both drew is the same to the byte
         if not path.name.startswith("course"):
-            assert path.read_bytes() == (hostile / "plots" / path.name).read_bytes(), path.name
-    assert "1 of 2 features is drawn" in (hostile / "bad-plots" / "index.html").read_text()
+            assert path.read_bytes() == (drawn / "plots" / path.name).read_bytes(), path.name
+    assert "1 of 2 features is drawn" in (drawn / "bad-plots" / "index.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -179,21 +181,10 @@ def test_the_command_prints_the_address_of_the_page(hostile: Path, monkeypatch: 
         (["cpu"], "ciml: data set 'cpu' has no sealed span yet: ciml dataset update cpu --seal"),
     ],
 )
-def test_a_mistake_is_one_line(hostile: Path, arguments: list[str], line: str):
-    done = ciml(*arguments, "--data-path", str(hostile / "data"))
+def test_a_mistake_is_one_line(hostile_root: Path, arguments: list[str], line: str):
+    done = ciml(*arguments, "--data-path", str(hostile_root))
     assert done.exit_code == 2
     assert done.stderr.splitlines()[-1].startswith(line)
-
-
-def test_plot_data_takes_the_words_of_the_talk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    (tmp_path / "datasets").mkdir()
-    (tmp_path / "datasets" / "x").touch()
-    monkeypatch.setattr(sys, "argv", ["ciml-plot-data", "—dataset", "nothing", "—data-path", str(tmp_path)])
-    with pytest.raises(SystemExit, match="2"):
-        plot_data()
-    assert capsys.readouterr().err.startswith("ciml: no data set 'nothing' in ")
 
 
 def test_names_that_would_look_the_same_stay_distinct():

@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,9 +19,9 @@ from ciml.data_root import DataRoot
 from ciml.reports.drawing import Estimate
 from ciml.reports.experiments import render as render_module
 from ciml.reports.experiments.comparison import comparison_page, learning_plot
-from ciml.reports.experiments.plots import MOST_CURVES, bars_plot, calibration_plot, curves_plot, slices_plot
+from ciml.reports.experiments.plots import bars_plot, calibration_plot, slices_plot
 from ciml.reports.experiments.render import report_experiments, result_page
-from ciml.reports.experiments.views import Bar, Curves
+from ciml.reports.experiments.views import Bar
 from ciml.reports.page import Page, Section, render
 from ciml.serving.decimals import shortest_decimals
 from ciml.storage import LocalStore
@@ -38,17 +37,16 @@ from ciml.training.experiments.results import Predictions, StoredTrial, create_e
 from ciml.training.experiments.trials import Trial
 from ciml.trust import TrustPolicy
 from tests.durable import Steps
-from tests.reports.scenes import hostile_data
-from tests.reports.test_plot import self_contained
+from tests.reports.test_plot import check_files, self_contained
 from tests.reports.test_results import folds, of_b, predicted, stored
 from tests.training.calibration.scores import made_up
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hostile(hostile_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data path with two forests that were trained on classes and jobs of hostile names."""
-    folder = tmp_path_factory.mktemp("hostile")
-    data = hostile_data(folder)
+    folder = shutil.copytree(hostile_root, tmp_path_factory.mktemp("hostile") / "data")
+    data = DataRoot.open(folder)
     everybody = TrustPolicy.from_json({"rule": [{"name": "everybody", "trusted": True, "source": ["*"]}]})
     material = read_dataset(data.dataset("bad"), everybody)
     with pytest.MonkeyPatch.context() as patch:
@@ -94,13 +92,7 @@ def test_the_page_of_a_result_shows_the_stored_figures(hostile: Path, reported: 
     for figure in (test["accuracy"], test["macro"]["f1"], test["macro"]["pr_auc"]):
         assert f"{figure['value']:.3f}" in tags.text
         assert f"{figure['low']:.3f} to {figure['high']:.3f}" in tags.text
-    stems = ["calibration", "confusion", "curves", "elsewhere", "errors", "folds-1", "slices-1"]
-    names = sorted(each.name for each in folder.iterdir())
-    assert names == sorted([f"{stem}.{end}" for stem in stems for end in ("png", "svg")] + ["index.html"])
-    for stem in stems:
-        root = ElementTree.fromstring((folder / f"{stem}.svg").read_text())
-        assert root.tag == "{http://www.w3.org/2000/svg}svg"
-        assert (folder / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
+    check_files(folder, "calibration", "confusion", "curves", "elsewhere", "errors", "folds-1", "slices-1")
 
 
 def test_several_are_compared_and_each_has_a_page(reported: Path):
@@ -414,10 +406,3 @@ def test_any_number_of_baselines_is_drawn():
     beside = {"base rate": 0.5, **{f"{name} alone": 0.4 for name in ("duration", "memory", "steps")}}
     drawn = bars_plot("x", "title", "caption", "unit", [("", [Bar("a", Estimate.of_share(3, 4), 4, beside)])])
     assert all(f"{name} alone" in drawn.svg for name in ("duration", "memory", "steps"))
-
-
-def test_more_curves_than_colours_are_an_error():
-    line = np.array([0.0, 1.0])
-    curve = Curves("a", 1, line, line, line, line, 0.5, 0.5, 0.5)
-    with pytest.raises(ValueError, match="zip"):
-        _ = curves_plot([curve] * (MOST_CURVES + 2), 9).svg

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.intervals import wilson
 from ciml.reports.dataset import views
@@ -28,7 +29,7 @@ from ciml.reports.experiments.views import (
 from ciml.storage import LocalStore
 from ciml.training.evaluation.metrics import scores
 from ciml.training.experiments.results import Predictions, StoredTrial
-from tests.reports.scenes import hostile_data, runs
+from tests.reports.scenes import runs
 
 CLASSES = ("a", "b")
 
@@ -105,20 +106,6 @@ def test_an_empty_class_and_the_only_class_have_no_curve():
     found = predicted([0, 0, 2], np.full((3, 3), 1 / 3), ("a", "b", "c"))
     assert [each.name for each in curves(found, 1)] == ["a"]
     assert [each.name for each in curves(found)] == [found.classes[label] for label in curved(found)] == ["a", "c"]
-
-
-def test_the_base_rate_of_every_figure_is_that_of_one_answer_for_all():
-    # 6 and 2 were trained on; of the test runs three are a, one b
-    trial = stored("x", predicted([0, 0, 0, 1], of_b(0.9, 0.2, 0.1, 0.8)))
-    guess = constant(trial.result, trial.result["test"])
-    assert guess["accuracy"]["value"] == trial.result["test"]["base_rate"]["value"] == 0.75
-    assert guess["macro"]["f1"]["value"] == pytest.approx((2 * 0.75 / 1.75) / 2)
-    assert guess["macro"]["recall"]["value"] == 0.5
-    assert guess["macro"]["precision"]["value"] == 0.75 / 2
-    assert guess["macro"]["roc_auc"]["value"] == 0.5
-    assert guess["classes"]["b"]["pr_auc"]["value"] == 0.25
-    assert guess["brier"]["value"] == pytest.approx((3 * 0.25**2 + 0.75**2) / 4)
-    assert guess["log_loss"] == pytest.approx(-(3 * np.log(0.75) + np.log(0.25)) / 4)
 
 
 def test_dev_runs_that_were_trained_on_are_in_the_base_rate():
@@ -294,12 +281,10 @@ def test_long_times_are_counted_by_week_then_by_month(last: str, unit: str, star
     assert found.counts.sum() == 4
 
 
-def test_what_is_read_is_what_the_data_set_holds(tmp_path):
-    data = hostile_data(tmp_path)
+def test_what_is_read_is_what_the_data_set_holds(hostile_data: DataRoot):
+    dataset = hostile_data.dataset("bad")
     reports: list[tuple[object, ...]] = []
-    whole = read_runs(
-        data.dataset("bad"), fact_names=["build_name", "who"], progress=lambda *report: reports.append(report)
-    )
+    whole = read_runs(dataset, fact_names=["build_name", "who"], progress=lambda *report: reports.append(report))
     assert reports[-1][1] == reports[-1][2] == len(reports) - 1  # all files are reported as read
     assert (len(whole), whole.inputs.shape) == (24, (24, 5, 2))
     names = [whole.facts["build_name"], whole.facts["who"], whole.build_name, whole.class_name]
@@ -312,20 +297,20 @@ def test_what_is_read_is_what_the_data_set_holds(tmp_path):
     assert str(whole.day[3]) == str(np.datetime64("1970-01-01") + number)
     assert whole.inputs[3, 0].tolist() == [10.0 * (number % 6), number]
 
-    part = read_runs(data.dataset("bad"), max_values=10 * 7, seed=5)
+    part = read_runs(dataset, max_values=10 * 7, seed=5)
     assert (len(part), len(part.sampled), part.inputs.shape) == (24, 7, (7, 5, 2))
     np.testing.assert_array_equal(part.inputs, whole.inputs[part.sampled])
     np.testing.assert_allclose(part.normalisation.mean, whole.normalisation.mean)
-    assert read_runs(data.dataset("bad"), max_values=70, seed=5).sampled.tolist() == part.sampled.tolist()
-    test = read_runs(data.dataset("bad"), splits=["test"])
+    assert read_runs(dataset, max_values=70, seed=5).sampled.tolist() == part.sampled.tolist()
+    test = read_runs(dataset, splits=["test"])
     assert set(test.split) == {"test"}
     np.testing.assert_allclose(test.normalisation.mean, whole.normalisation.mean)
 
 
-def test_only_the_runs_that_are_wanted_are_read(tmp_path):
-    data = hostile_data(tmp_path)
-    whole = read_runs(data.dataset("bad"))
-    some = read_runs(data.dataset("bad"), class_name="_hidden", min_windows=4)
+def test_only_the_runs_that_are_wanted_are_read(hostile_data: DataRoot):
+    dataset = hostile_data.dataset("bad")
+    whole = read_runs(dataset)
+    some = read_runs(dataset, class_name="_hidden", min_windows=4)
     rows = [row for row in range(24) if whole.class_name[row] == "_hidden" and whole.n_windows[row] >= 4]
     assert rows
     assert some.run_id.tolist() == whole.run_id[rows].tolist()
@@ -333,7 +318,7 @@ def test_only_the_runs_that_are_wanted_are_read(tmp_path):
     np.testing.assert_allclose(some.normalisation.mean, whole.normalisation.mean)
 
 
-def test_files_that_differ_from_the_manifest_are_an_error(tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_files_that_differ_from_the_manifest_are_an_error(hostile_data: DataRoot, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_Selection, "count", lambda selection, state: 25)
     with pytest.raises(IntegrityError, match="its files hold 24 matching examples, its manifest 25"):
-        read_runs(hostile_data(tmp_path).dataset("bad"))
+        read_runs(hostile_data.dataset("bad"))

@@ -61,9 +61,7 @@ def page_of(tmp_path: Path, data: DataRoot, record: dict[str, Any]) -> str:
 
 
 def test_the_page_has_the_same_sentences_the_lines_and_the_picture(
-    tmp_path: Path,
-    data: DataRoot,
-    raw: RawStore,
+    tmp_path: Path, data: DataRoot, raw: RawStore
 ) -> None:
     record = stored(tmp_path, data, raw)
     text = page_of(tmp_path, data, record)

@@ -6,16 +6,10 @@ three runs in a pack, three runs as objects, and a data set of them. `make` writ
 
 from __future__ import annotations
 
-import json
-import resource
 import shutil
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from random import Random
 
 import pyarrow as pa
 
@@ -118,14 +112,6 @@ def example_files(state: DatasetState) -> list[ExampleFile]:
     return [file for span in state.latest() for files in span.files.values() for file in files]
 
 
-def flips(data: bytes, number: int, seed: int) -> Iterable[bytes]:
-    """Copies of some bytes with one bit flipped, at random."""
-    for bit in Random(seed).sample(range(8 * len(data)), number):
-        changed = bytearray(data)
-        changed[bit // 8] ^= 1 << bit % 8
-        yield bytes(changed)
-
-
 def _stored(store: Store, paths: list[str], read: Callable[[Store], list[pa.Table]]) -> Stored:
     first, *others = (store.read(path) for path in paths)
     return Stored(store.root, paths[0], first, tuple(others), read)
@@ -170,17 +156,3 @@ def _renew(data: DataRoot) -> None:
     root = data.dataset(DATASET).store
     for file in example_files(data.dataset(DATASET).state()):
         root.replace(file.path, write_examples(read_examples(root, file), file.path))
-
-
-def main(folder: str, number: str, seed: str) -> None:
-    """Print what reading gives for so many flipped bits of each kind and format: a process of its own may die."""
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))  # a broken length must not take the machine's memory
-    for kind, form in product(KINDS, FORMATS):
-        stored = make(kind, form, Path(folder, kind, form))
-        assert stored.outcome(stored.data) == "same"
-        outcomes = Counter(map(stored.outcome, flips(stored.data, int(number), int(seed))))
-        print(json.dumps([kind, form, outcomes]), flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

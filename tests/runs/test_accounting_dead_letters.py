@@ -143,7 +143,7 @@ def messages(draw: st.DrawFn) -> dict[int, list[Outcome]]:
     return found
 
 
-@settings(max_examples=tries(150))
+@settings(max_examples=tries(80))
 @given(data=st.data())
 def test_replayed_in_any_order_by_any_number_the_sums_are_those_of_decoding_at_first(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -73,7 +73,7 @@ def test_runs_that_come_late_are_packed_and_packs_stay_few(raw: RawStore) -> Non
     for number in range(1, 25):
         raw.add([run(number)])
         squeeze(raw.store)
-        all_there(raw.store)
+    all_there(raw.store)
     state = pack_state(raw.store, FIRST)
     assert sum(pack.runs for pack in state.packs.values()) == 24
     assert len(state.packs) <= 5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,14 +38,13 @@ def busy_store(data: DataRoot) -> RawStore:
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Busy:
-    """Return a function that makes a `busy_store`; in a folder, by a copy."""
-    folder = tmp_path_factory.mktemp("busy")
-    busy_store(DataRoot.open(folder))
+    """Return a function that makes a copy of a `busy_store`."""
+    made = DataRoot.open(tmp_path_factory.mktemp("busy"))
+    busy_store(made)
 
     def make(data: DataRoot) -> RawStore:
-        if not isinstance(data.store, LocalStore):
-            return busy_store(data)
-        shutil.copytree(folder, data.store.root, dirs_exist_ok=True)
+        for path in made.store.list():
+            data.store.create(path, made.store.read(path))
         return RawStore(data)
 
     return make

@@ -3,13 +3,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.events.records import UNJUDGED, RawFile, RunFacts, Trust
 from ciml.runs import neighbours
 from ciml.runs.neighbours import NEAR_WITHIN_US, NearbyRuns, Neighbours
 from ciml.runs.run_log import RunDelta, RunRecord, TrustChange
+from tests.tier import tries
 
 HOUR = 1_700_000_000_000_000
 
@@ -30,47 +31,10 @@ def add(known: NearbyRuns, *runs: RunFacts, trust: Trust = TRUSTED, **lists: Any
     known.add(RunDelta(runs=tuple(record(each, trust) for each in runs), **lists))
 
 
-def near(*runs: RunFacts, wants: str = "unit", trust: Trust = TRUSTED) -> list[Neighbours | None]:
-    known = NearbyRuns(lambda job: job == wants)
-    add(known, *runs, trust=trust)
+def near(*runs: RunFacts) -> list[Neighbours | None]:
+    known = NearbyRuns(lambda job: True)
+    add(known, *runs)
     return [known.of(each.run_id) for each in runs]
-
-
-def test_runs_of_other_changes_that_ended_in_the_hour_before_count() -> None:
-    assert near(
-        run(1, "failure", HOUR - NEAR_WITHIN_US),  # an hour before: too early
-        run(2, "failure", HOUR - NEAR_WITHIN_US + 1),
-        run(3, "success", HOUR - 1),
-        run(4, "timeout", HOUR),
-        run(5, "error", HOUR - 1),  # says nothing
-        run(6, "cancellation", HOUR - 1),
-        run(7, "failure", HOUR + 1),  # ended later
-        run(8, "failure", HOUR - 1, change="9"),  # of the same change
-        run(9, build_name="unit"),
-        run(10),  # recorded later
-    )[8] == Neighbours(failed=2, runs=3)
-
-
-@pytest.mark.parametrize(
-    "keys", [{"provider": "south"}, {"region": "2"}, {"source": "other"}, {"labels": {"node": "n1"}}, {"provider": ""}]
-)
-def test_only_runs_of_the_same_place_are_neighbours(keys: dict[str, Any]) -> None:
-    assert near(run(1), run(2, **keys))[1] == (None if keys == {"provider": ""} else Neighbours(0, 0))
-    at: dict[str, Any] = {"provider": "south", "region": "2", "labels": {"node": "n1"}}
-    assert near(run(1, **at), run(2, **at))[1] == Neighbours(1, 1)
-
-
-def test_passing_runs_and_other_jobs_are_not_asked_for() -> None:
-    found = near(run(1), run(2, "success"), run(3, build_name="docs"), run(4, end_us=None))
-    assert found == [Neighbours(0, 0), None, None, None]
-
-
-def test_untrusted_runs_do_not_count() -> None:
-    assert near(run(1), run(2), trust=UNJUDGED) == [Neighbours(0, 0)] * 2
-
-
-def test_runs_without_a_change_are_apart() -> None:
-    assert near(run(1, change=""), run(2, change=""))[1] == Neighbours(1, 1)
 
 
 def test_there_are_limits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,18 +44,6 @@ def test_there_are_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert near(run(1), run(2, region="2"), run(3))[2] == Neighbours(0, 0)
     monkeypatch.setattr(neighbours, "MAX_NEAR_FOUND", 1)
     assert near(run(1), run(2)) == [None, Neighbours(1, 1)]
-
-
-def test_untrusted_runs_displace_no_figures_of_a_run_that_is_believed_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "MAX_NEAR_FOUND", 3)
-    known = NearbyRuns(lambda job: True)
-    add(known, run(1), run(2))
-    add(known, run(3, auth="hmac-sha256"), trust=UNJUDGED)
-    add(known, *(run(number) for number in range(100, 150)), trust=UNJUDGED)
-    assert [known.of(f"zuul~{number}~1") for number in (1, 2, 3)] == [(0, 0), (1, 1), (2, 2)]
-    add(known, trust_changes=(TrustChange("zuul~3~1", TRUSTED), TrustChange("zuul~149~1", TRUSTED)))
-    add(known, *(run(number, auth="hmac-sha256") for number in range(200, 250)), trust=UNJUDGED)
-    assert [known.of(f"zuul~{number}~1") for number in (2, 3, 149)] == [(1, 1), (2, 2), (2, 2)]
 
 
 def test_a_reclaim_replaces_the_figures_of_the_former_row() -> None:
@@ -150,31 +102,47 @@ def test_runs_that_are_believed_less_and_a_stored_state_leave_all_figures_as_the
         assert split.encode() == together.encode()
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["failure", "success", "timeout", "skip"]), st.integers(-2, 2), st.integers(0, 2),
-            st.sampled_from(["north", "south", ""]),
-        ),
-        max_size=12,
-    )
+ENDS_US = [HOUR - NEAR_WITHIN_US, HOUR - NEAR_WITHIN_US + 1, HOUR - 1, HOUR, HOUR, HOUR + 1, None]
+PLACES: list[dict[str, Any]] = [
+    *[{}] * 6,
+    {"provider": "south"},
+    {"region": "2"},
+    {"source": "other"},
+    {"provider": ""},
+    {"labels": {"node": "n1"}},
+    {"provider": "", "labels": {"node": "n1"}},
+]
+RUNS = st.builds(
+    lambda outcome, end_us, change, job, place: run(1, outcome, end_us, change=change, build_name=job, **place),
+    st.sampled_from(["failure", "failure", "timeout", "success", "success", "error", "cancellation"]),
+    st.sampled_from(ENDS_US), st.sampled_from(["", "1", "2"]), st.sampled_from(["unit", "unit", "docs"]),
+    st.sampled_from(PLACES),
 )  # fmt: skip
-def test_a_plain_search_finds_the_same(rows: list[tuple[str, int, int, str]]) -> None:
-    runs = [
-        run(number, outcome, HOUR + half * NEAR_WITHIN_US // 2, change=str(change), provider=provider)
-        for number, (outcome, half, change, provider) in enumerate(rows)
-    ]
-    expected: list[Neighbours | None] = []
-    for at, one in enumerate(runs):
+
+
+@settings(max_examples=tries(200))
+@given(st.lists(st.tuples(RUNS, st.sampled_from([True, True, False])), min_size=4, max_size=12))
+def test_a_plain_search_finds_the_same(rows: list[tuple[RunFacts, bool]]) -> None:
+    """Trusted runs of other changes that finished at the same place in the hour before and were recorded earlier."""
+    known = NearbyRuns(lambda job: job == "unit")
+    earlier: list[RunFacts] = []
+    for number, (facts, trusted) in enumerate(rows):
+        one = facts.replace(run_id=f"zuul~{number}~1")
+        add(known, one, trust=TRUSTED if trusted else UNJUDGED)
+        is_asked = one.build_name == "unit" and one.outcome in ("failure", "timeout") and one.end_us is not None
         others = [
             other
-            for other in runs[:at]
-            if other.provider == one.provider
-            and other.change != one.change
-            and other.outcome in ("failure", "success", "timeout")
+            for other in earlier
+            if place(other) == place(one)
+            and (not one.change or other.change != one.change)
             and 0 <= (one.end_us or 0) - (other.end_us or 0) < NEAR_WITHIN_US
         ]
-        failed = sum(other.outcome != "success" for other in others)
-        asked = one.outcome in ("failure", "timeout") and one.provider
-        expected.append(Neighbours(failed, len(others)) if asked else None)
-    assert near(*runs) == expected
+        figures = Neighbours(sum(other.outcome != "success" for other in others), len(others))
+        assert known.of(one.run_id) == (figures if is_asked and place(one) else None)
+        if trusted and one.outcome in ("failure", "timeout", "success") and one.end_us is not None:
+            earlier.append(one)
+
+
+def place(facts: RunFacts) -> tuple[str, ...] | None:
+    node = facts.labels.get("node", "")
+    return (facts.source, facts.provider, facts.region, node) if node or facts.provider else None

@@ -31,19 +31,26 @@ from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_examples,
 DAY_US = 86_400_000_000
 
 
-@pytest.mark.parametrize("keys", [{}, {"count_first_sample": False}, {"aggregation_functions": ["std", "last"]}])
-@pytest.mark.parametrize("taken", [slice(None), slice(3, 60, 7)])
-def test_examples_from_packs_and_objects_are_those_from_tables(
-    tmp_path: Path, keys: dict[str, object], taken: slice
-) -> None:
+@pytest.fixture(scope="module")
+def stored_corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, list[RawFile]]:
+    """Sixty runs of the corpus: in two packs of 25, and ten objects."""
     runs, tables, _ = corpus(60)
-    raw = LocalStore(tmp_path)
+    raw = LocalStore(tmp_path_factory.mktemp("raw"))
     ids = {run.run_id: each for run, each in zip(runs, tables, strict=True)}
-    first, second = dict(list(ids.items())[:25]), dict(list(ids.items())[25:50])
-    keep(raw, packed(first), packed(second))
+    keep(raw, packed(dict(list(ids.items())[:25])), packed(dict(list(ids.items())[25:50])))
     files = [file_of(run_id, each) for run_id, each in ids.items()]
     for file, each in list(zip(files, tables, strict=True))[50:]:
         raw.create(file.path, write_run(each))
+    return raw, files
+
+
+@pytest.mark.parametrize("keys", [{}, {"count_first_sample": False}, {"aggregation_functions": ["std", "last"]}])
+@pytest.mark.parametrize("taken", [slice(None), slice(3, 60, 7)])
+def test_examples_from_packs_and_objects_are_those_from_tables(
+    stored_corpus: tuple[LocalStore, list[RawFile]], keys: dict[str, object], taken: slice
+) -> None:
+    runs, tables, _ = corpus(60)
+    raw, files = stored_corpus
     made = resolved(class_label="project", classes=PROJECTS, **keys)
     chosen = list(zip(runs, tables, files, strict=True))[taken][::-1]
     plan = SpanPlan(1, 1, tuple(SelectedRun(Position(1, at), run, file) for at, (run, _, file) in enumerate(chosen)))

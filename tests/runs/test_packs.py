@@ -39,21 +39,17 @@ from ciml.runs.writer import write_run
 from ciml.storage import LocalStore
 from tests.runs.stored import OLD, runs_of
 from tests.tier import tries
-from tests.transforms.samples import corpus
+from tests.transforms import samples
+from tests.transforms.samples import USR, corpus
 
 FOLDER = "job=a/date=2020-01-01"
 RUNS = 120
-USR = "total cpu usage:usr"
 
 
 def table(usr: Sequence[float | None], *, metadata: Any = None, **more: Sequence[float | None]) -> pa.Table:
-    data = {
-        "time": pa.array([at * 1_000_000 for at in range(len(usr))], pa.timestamp("us", tz="UTC")),
-        "boot": pa.array([at == 0 for at in range(len(usr))], pa.bool_()),
-        USR: pa.array(usr, pa.float64()),
-        **{name: pa.array(values, pa.float64()) for name, values in more.items()},
-    }
-    return pa.table(data).replace_schema_metadata(metadata)
+    times = [at * 1_000_000 for at in range(len(usr))]
+    made = samples.table(times, boot=[at == 0 for at in range(len(usr))], usr=usr, **more)
+    return made.replace_schema_metadata(metadata)
 
 
 def stored(one: pa.Table) -> pa.Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -98,7 +97,7 @@ def test_a_log_that_comes_later_reclaims_the_run(kind: str) -> None:
     assert known(state) == KnownRun("failure", "d2", True)
 
 
-@settings(max_examples=tries(300))
+@settings(max_examples=tries(150))
 @given(
     st.lists(
         st.tuples(
@@ -132,10 +131,6 @@ def test_a_run_follows_its_trusted_events_alone(events: list[tuple[str, str, boo
     assert both.totals()["run"] + both.totals()["reclaim"] <= 2
     if alone.index.run("zuul~a~1") is not None:
         assert both.index.run("zuul~a~1") == alone.index.run("zuul~a~1")
-        for kind in ("correction", "dead_letter", "deferred"):
-            mine = [n for (found, _), n in alone.counts.items() if found == kind]
-            if all(trusted for _, _, trusted in events):
-                assert sum(mine) == both.totals()[kind]
 
 
 def test_records_of_untrusted_events_by_older_versions_do_not_correct_a_trusted_run() -> None:
@@ -155,11 +150,3 @@ def test_a_run_of_an_index_that_does_not_say_counts_as_trusted(tmp_path: Path) -
     tables = {name: IdTable(kind, (), files) for name, kind in TABLES.items()}
     rows = TABLES["runs"].rows([fingerprint("r")], {"outcome": [2], "digest": [b"\1d"]})
     assert Index({**tables, "runs": tables["runs"].with_rows(rows)}, 1).run("r") == KnownRun("failure", "d", True)
-
-
-def test_the_order_of_an_untrusted_and_a_trusted_row_in_one_delta_does_not_matter() -> None:
-    events = [outcome(0, word="success", trusted=False), outcome(0, event="e2", word="failure", digest="d2")]
-    for first, second in permutations(events):
-        state = RawState()
-        step(state, batch(0, 2, first, second.replace(origin=second.origin.replace(offset=1))))
-        assert known(state) == KnownRun("failure", "d2", True)

@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, resolve
-from ciml.errors import RejectedInput
 from ciml.events.records import RunFacts
 from ciml.events.run_facts import facts_from_listing
 from ciml.runs.neighbours import Neighbours
@@ -25,6 +24,9 @@ USR, LOAD = "total cpu usage:usr", "load avg:1m"
 PROJECTS = tuple(sorted({line["project"] for line in builds()}))
 
 
+_parsed: dict[Path, pa.Table] = {}  # parts of the corpus have runs in common
+
+
 @lru_cache
 def corpus(count: int | None = None) -> tuple[tuple[RunFacts, ...], tuple[pa.Table, ...], tuple[Path, ...]]:
     """Return facts, telemetry and logs of so many runs of the corpus, in order of their end; of all by default.
@@ -34,11 +36,13 @@ def corpus(count: int | None = None) -> tuple[tuple[RunFacts, ...], tuple[pa.Tab
     lines = builds(count)
     runs = tuple(facts_from_listing({**line, "log_path": ""}) for line in lines)
     paths = tuple(CORPUS / line["log_path"] for line in lines)
-    tables = parse_logs(
-        [Log(path.read_bytes(), run.start_us, run.end_us) for path, run in zip(paths, runs, strict=True)]
-    )
-    assert [table for table in tables if isinstance(table, RejectedInput)] == []
-    return runs, tuple(tables), paths
+    new = [(path, run) for path, run in zip(paths, runs, strict=True) if path not in _parsed]
+    for (path, _), table in zip(
+        new, parse_logs([Log(path.read_bytes(), run.start_us, run.end_us) for path, run in new]), strict=True
+    ):
+        assert isinstance(table, pa.Table), table
+        _parsed[path] = table
+    return runs, tuple(_parsed[path] for path in paths), paths
 
 
 #: The providers that `by_recording` names.

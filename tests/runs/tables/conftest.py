@@ -11,16 +11,22 @@ from tests.runs.tables.scenes import make_dataset, make_store
 
 
 @pytest.fixture(scope="session")
-def _published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("published")
-    data = DataRoot.open(folder)
-    make_store(data)
-    make_dataset(data)
-    list(publish_tables(data))
+def stored_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data path of `make_store` and `make_dataset`, which no test changes."""
+    folder = tmp_path_factory.mktemp("stored")
+    make_store(DataRoot.open(folder))
+    make_dataset(DataRoot.open(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published_once(stored_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of ``stored_once`` with tables, which no test changes."""
+    folder = shutil.copytree(stored_once, tmp_path_factory.mktemp("published") / "data")
+    list(publish_tables(DataRoot.open(folder)))
     return folder
 
 
 @pytest.fixture
-def published(_published: Path, tmp_path: Path) -> DataRoot:
-    """A data root of `make_store` and `make_dataset` whose tables are published."""
-    return DataRoot.open(shutil.copytree(_published, tmp_path / "published"))
+def published(published_once: Path, tmp_path: Path) -> DataRoot:
+    return DataRoot.open(shutil.copytree(published_once, tmp_path / "published"))

@@ -17,19 +17,19 @@ from ciml.runs.tables.publish import publish_tables
 from tests.durable import Steps
 from tests.runs.compacting import run, squeeze
 from tests.runs.scenes import RawStore
-from tests.runs.tables.scenes import make_dataset, make_store
-from tests.runs.tables.test_publish import TABLES, check
+from tests.runs.tables.scenes import expected
+from tests.runs.tables.test_publish import TABLES, check, read
 from tests.transforms.samples import make_facts
 
 GRACE_S = 5_000_000_000  # the test clock of `squeeze` is far ahead
 
 
-@pytest.fixture
-def grown(published: DataRoot) -> Callable[[object], DataRoot]:
+@pytest.fixture(scope="module")
+def grown(published_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], DataRoot]:
     """Return a function that makes a data root whose tables are behind its store."""
-    grow(published, 20)
-    folder = Path(published.store.root)
-    return lambda name: DataRoot.open(shutil.copytree(folder, folder.with_name(str(name))))
+    folder = shutil.copytree(published_once, tmp_path_factory.mktemp("grown") / "data")
+    grow(DataRoot.open(folder), 20)
+    return lambda: DataRoot.open(shutil.copytree(folder, tmp_path_factory.mktemp("grown") / "data"))
 
 
 def grow(data: DataRoot, number: int) -> None:
@@ -51,27 +51,21 @@ STEPS = [
 ]
 
 
-def test_order_of_steps(grown: Callable[[object], DataRoot]) -> None:
-    data = grown("data")
-    with Steps(data.url).recording() as steps:
-        list(publish_tables(data))
-    assert steps.steps == STEPS
-
-
-def test_killed_before_each_step(grown: Callable[[object], DataRoot]) -> None:
+def test_killed_before_each_step(grown: Callable[[], DataRoot]) -> None:
+    wanted = {name: expected(grown(), name) for name in TABLES}
     for index in range(len(STEPS) + 1):
-        data = grown(index)
-        with Steps(data.url, index).recording():
+        data = grown()
+        with Steps(data.url, index).recording() as steps:
             list(publish_tables(data))
+        assert steps.steps == STEPS[:index]
         list(publish_tables(data))
-        check(data)
+        assert {name: read(data, name) for name in TABLES} == wanted, index
 
 
-def test_overtaken_before_each_step(grown: Callable[[object], DataRoot]) -> None:
+def test_overtaken_before_each_step(grown: Callable[[], DataRoot]) -> None:
     """The store grows and another publisher is done, before each step of the first. Readers never fail."""
     for index in range(len(STEPS)):
-        data = grown(index)
-
+        data = grown()
         opened = [DeltaTable(store_of(data, name).root) for name in TABLES]
 
         def overtake(data: DataRoot = data) -> None:
@@ -85,9 +79,8 @@ def test_overtaken_before_each_step(grown: Callable[[object], DataRoot]) -> None
         assert not any(done.committed for done in publish_tables(data))
 
 
-def test_publishers_at_once_make_one_version(data: DataRoot) -> None:
-    make_store(data)
-    make_dataset(data)
+def test_publishers_at_once_make_one_version(stored_once: Path, tmp_path: Path) -> None:
+    data = DataRoot.open(shutil.copytree(stored_once, tmp_path / "data"))
     with ThreadPoolExecutor(3) as pool:
         done = list(pool.map(lambda _: list(publish_tables(data)), range(3)))
     assert sum(table.committed for tables in done for table in tables) == len(TABLES)

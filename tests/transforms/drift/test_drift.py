@@ -323,10 +323,7 @@ def test_features_that_one_side_lacks_are_findings() -> None:
     renamed = Side(
         "other", Statistics(other.statistics.cells, other.statistics.runs, {"sys": other.statistics.series["usr"]})
     )
-    assert summary(compare(other, renamed)) == [
-        ("lost_column", "usr", None, None),
-        ("new_column", "sys", None, None),
-    ]
+    assert summary(compare(other, renamed)) == [("lost_column", "usr", None, None), ("new_column", "sys", None, None)]
 
 
 def test_a_report_is_json_and_its_p_is_of_all_its_tests() -> None:

@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 from ciml.datasets.schema import schema_of
 from ciml.digest import arrays_digest
 from ciml.errors import RejectedInput
-from ciml.transforms.examples.prepare import (
-    Excluded,
-    prepare,
-    prepare_many,
-    run_facts,
-    run_means,
-    split_of,
-)
+from ciml.transforms.examples.prepare import Excluded, prepare, prepare_many, run_facts, run_means, split_of
 from ciml.transforms.examples.spans import inputs_of
 from tests.transforms.samples import LOAD, PROJECTS, USR, corpus, make_examples, make_facts, resolved, table
 

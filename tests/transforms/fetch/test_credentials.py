@@ -14,20 +14,11 @@ from ciml.transforms.fetch.credentials import Credential, credential_of
 from ciml.transforms.fetch.fetch import Fetcher
 from ciml.transforms.fetch.policy import FetchPolicy
 from tests.transforms.fetch.github import API, BLOBS, TOKEN, Systems, job
-from tests.transforms.fetch.log_server import LOG, LogServer, serving
+from tests.transforms.fetch.log_server import LOG, LogServer
 
 
 def sent(server: LogServer, name: str = "Authorization") -> list[str | None]:
     return [headers.get(name) for headers in server.headers]
-
-
-def test_each_request_to_the_host_has_it(both: Systems) -> None:
-    both.api.answers = {"/a/logs/dstat-csv.log": (200, LOG, {})}
-    assert both.fetch((f"{both.url}/plain", job()), (f"{both.url}/a/", job("b", 2))) == ([LOG] * 2, [])
-    assert set(sent(both.api)) == {f"Bearer {TOKEN}"}
-    other = f"https://{BLOBS}:{both.blobs.server_port}/plain"
-    assert both.fetch((other, job())) == ([LOG], [])
-    assert sent(both.blobs) == [None]
 
 
 def test_it_stays_within_the_host_on_redirects_and_is_not_sent_after_another(both: Systems) -> None:
@@ -48,15 +39,6 @@ def test_it_stays_within_the_host_on_redirects_and_is_not_sent_after_another(bot
     both.api.headers.clear()
     assert both.fetch((f"{away}/back", job())) == ([LOG], [])
     assert sent(both.api) == [None]
-
-
-def test_a_redirect_to_another_port_or_without_tls_has_none(both: Systems) -> None:
-    with serving() as plain:
-        url = f"http://{API}:{plain.server_port}"
-        both.api.answers = {"/down": (302, b"", {"Location": f"{url}/plain"})}
-        policy = both.policy.replace(private_hosts=(*both.policy.private_hosts, url))
-        assert both.fetch((f"{both.url}/down", job()), (f"{url}/plain", job("b", 2)), policy=policy) == ([LOG] * 2, [])
-        assert sent(plain) == [None, None]
 
 
 def test_the_host_is_compared_as_a_whole() -> None:

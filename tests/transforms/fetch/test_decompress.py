@@ -228,6 +228,7 @@ def in_gzip(data: bytes) -> bytes:
         (b"\x1f\x8b", "the gzip data is cut short"),
         (b"\x1f\x8bno gzip at all", "Error -3"),
         (in_gzip(b"a") + b"tail", "Error -3"),
+        (in_gzip(b"a")[:-8] + bytes(8), "Error -3"),
         (in_gzip(in_gzip(in_gzip(b"a"))), "more than 2 layers"),
         (in_gzip(in_gzip(b"a" * 500)[:-9]), "the gzip data is cut short"),
     ],

@@ -45,10 +45,9 @@ ENCODED = {"Content-Encoding": "gzip"}
         (GZIP, {}, LOG),
         (GZIP, ENCODED, LOG),
         (gzip.compress(GZIP), ENCODED, LOG),
-        (GZIP + GZIP + bytes(100), {}, LOG * 2),
         (b"", {}, b""),
     ],
-    ids=["plain", "gzip", "encoded", "twice", "members", "empty"],
+    ids=["plain", "gzip", "encoded", "twice", "empty"],
 )
 def test_a_log_comes_unpacked(server: LogServer, body: bytes, headers: dict[str, str], log: bytes) -> None:
     server.answers = {"/a/dstat.txt.gz?x=1": (200, body, headers)}
@@ -149,16 +148,13 @@ def test_a_stale_connection_is_replaced(server: LogServer) -> None:
     [
         (gzip.compress(gzip.compress(GZIP)), {"Content-Encoding": "gzip, gzip"}, "corrupt_gzip"),
         (GZIP[:-100], {}, "corrupt_gzip"),
-        (GZIP[:-8] + bytes(8), {}, "corrupt_gzip"),
-        (GZIP + b"no gzip", {}, "corrupt_gzip"),
         (b"\x0b\x02\x80", {"Content-Encoding": "br"}, "log_encoding"),
         (bomb(64 * MIB), {}, "log_too_large"),
         (gzip.compress(bomb(64 * MIB)), ENCODED, "log_too_large"),
-        (gzip.compress(gzip.compress(b"") * 200_000), {}, "corrupt_gzip"),
         (b"", {"Content-Length": str(1 << 40)}, "log_too_large"),
         (None, {}, "log_too_large"),  # without end
     ],
-    ids=["thrice", "cut", "changed", "tail", "brotli", "bomb", "nested", "members", "announced", "endless"],
+    ids=["thrice", "cut", "brotli", "bomb", "nested", "announced", "endless"],
 )
 def test_an_unusable_log_is_a_dead_letter(
     server: LogServer, body: bytes | None, headers: dict[str, str], reason: str
@@ -213,10 +209,7 @@ def test_a_slow_host_does_not_hold_up_the_others(server: LogServer, monkeypatch:
     assert {outcome.detail for outcome in settled} > {"its host timed out for other logs"}
 
 
-@pytest.mark.parametrize(
-    ("paths", "asked"),
-    [("ssspsssp", 8), ("sssspppp", 4), ("pssssp", 5), ("sssmssssp", 8)],
-)
+@pytest.mark.parametrize(("paths", "asked"), [("ssspsssp", 8), ("sssspppp", 4), ("pssssp", 5), ("sssmssssp", 8)])
 def test_a_host_is_left_after_four_timeouts_in_a_row(server: LogServer, slow: Slow, paths: str, asked: int) -> None:
     names = {"s": "drip", "p": "plain", "m": "missing"}
     urls = [f"{server.url}/{names[path]}/{number}" for number, path in enumerate(paths)]

@@ -48,12 +48,6 @@ def test_what_is_forbidden_may_be_absent(server: LogServer) -> None:
     assert (outcome.reason, "403" in outcome.detail) == ("log_forbidden", True)
 
 
-def test_an_absence_whose_response_is_cut_is_one(server: LogServer) -> None:
-    cut = (404, b"x", {"Content-Length": "100"})
-    server.answers = {f"/x/{LOG_PATHS[0]}": cut, f"/x/{LOG_PATHS[1]}": (200, LOG, {})}
-    assert run(allow(server), f"{server.url}/x/") == ([LOG], [])
-
-
 @pytest.mark.parametrize(("status", "requests"), [(500, 3), (429, 2)])
 def test_what_is_no_absence_ends_the_search(server: LogServer, status: int, requests: int) -> None:
     server.answers = {f"/x/{LOG_PATHS[1]}": (status, b"", {}), f"/x/{LOG_PATHS[2]}": (200, LOG, {})}
@@ -149,10 +143,7 @@ def test_an_object_of_several_chunks_is_read_to_its_end(endpoint: LogServer) -> 
 
 @pytest.mark.parametrize(
     ("code", "reason", "detail"),
-    [
-        ("NoSuchKey", "log_not_found", "no such object"),
-        ("AccessDenied", "log_unavailable", "answered AccessDenied"),
-    ],
+    [("NoSuchKey", "log_not_found", "no such object"), ("AccessDenied", "log_unavailable", "answered AccessDenied")],
 )
 def test_an_error_of_s3_has_the_reason_of_its_code(endpoint: LogServer, code: str, reason: str, detail: str) -> None:
     endpoint.answers = {"/logs/log": (404, f"<Error><Code>{code}</Code></Error>".encode(), {})}

@@ -130,16 +130,6 @@ def test_an_input_may_name_the_output(server: LogServer, raw: Store) -> None:
     assert rejected.output == OutputFile(missing="address_not_allowed")
 
 
-def test_an_event_may_name_the_output(server: LogServer, raw: Store) -> None:
-    """Zuul compresses its output under another name, or not."""
-    server.answers["/elsewhere/job-output.txt.gz"] = (200, gzip.compress(TEXT), {})
-    run = pending(f"{server.url}/log")
-    run.mention = run.mention.replace(output_url=f"{server.url}/elsewhere/job-output.txt")
-    (outcome,) = take(allow(server), raw, run)
-    assert text_of(raw, outcome) == STORED
-    assert list(server.asked) == ["/log", "/elsewhere/job-output.txt", "/elsewhere/job-output.txt.gz"]
-
-
 def test_outputs_of_files_and_listings(raw: Store, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "logs" / name).mkdir(parents=True)

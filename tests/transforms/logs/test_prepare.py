@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ciml.errors import RejectedInput
@@ -21,6 +21,7 @@ from ciml.runs.outputs import OutputTemplates, PreparedOutput, decompressed
 from ciml.transforms.logs import prepare as module
 from ciml.transforms.logs.prepare import prepare_output, prepare_small
 from ciml.transforms.logs.ranking import scan
+from tests.tier import tries
 
 
 def text_of(output: PreparedOutput) -> bytes:
@@ -174,7 +175,8 @@ def test_templates_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 _LINES = ["", "a b", "x" * 9, "password=p", "\x1b[1mc\x1b[0m", "1\r2", "é", r"a\u000apassword\u003dp"]
 
 
-@given(st.lists(st.lists(st.sampled_from(_LINES)), max_size=9))
+@settings(max_examples=tries(40))
+@given(st.lists(st.lists(st.sampled_from(_LINES), max_size=12), max_size=6))
 @example([])
 @example([[], ["-----BEGIN PRIVATE KEY-----", "abcdefghijklmnop"], ["abcdefghijklmnop"]])
 def test_small_outputs_are_prepared_together_as_each_alone(outputs: list[list[str]]) -> None:

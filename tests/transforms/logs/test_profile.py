@@ -10,13 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ciml.transforms.logs import profile as module
-from ciml.transforms.logs.profile import (
-    Printed,
-    Usual,
-    differences_of,
-    printed_templates,
-    profile_of,
-)
+from ciml.transforms.logs.profile import Printed, Usual, differences_of, printed_templates, profile_of
 from ciml.transforms.logs.ranking import excerpt, scan
 
 RUN = st.dictionaries(

@@ -6,10 +6,7 @@ import random
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ciml.transforms.logs import ranking as module
 from ciml.transforms.logs.ranking import excerpt, rank, scan
@@ -119,16 +116,6 @@ def test_an_output_without_signals_is_no_error(data: bytes) -> None:
     assert not rank(output).any()
     assert len(rank(output)) == len(output.codes)
     assert excerpt(output, 0) == []
-
-
-@given(st.binary(max_size=300), st.integers(0, 200), st.integers(1, 40))
-def test_any_bytes_have_an_excerpt_within_its_limit(data: bytes, characters: int, block: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ciml.transforms.logs.lines._BLOCK_BYTES", block)
-        output = scan(data)
-        shown = excerpt(output, characters, set())
-    assert sum(len(line.text) + 1 for line in shown) <= characters or len(shown) == len(output.codes)
-    assert np.isfinite(rank(output)).all()
 
 
 def test_too_many_templates_are_counted_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,6 @@ def test_first_sample_that_is_dropped_leaves_no_mark() -> None:
 
 
 HEAD = SMALL["dstat-074"].data[: SMALL["dstat-074"].data.index(b"19-11")]
-PACKED = gzip.compress(HEAD, mtime=0)  # the same bytes at any time: they are part of a test's name
 
 
 @pytest.mark.parametrize(
@@ -136,11 +135,7 @@ PACKED = gzip.compress(HEAD, mtime=0)  # the same bytes at any time: they are pa
         (HEAD + b"19-11 25:07:00" + b",1" * 16 + b"\n", "no_time"),
         (b'"load avg"\n"1m"\n1\n', "no_time"),
         (b'"system","load avg"\n"time","1m"\n19-11 12:07:00,1\n', "no_time"),
-        (PACKED[:-4], "corrupt_gzip"),
-        (PACKED[:30], "corrupt_gzip"),
-        (PACKED + b"rest", "corrupt_gzip"),
-        (b"\x1f\x8b", "corrupt_gzip"),
-        (gzip.compress(gzip.compress(PACKED, mtime=0), mtime=0), "corrupt_gzip"),
+        (gzip.compress(HEAD, mtime=0)[:-4], "corrupt_gzip"),  # the same bytes at any time: part of the test's name
         (b'"system","x"\n"time","' + b"y" * 200 + b'"\n1,2\n', "log_too_wide"),
         (b'"system"' + b',"a"' * 20_000 + b'\n"time"' + b',"b"' * 20_000 + b"\n", "log_too_wide"),
     ],

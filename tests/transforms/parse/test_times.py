@@ -202,7 +202,7 @@ def test_a_change_of_the_clock_or_year_is_resolved_or_the_log_rejected(
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "America/St_Johns", "Australia/Sydney"])
 def test_every_second_around_both_clock_changes(zone: str) -> None:
-    """Recorded with the zone's abbreviation, two hours before to two hours after, against zoneinfo."""
+    """Recorded with the zone's abbreviation, 70 minutes before to 70 minutes after, against zoneinfo."""
     changes = {
         "Europe/Berlin": ("2026-03-29T01:00:00Z", "2026-10-25T01:00:00Z"),
         "America/New_York": ("2026-03-08T07:00:00Z", "2026-11-01T06:00:00Z"),
@@ -210,9 +210,9 @@ def test_every_second_around_both_clock_changes(zone: str) -> None:
         "Australia/Sydney": ("2026-10-03T16:00:00Z", "2026-04-04T16:00:00Z"),
     }
     for change in changes[zone]:
-        first = (instant(change) - 7200 * 1_000_000) // 1_000_000
+        first = instant(change) // 1_000_000 - 4200
         start = dt.datetime.fromtimestamp(first, dt.UTC).isoformat()
-        golden = record("x", replace(DSTAT, zone=zone, groups=(LOAD,)), seconds(start, 14_400, 1))
+        golden = record("x", replace(DSTAT, zone=zone, groups=(LOAD,)), seconds(start, 8400, 1))
         table = parse_logs([Log(golden.data, golden.start_us, golden.end_us)])[0]
         assert not isinstance(table, RejectedInput), table
         assert table.column("time").cast(pa.int64()).to_pylist() == golden.times_us

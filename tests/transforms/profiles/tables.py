@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from ciml.events.records import OutcomeWord, RunFacts
+from tests.transforms.samples import table
 
 USR, STEAL, USED = "total cpu usage:usr", "total cpu usage:stl", "memory usage:used"
 START_US = 1_700_000_000_000_000
@@ -22,13 +23,7 @@ def table_of(
     """Return a table with a sample each ``every_s`` seconds; with ``boot``, the first is of the time since the boot."""
     rows = len(next(iter(columns.values())))
     stamps = times if times is not None else [START_US + round(row * every_s * 1e6) for row in range(rows)]
-    return pa.table(
-        {
-            "time": pa.array(stamps, pa.timestamp("us", tz="UTC")),
-            "boot": pa.array([boot and row == 0 for row in range(rows)]),
-            **{name: pa.array(values, pa.float64()) for name, values in columns.items()},
-        }
-    )
+    return table(stamps, boot=[boot and row == 0 for row in range(rows)], **columns)
 
 
 def facts_of(job: str = "unit", outcome: OutcomeWord = "success", number: int = 0) -> RunFacts:

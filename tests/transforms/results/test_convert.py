@@ -153,7 +153,7 @@ cells = st.one_of(
 names = st.sampled_from([*GOOD, "end", "attempt", "labels", "change", "provider", "x", ""]) | st.text(max_size=8)
 
 
-@settings(max_examples=tries(400))
+@settings(max_examples=tries(200))
 @given(
     rows=st.lists(st.dictionaries(names, cells, max_size=6).map(lambda some: {**GOOD, **some}), max_size=6),
     zone=st.sampled_from([None, "UTC", "Europe/Berlin"]),
@@ -205,7 +205,7 @@ pieces = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=tries(300))
+@settings(max_examples=tries(200))
 @given(content=st.lists(pieces, max_size=12).map(b"".join))
 def test_any_bytes_are_an_error_or_rows_that_are_counted_once(tmp_path_factory: Any, content: bytes) -> None:
     path = tmp_path_factory.mktemp("any") / "results.csv"
