@@ -47,7 +47,8 @@ def test_a_log_has_no_seed_and_no_data_path(tmp_path: Path, words: list[str]) ->
 def test_gzip_and_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dstat-csv_log.txt.gz").write_bytes(gzip.compress((GOLDEN / "dool.log").read_bytes()))
-    assert plot("dstat-csv_log.txt.gz", "--features-regex", "1min").output.strip().endswith("dstat-csv_log-plots/index.html")
+    printed = plot("dstat-csv_log.txt.gz", "--features-regex", "1min").output
+    assert printed.strip().endswith("dstat-csv_log-plots/index.html")
 
 
 def test_the_page_has_the_figures_of_the_samples() -> None:
