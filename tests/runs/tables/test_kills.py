@@ -28,14 +28,15 @@ GRACE_S = 5_000_000_000  # the test clock of `squeeze` is far ahead
 def grown(published_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], DataRoot]:
     """Return a function that makes a data root whose tables are behind its store."""
     folder = shutil.copytree(published_once, tmp_path_factory.mktemp("grown") / "data")
-    grow(DataRoot.open(folder), 20)
+    grow(DataRoot.open(folder), 20, "failure")
     return lambda: DataRoot.open(shutil.copytree(folder, tmp_path_factory.mktemp("grown") / "data"))
 
 
-def grow(data: DataRoot, number: int) -> None:
+def grow(data: DataRoot, number: int, outcome: str = "success") -> None:
+    """Add runs, correct an outcome, compact, and build a new span and a new version of another one."""
     raw = RawStore(data)
-    correction = make_facts(1, outcome="failure" if number % 2 else "success")
-    raw.add([run(number), run(number + 1), run(number + 2, 1)], corrections=[correction])
+    runs = [run(number), run(number + 1), run(number + 2, 1)]
+    raw.add(runs, corrections=[make_facts(1, outcome=outcome)])
     squeeze(data.raw, grace_s=GRACE_S)
     update_dataset(data.dataset("cpu"))
 
@@ -52,7 +53,10 @@ STEPS = [
 
 
 def test_killed_before_each_step(grown: Callable[[], DataRoot]) -> None:
-    wanted = {name: expected(grown(), name) for name in TABLES}
+    data = grown()
+    assert [versions for versions in data.dataset("cpu").state().spans.values() if len(versions) == 2]
+    wanted = {name: expected(data, name) for name in TABLES}
+    assert [name for name in TABLES if read(data, name) == wanted[name]] == ["dead_letters"]
     for index in range(len(STEPS) + 1):
         data = grown()
         with Steps(data.url, index).recording() as steps:

@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import Trust
-from ciml.pipelines.datasets.update import update_dataset, verify_dataset
+from ciml.pipelines.datasets.update import verify_dataset
 from ciml.runs.tables import FOLDER, delta_log, publish, store_of
 from ciml.runs.tables.delta_log import CURSOR, DeltaLog, decode_fields, make_checkpoint, storage_options
 from ciml.runs.tables.publish import list_tables, publish_tables
@@ -110,18 +110,6 @@ def test_a_table_that_is_up_to_date_gets_no_version(published: DataRoot) -> None
     assert next(list_tables(published, ["raw"])).behind == 2  # packed, then merged
     assert publish_all(published) == {"raw": 1, "runs": 1, "dead_letters": 1}
     check(published)
-
-
-def test_compaction_and_new_versions_of_spans_reach_the_tables(published: DataRoot) -> None:
-    before = {name: read(published, name) for name in TABLES}
-    corrections = [make_facts(4, outcome="failure")]
-    RawStore(published).add([run(number) for number in range(20, 24)], corrections=corrections)
-    squeeze(published.raw)
-    update_dataset(published.dataset("cpu"))
-    assert [versions for versions in published.dataset("cpu").state().spans.values() if len(versions) == 2] != []
-    publish_all(published)
-    check(published)
-    assert [name for name in TABLES if read(published, name) == before[name]] == ["dead_letters"]
 
 
 def test_deleting_the_tables_loses_nothing(published: DataRoot) -> None:
