@@ -36,7 +36,7 @@ def grow(data: DataRoot, number: int, outcome: str = "success") -> None:
     """Add runs, correct an outcome, compact, and build a new span and a new version of another one."""
     raw = RawStore(data)
     runs = [run(number), run(number + 1), run(number + 2, 1)]
-    raw.add(runs, corrections=[make_facts(1, outcome=outcome)])
+    raw.add(runs, corrections=[make_facts(4, outcome=outcome)])
     squeeze(data.raw, grace_s=GRACE_S)
     update_dataset(data.dataset("cpu"))
 
