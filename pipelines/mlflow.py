@@ -47,8 +47,6 @@ _LOGGED = "ciml.model"
 _VERSION = "ciml.version"
 _WITHDRAWN = "ciml.withdrawn"
 _ALIASES = "ciml.aliases"
-#: MLflow's limit of parameters and tags in a request.
-_BATCH = 100
 #: MLflow sends no usage data and prints nothing. A server that does not answer is an error within minutes, not hours.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -159,8 +157,7 @@ class _Export:
 
         params = [Param(name, value) for name, value in record.params.items()]
         metrics = [Metric(name, value, record.time_ms, 0) for name, value in record.metrics.items()]
-        for start in range(0, max(len(params), len(metrics)), _BATCH):
-            self._client.log_batch(run_id, metrics[start : start + _BATCH], params[start : start + _BATCH])
+        self._client.log_batch(run_id, metrics, params)  # in as many requests as MLflow's limits take
 
     def _experiment_id(self, name: str) -> str:
         if name not in self._experiment_ids:

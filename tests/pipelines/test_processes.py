@@ -70,11 +70,6 @@ def test_an_exception_ends_workers_that_are_busy(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_each_worker_is_started_with_the_arguments() -> None:
-    with process_pool(1, "fork", os.putenv, "CIML_TEST_STARTED", "yes") as pool:
-        assert pool.submit(subprocess.getoutput, "echo $CIML_TEST_STARTED").result() == "yes"
-
-
 def test_an_interrupt_is_left_to_the_parent() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with process_pool(1, "fork", int) as pool:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from ciml.data_root import DataRoot
-from ciml.datasets.definition import DatasetDefinition
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.datasets.state import DatasetState
 from ciml.events.records import RunFacts
 from ciml.pipelines.datasets.update import create_dataset
@@ -34,6 +34,12 @@ def runs(first: int, last: int, **facts: Any) -> list[tuple[RunFacts, pa.Table]]
 
 def define(data: DataRoot, name: str = "cpu", **keys: Any) -> None:
     create_dataset(data, DatasetDefinition.from_json({"name": name, "span_runs": 4, "max_windows": 4, **keys}))
+
+
+def resolved_of(state: DatasetState) -> ResolvedDefinition:
+    """The resolved definition of a data set with spans."""
+    assert state.resolved is not None
+    return state.resolved
 
 
 def run_ids(state: DatasetState) -> list[list[str]]:

@@ -18,7 +18,7 @@ from ciml.runs.run_log import stored_rows
 from ciml.training.data.snapshot import make_snapshot
 from ciml.trust import TrustPolicy
 from tests.durable import Steps
-from tests.pipelines.datasets.dataset_scenes import files, ids, run_ids, telemetry
+from tests.pipelines.datasets.dataset_scenes import files, ids, resolved_of, run_ids, telemetry
 from tests.runs.scenes import UNTRUSTED, RawStore
 from tests.transforms.samples import make_facts
 
@@ -136,8 +136,7 @@ def test_classes_are_those_of_all_pinned_runs(data: DataRoot, raw: RawStore) -> 
     raw.add([ended(number, number, provider=cloud) for number, cloud in enumerate(clouds, 1)])
     raw.add([ended(9, 9, provider="forged")], trust=UNTRUSTED)
     update = build_dataset(data, data, defined(slicer=":", class_label="provider"))
-    assert update.state.resolved is not None
-    assert update.state.resolved.classes == ("aws", "oracle")
+    assert resolved_of(update.state).classes == ("aws", "oracle")
     assert update.state.excluded() == {"unknown_class": 1}
 
 

@@ -22,7 +22,7 @@ from ciml.runs.run_log import StoredRunLog
 from ciml.transforms.examples import changes
 from ciml.transforms.examples.spans import read_span
 from ciml.verdicts.feedback.truths import Correction, add_corrections
-from tests.pipelines.datasets.dataset_scenes import define, telemetry
+from tests.pipelines.datasets.dataset_scenes import define, resolved_of, telemetry
 from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
 from tests.tier import tries
 from tests.transforms.samples import make_facts
@@ -63,8 +63,7 @@ def test_runs_that_failed_have_a_cause_by_reruns_or_their_own_event(data: DataRo
     (span,) = update_dataset(data.dataset("cpu")).sealed
     state = data.dataset("cpu").state()
     assert labels(state) == [{"1": "machine", "2": "code", "3": "no_label", "4": "no_label"}]
-    assert state.resolved is not None
-    assert state.resolved.classes == ("code", "machine")
+    assert resolved_of(state).classes == ("code", "machine")
     assert state.causes == {"zuul~1~1": "machine"}
     rows = read_span(data.dataset("cpu").store, span, columns=["run_id", "label", "labels"]).to_pylist()
     assert {row["run_id"]: (row["label"], row["labels"]) for row in rows} == {

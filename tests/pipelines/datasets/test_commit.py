@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
-from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.datasets import update as datasets
@@ -25,13 +24,12 @@ from ciml.pipelines.datasets.beam import build_spans
 from ciml.pipelines.datasets.build import build_dataset, plan_build, plan_update
 from ciml.pipelines.datasets.commit import commit_steps
 from ciml.pipelines.datasets.update import update_dataset, verify_dataset
-from ciml.storage import LocalStore, Store
+from ciml.storage import Store
 from ciml.transforms.beam import run_here
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.durable import Steps, each_step
 from tests.golden import make_logs
 from tests.pipelines.datasets.dataset_scenes import NOON, define, ids, run_ids, runs
-from tests.project.test_startup import loaded_by
 from tests.raw_manifest import forge
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus, make_facts
@@ -220,28 +218,6 @@ def test_a_manifest_that_contradicts_itself_is_an_integrity_error(data: DataRoot
             state.apply(4, {**delta, "cursor": [2, 0], **change, "version": 4})
     with pytest.raises(IntegrityError, match="version 9 after 0"):
         DatasetState().apply(9, delta)
-
-
-def test_neither_beam_nor_tensorflow_is_imported_without_a_runner(data: DataRoot, raw: RawStore) -> None:
-    raw.add(runs(1, 4))
-    define(data)
-    code = f"""
-from ciml.data_root import DataRoot
-from ciml.pipelines.datasets.update import update_dataset
-assert len(update_dataset(DataRoot.open({data.url!r}).dataset("cpu")).sealed) == 1
-"""
-    assert not {"apache_beam", "tensorflow"} & loaded_by(code)
-
-
-def test_a_full_disk_is_an_engine_error_and_commits_nothing(
-    data: DataRoot, raw: RawStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raw.add(runs(1, 4))
-    define(data)
-    monkeypatch.setattr(LocalStore, "create", Mock(side_effect=EngineError("cannot write: disk is full")))
-    with pytest.raises(EngineError, match="disk is full"):
-        update_dataset(data.dataset("cpu"))
-    assert data.dataset("cpu").state().version == 1
 
 
 # --- a planned update: its one pipeline builds and commits what an update would, and never over another's

@@ -24,6 +24,7 @@ from ciml.transforms.examples.prepare import prepare_many
 from ciml.transforms.examples.spans import inputs_of, read_span
 from ciml.transforms.profiles import make_profiles
 from tests.corpus import builds
+from tests.pipelines.datasets.dataset_scenes import define, resolved_of, runs
 from tests.pipelines.datasets.test_listed_runs import listed, listing
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
@@ -43,10 +44,9 @@ def defined_by(table: pa.Table, definition: DatasetDefinition) -> ResolvedDefini
 
 
 def rows(data: DataRoot, state: DatasetState) -> dict[str, list[float]]:
-    assert state.resolved is not None
     (span,) = state.latest()
     table = read_span(data.dataset("cause").store, span)
-    values = inputs_of(table, state.resolved).reshape(table.num_rows, -1).tolist()
+    values = inputs_of(table, resolved_of(state)).reshape(table.num_rows, -1).tolist()
     return dict(zip(table["build_uuid"].to_pylist(), values, strict=True))
 
 
@@ -55,9 +55,8 @@ def test_every_way_to_an_example_has_the_same_context(data: DataRoot, raw: RawSt
     raw.add(list(zip(runs, tables, strict=True)))
     state = build_dataset(data, data, definition()).state
     assert verify_dataset(data.dataset("cause")) == []
-    resolved = data.dataset("cause").state().resolved
+    resolved = resolved_of(data.dataset("cause").state())
     assert resolved == state.resolved
-    assert resolved is not None
     names = ("total cpu usage:usr", "total cpu usage:stl", "load avg:1m")
     assert (resolved.columns, len(resolved.features)) == (names, 3 + 3 + 1 + 9)
     passed = json.loads(json.dumps(make_profiles(zip(runs, tables, strict=True), names).to_json()))
@@ -88,11 +87,9 @@ def test_a_rebuild_under_another_name_renews_the_profiles(data: DataRoot, raw: R
     raw.add(half[RUNS // 2 :])
     (span,) = update_dataset(data.dataset("cause"), seal=True).sealed
     after = data.dataset("cause").state()
-    assert (span.span, after.resolved) == (2, first.resolved)
+    assert (span.span, after.resolved) == (2, resolved_of(first))
     renewed = build_dataset(data, data, definition(name="cause-2")).state
-    assert first.resolved is not None
-    assert renewed.resolved is not None
-    assert first.resolved.profiles != renewed.resolved.profiles
+    assert resolved_of(first).profiles != resolved_of(renewed).profiles
 
 
 def test_neighbours_are_those_that_the_stream_of_predictions_finds(data: DataRoot, raw: RawStore) -> None:
@@ -117,8 +114,8 @@ def test_neighbours_are_those_that_the_stream_of_predictions_finds(data: DataRoo
 
 
 def test_a_data_set_with_context_has_no_live_windows(data: DataRoot, raw: RawStore) -> None:
-    runs, tables, _ = corpus(RUNS)
-    raw.add(list(zip(runs, tables, strict=True)))
-    build_dataset(data, data, definition())
-    with pytest.raises(CimlError, match="data set 'cause' has context, which is known when a run has ended"):
-        live_dataset(data.dataset("cause"))
+    raw.add(runs(1, 4))
+    define(data, context=["profile"])
+    update_dataset(data.dataset("cpu"))
+    with pytest.raises(CimlError, match="data set 'cpu' has context, which is known when a run has ended"):
+        live_dataset(data.dataset("cpu"))

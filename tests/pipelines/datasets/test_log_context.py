@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import date
 from pathlib import Path
 from unittest.mock import Mock
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.datasets.definition import LOG_FEATURES
+from ciml.datasets.definition import LOG_FEATURES, ResolvedDefinition
 from ciml.errors import CimlError, IntegrityError, RejectedInput
 from ciml.events.records import Message
 from ciml.manifest.log import ManifestLog
@@ -31,6 +32,7 @@ from ciml.transforms.logs.ranking import scan
 from ciml.transforms.logs.run_outputs import LastRead, ReadOutput, StoredOutputs, outputs_of_stored, read_scanned
 from ciml.verdict_rules import Group, VerdictRules
 from tests.messages import check
+from tests.pipelines.datasets.dataset_scenes import resolved_of
 from tests.pipelines.datasets.test_context import RUNS, definition, rows
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import corpus
@@ -46,11 +48,26 @@ def output_of(cause: str | None) -> bytes:
     return PASSED if cause is None else FAILED[cause]
 
 
-def stored(raw: RawStore) -> None:
-    """Store the corpus with outputs by cause, but for every seventh run."""
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> DataRoot:
+    """The corpus with outputs by cause, but for every seventh run."""
     runs, tables, _ = corpus(RUNS)
     outputs = {run.run_id: output_of(run.labels.get("cause")) for number, run in enumerate(runs) if number % 7}
-    raw.add(list(zip(runs, tables, strict=True)), outputs=outputs)
+    data = DataRoot.open(tmp_path_factory.mktemp("stored"))
+    RawStore(data).add(list(zip(runs, tables, strict=True)), outputs=outputs)
+    return data
+
+
+@pytest.fixture
+def data(stored: DataRoot, tmp_path: Path) -> DataRoot:
+    return DataRoot.open(shutil.copytree(stored.url, tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def resolved(stored: DataRoot, tmp_path_factory: pytest.TempPathFactory) -> ResolvedDefinition:
+    """The definition of a data set with the context ``log``."""
+    target = DataRoot.open(tmp_path_factory.mktemp("sets"))
+    return resolved_of(build_dataset(stored, target, definition(context="log")).state)
 
 
 def announced(data: DataRoot) -> list[Announcement]:
@@ -62,11 +79,9 @@ def announced(data: DataRoot) -> list[Announcement]:
     return found
 
 
-def test_every_way_to_an_example_has_the_same_features(data: DataRoot, raw: RawStore, tmp_path: Path) -> None:
-    stored(raw)
+def test_every_way_to_an_example_has_the_same_features(data: DataRoot, tmp_path: Path) -> None:
     state = build_dataset(data, data, definition(context="log")).state
-    resolved = state.resolved
-    assert resolved is not None
+    resolved = resolved_of(state)
     assert resolved.features[-len(LOG_FEATURES) :] == LOG_FEATURES
     assert "ValueError" not in json.dumps(resolved.to_json())
     examples = rows(data, state)
@@ -93,19 +108,17 @@ def test_every_way_to_an_example_has_the_same_features(data: DataRoot, raw: RawS
 
 
 def test_outputs_are_not_read_by_another_vocabulary(
-    data: DataRoot, raw: RawStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    data: DataRoot, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stored(raw)
     create_dataset(data, definition(context="log", span_runs=2 * RUNS // 3))
     dataset = data.dataset("cause")
     state = update_dataset(dataset).state
-    assert state.resolved is not None
     monkeypatch.setattr(known, "VOCABULARY", "of the next version")
     context._known_outputs.clear()
 
     runs, tables, _ = corpus(RUNS)
     outputs = outputs_of_stored(data.raw, [run.run_id for run in runs])
-    inputs, _, rejected = prepare_many(tables, state.resolved, runs, output_of=outputs)
+    inputs, _, rejected = prepare_many(tables, resolved_of(state), runs, output_of=outputs)
     assert not rejected
     assert (inputs[:, 0, -len(LOG_FEATURES) :] == [0] * (len(LOG_FEATURES) - 1) + [10]).all()
     assert caplog.text.count("another version of ciml read its outputs by other words") == 1
@@ -128,12 +141,11 @@ RULES = VerdictRules(
 )
 
 
-def test_a_failed_run_without_telemetry_is_judged_by_its_output_and_outcome(data: DataRoot, raw: RawStore) -> None:
-    stored(raw)
-    resolved = build_dataset(data, data, definition(context="log")).state.resolved
-    assert resolved is not None
+def test_a_failed_run_without_telemetry_is_judged_by_its_output_and_outcome(
+    stored: DataRoot, resolved: ResolvedDefinition
+) -> None:
     runs, tables, _ = corpus(RUNS)
-    output_of = outputs_of_stored(data.raw, [run.run_id for run in runs])
+    output_of = outputs_of_stored(stored.raw, [run.run_id for run in runs])
     without = [table.slice(0, 0) for table in tables]
     prepared = prepare_runs(without, resolved, runs, output_of=output_of, rules=RULES)
     is_judged = [run.outcome in ("failure", "timeout") and number % 7 > 0 for number, run in enumerate(runs)]
@@ -159,8 +171,7 @@ def test_a_failed_run_without_telemetry_is_judged_by_its_output_and_outcome(data
     assert len(prepare_runs(without, resolved, runs, output_of=output_of, rules=earlier).rejected) == len(runs)
 
 
-def test_an_output_that_has_expired_is_unavailable(data: DataRoot, raw: RawStore) -> None:
-    stored(raw)
+def test_an_output_that_has_expired_is_unavailable(data: DataRoot) -> None:
     for run in announced(data):
         if run.output is not None:
             data.raw.delete(run.output.path)
@@ -170,21 +181,20 @@ def test_an_output_that_has_expired_is_unavailable(data: DataRoot, raw: RawStore
     assert values[:, -len(LOG_FEATURES) :].sum(axis=0).tolist() == [0] * (len(LOG_FEATURES) - 1) + [10 * len(values)]
 
 
-def test_a_champion_of_another_definition_is_evaluated_with_outputs(data: DataRoot, raw: RawStore) -> None:
-    stored(raw)
-    resolved = build_dataset(data, data, definition(context="log")).state.resolved
+def test_a_champion_of_another_definition_is_evaluated_with_outputs(
+    stored: DataRoot, resolved: ResolvedDefinition
+) -> None:
     model = Mock(definition=resolved)
     model.predict.side_effect = lambda inputs, n_windows: np.zeros((len(inputs), 2), np.float32)
-    with_output = [run.run_id for run in announced(data) if run.output is not None][:5]
+    with_output = [run.run_id for run in announced(stored) if run.output is not None][:5]
     runs = [SnapshotRun(run_id, "test", "test", 0, "", "", "") for run_id in with_output]
-    _predict_from_raw(data.raw, model, runs)
+    _predict_from_raw(stored.raw, model, runs)
     ((inputs, _), _) = model.predict.call_args
     assert not inputs[:, :, -1].any()  # log:unavailable
     assert (inputs[:, :, -len(LOG_FEATURES) :].sum(axis=2) == 1).any(axis=1).all()
 
 
-def test_a_damaged_output_does_not_stop_the_stream(data: DataRoot, raw: RawStore) -> None:
-    stored(raw)
+def test_a_damaged_output_does_not_stop_the_stream(data: DataRoot) -> None:
     run = next(run for run in announced(data) if run.output is not None)
     assert run.output is not None
     data.raw.delete(run.output.path)
@@ -193,8 +203,7 @@ def test_a_damaged_output_does_not_stop_the_stream(data: DataRoot, raw: RawStore
         StoredOutputs(data.raw, {run.run_id: run.output})(run.run_id)
 
 
-def test_features_and_evidence_read_an_output_once(data: DataRoot, raw: RawStore) -> None:
-    stored(raw)
+def test_features_and_evidence_read_an_output_once(data: DataRoot) -> None:
     run = next(run for run in announced(data) if run.output is not None)
     assert run.output is not None
     scanned = StoredOutputs(data.raw, {run.run_id: run.output})(run.run_id)
@@ -215,11 +224,8 @@ def test_the_outputs_that_were_read_last_take_bounded_memory() -> None:
 
 
 @pytest.mark.parametrize("output", [{"path": "runs/other"}, {"path": 3}, "text", {"unknown": 1}])
-def test_an_announced_output_is_that_of_its_run(data: DataRoot, raw: RawStore, output: object) -> None:
-    runs, tables, _ = corpus(1)
-    raw.add(list(zip(runs, tables, strict=True)))
-    ((_, delta),) = ManifestLog(data.raw).since(0)
-    ((key, value, _),) = render_runs(delta)
+def test_an_announced_output_is_that_of_its_run(stored: DataRoot, output: object) -> None:
+    key, value, _ = next(iter(render_runs(ManifestLog(stored.raw).read(1))))
     message = json.dumps({**json.loads(value), "output": output}).encode()
     with pytest.raises(RejectedInput, match="bad_announcement"):
         read_announcement(Message(0, message, (), key))

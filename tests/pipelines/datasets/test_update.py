@@ -29,7 +29,7 @@ from ciml.transforms.fetch.policy import FetchPolicy
 from ciml.transforms.parse.logs import Log, parse_logs
 from ciml.trust import TrustPolicy
 from tests.pipelines.backfill.backfilling import Listed, listed
-from tests.pipelines.datasets.dataset_scenes import NOON, define, ids, run_ids, runs, telemetry
+from tests.pipelines.datasets.dataset_scenes import NOON, define, ids, resolved_of, run_ids, runs, telemetry
 from tests.pipelines.poison import check_detail, fail_for
 from tests.raw_manifest import forge
 from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
@@ -75,9 +75,8 @@ def test_files_are_laid_out_by_span_version_and_split_and_hold_what_the_manifest
     assert (delta["cursor"], delta["corrections_to"], delta["corrections"]) == ([1, 8], 1, [])
     assert delta["resolved"]["features"] == ["usr", "1m"]
     state = data.dataset("cpu").state()
-    assert state.resolved is not None
     rows = read_span(root, span)
-    direct = make_examples([run for run, _ in runs(1, 8)], [each for _, each in runs(1, 8)], state.resolved).table
+    direct = make_examples([run for run, _ in runs(1, 8)], [each for _, each in runs(1, 8)], resolved_of(state)).table
     assert rows.sort_by("run_id").equals(direct.sort_by("run_id"))
     assert rows.column("split").to_pylist() == sorted(rows.column("split").to_pylist(), key=list(span.files).index)
     train = read_span(root, span, splits=["train"], columns=["run_id", "usr"])
@@ -92,23 +91,6 @@ def test_only_selected_jobs_are_taken_and_a_late_data_set_starts_at_record_0(dat
     update = update_dataset(data.dataset("cpu"))
     assert run_ids(update.state) == [["1", "2", "5"], ["6", "9", "10"]]
     assert update.waiting == 0
-
-
-@pytest.mark.parametrize("seal", [False, True])
-def test_when_updates_happen_makes_no_difference_to_full_spans(tmp_path: Path, seal: bool) -> None:
-    found = []
-    for often in (False, True):
-        data = DataRoot.open(tmp_path / str(often))
-        raw = RawStore(data)
-        define(data)
-        for first in range(1, 20, 3):
-            raw.add(runs(first, first + 2))
-            if often:
-                update_dataset(data.dataset("cpu"))
-        state = update_dataset(data.dataset("cpu"), seal=seal).state
-        found.append([span.to_json() for span in state.latest()])
-        assert len(found[-1]) == (6 if seal else 5)
-    assert found[0] == found[1]
 
 
 def test_excluded_runs_belong_to_their_span(data: DataRoot, raw: RawStore) -> None:
@@ -141,26 +123,9 @@ def test_trusted_runs_decide_on_columns_and_classes(data: DataRoot, raw: RawStor
     raw.add(runs(3, 3, provider="north") + runs(4, 4, provider="south"))
     define(data, class_label="provider")
     state = update_dataset(data.dataset("cpu")).state
-    assert state.resolved is not None
-    assert state.resolved.classes == ("north", "south")
-    assert state.resolved.features == ("usr", "1m")
+    assert resolved_of(state).classes == ("north", "south")
+    assert resolved_of(state).features == ("usr", "1m")
     assert [each["reason"] for each in state.latest()[0].excluded] == ["unknown_class"] * 2
-
-
-def test_a_correction_before_the_span_ends_is_in_its_first_version(data: DataRoot, raw: RawStore) -> None:
-    define(data)
-    raw.add(runs(1, 2), corrections=[make_facts(1, outcome="failure", result="FAILURE")])
-    update_dataset(data.dataset("cpu"))
-    raw.add(runs(3, 4))
-    (span,) = update_dataset(data.dataset("cpu")).sealed
-    assert [run.label_name for run in span.runs] == ["failed", "passed", "failed", "passed"]
-    state = data.dataset("cpu").state()
-    assert state.corrections == {"zuul~1~1": ("failure", "FAILURE")}
-    # back again: what the span says is compared, not the raw row
-    raw.add(corrections=[make_facts(1)])
-    (again,) = update_dataset(data.dataset("cpu")).sealed
-    assert (again.span, again.version) == (1, 2)
-    assert [run.label_name for run in again.runs] == ["passed", "passed", "failed", "passed"]
 
 
 def test_a_change_of_trust_after_a_correction_leaves_the_outcome(data: DataRoot, raw: RawStore) -> None:
@@ -183,8 +148,7 @@ def test_a_profile_is_made_of_the_first_passing_runs_of_each_job(
     raw.add([(make_facts(number, build_name=f"job-{number % 2}"), telemetry(number)) for number in range(1, 8)])
     raw.add([(make_facts(8, outcome="failure"), telemetry(8))])
     define(data, span_runs=8, context=["profile"])
-    resolved = update_dataset(data.dataset("cpu")).state.resolved
-    assert resolved is not None
+    resolved = resolved_of(update_dataset(data.dataset("cpu")).state)
     assert resolved.profiles is not None
     assert {job: profile["runs"] for job, profile in resolved.profiles["jobs"].items()} == {"job-0": 2, "job-1": 2}
 
@@ -220,20 +184,6 @@ def test_a_correction_without_effect_makes_no_version(data: DataRoot, raw: RawSt
     assert len(update_dataset(data.dataset("cpu")).sealed) == 1
     raw.add(corrections=[make_facts(3, outcome="timeout"), make_facts(5, outcome="failure"), make_facts(99)])
     assert update_dataset(data.dataset("cpu")).sealed == ()
-
-
-def test_what_is_trusted_is_not_corrected_by_what_is_not(data: DataRoot, raw: RawStore) -> None:
-    define(data)
-    raw.add(runs(1, 2))
-    raw.add(corrections=[make_facts(1, outcome="failure")], trust=UNTRUSTED)
-    raw.add(runs(3, 4))
-    (span,) = update_dataset(data.dataset("cpu")).sealed
-    assert span.runs[0].label_name == "passed"
-    raw.add(corrections=[make_facts(2, outcome="failure")])
-    raw.add(corrections=[make_facts(2, outcome="success")], trust=UNTRUSTED)
-    (span,) = update_dataset(data.dataset("cpu")).sealed
-    assert [run.label_name for run in span.runs] == ["passed", "failed", "failed", "passed"]
-    assert data.dataset("cpu").state().corrections == {"zuul~2~1": ("failure", "SUCCESS")}
 
 
 def test_creating_again_changes_nothing_and_another_definition_is_an_error(data: DataRoot) -> None:

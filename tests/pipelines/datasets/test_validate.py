@@ -20,7 +20,7 @@ from ciml.training.data.snapshot import make_snapshot, write_snapshot
 from ciml.transforms.drift.statistics import columns_needed, merge, statistics
 from ciml.transforms.examples.spans import read_span
 from ciml.trust import TrustPolicy
-from tests.pipelines.datasets.dataset_scenes import NOON, SECOND, define
+from tests.pipelines.datasets.dataset_scenes import NOON, SECOND, define, resolved_of
 from tests.runs.scenes import RawStore
 from tests.training.records import excluding
 from tests.transforms.samples import make_facts, table
@@ -67,8 +67,7 @@ def test_the_newest_spans_are_compared_with_those_before(data: DataRoot) -> None
 def test_statistics_are_those_of_the_examples_and_computed_once(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101), some_runs(201))
     state, root = data.dataset("cpu").state(), data.dataset("cpu").store
-    resolved = state.resolved
-    assert resolved is not None
+    resolved = resolved_of(state)
     steps: list[tuple[int, int | None]] = []
     first = validate_dataset(data, "cpu", progress=lambda _, *counts: steps.append(counts))
     assert steps == [(1, 3), (2, 3), (3, 3)]
@@ -180,9 +179,8 @@ def test_what_a_model_was_trained_on_is_its_snapshot_less_exclusions(data: DataR
 def test_a_span_without_examples_has_empty_statistics(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101, drop="load"))
     state, root = data.dataset("cpu").state(), data.dataset("cpu").store
-    assert state.resolved is not None
     span = state.latest()[1]
-    (found,) = statistics_of_pieces(root, state.resolved, [Piece(span.span, span.version, span.files)])
+    (found,) = statistics_of_pieces(root, resolved_of(state), [Piece(span.span, span.version, span.files)])
     assert (found.cells, list(found.series)) == ((), ["usr", "1m", "n_windows"])
     report = validate_dataset(data, "cpu")
     assert not report.enough

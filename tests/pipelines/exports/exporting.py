@@ -25,10 +25,17 @@ RESULT: dict[str, Any] = {
 
 
 def store_trial(
-    data: DataRoot, experiment: str, dataset: str, trial: str, accuracy: float = 0.9, classes: int = 0
+    data: DataRoot,
+    experiment: str,
+    dataset: str,
+    trial: str,
+    accuracy: float = 0.9,
+    classes: int = 0,
+    parameters: int = 0,
 ) -> None:
-    """Store an experiment and a result of it, with the recall of so many classes."""
-    value = Experiment(name=experiment).to_json()
+    """Store an experiment with so many parameters and a result of it, with the recall of so many classes."""
+    named = {f"p{number}": number for number in range(parameters)}
+    value = {**Experiment(name=experiment).to_json(), "parameters": named}
     data.experiments.create(f"{experiment}/experiment.json", canonical_json(value))
     recalls = {f"c{number}": {"recall": ACCURACY} for number in range(classes)}
     test = {**RESULT["test"], "accuracy": {**ACCURACY, "value": accuracy}, "classes": recalls}

@@ -22,6 +22,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.pipelines.mlflow import (
     Exported,
+    _one_line_errors,
     candidate_record,
     export_to_mlflow,
     figures,
@@ -45,7 +46,7 @@ RUN = ["create_run", "log_batch", "set_terminated"]  # a run is finished last
 VERSION = ["log_artifacts", "set_tag", "create_model_version", "set_model_version_tag"]
 #: Calls of MLflow that write, of an export of two trials, three candidates and two versions.
 STEPS = [
-    "create_experiment", *RUN, "create_run", "log_batch", "log_batch", "set_terminated", *RUN * 3,
+    "create_experiment", *RUN * 5,
     "create_registered_model", *VERSION * 2, "set_registered_model_alias", "set_registered_model_tag",
 ]  # fmt: skip
 
@@ -97,7 +98,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("exports")
     data = DataRoot.open(root / "data")
     store_trial(data, "dnn", "jobs", "a" * 24)
-    store_trial(data, "svm", "jobs", "b" * 24, accuracy=0.7, classes=60)
+    store_trial(data, "svm", "jobs", "b" * 24, accuracy=0.7, classes=60, parameters=130)
     push_model(data, root, 1)
     push_model(data, root, 2, blessed=False)
     push_model(data, root, 3)
@@ -146,6 +147,10 @@ def content(uri: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def withdrawn(uri: str) -> dict[str, str]:
+    return {number: tags["ciml.withdrawn"] for (_, number), (_, tags, _) in content(uri)["versions"].items()}
+
+
 @pytest.mark.whole
 def test_all_of_a_data_root_is_there_once(data: DataRoot, mlflow_uri: str, tmp_path: Path) -> None:
     lines: list[str] = []
@@ -156,7 +161,8 @@ def test_all_of_a_data_root_is_there_once(data: DataRoot, mlflow_uri: str, tmp_p
     name = f"jobs/svm/{'b' * 24}"
     experiment, run_name, status, _, params, metrics, tags, history, files = found["runs"][name]
     assert files == []
-    assert metrics["class/c59/recall.high"] == 0.95  # more than a request holds
+    assert metrics["class/c59/recall.high"] == 0.95  # more than a request holds, of metrics and of parameters
+    assert params["parameters.p129"] == "129"
     assert (experiment, run_name, status) == ("jobs", "svm", "FINISHED")
     assert (params["epochs"], metrics["accuracy"], metrics["accuracy.low"], metrics["base_rate"]) == (
         "150", 0.7, 0.8, 0.5,
@@ -182,13 +188,14 @@ def test_all_of_a_data_root_is_there_once(data: DataRoot, mlflow_uri: str, tmp_p
     assert export_to_mlflow(data, mlflow_uri) == Exported(6, 1, 3, 1, {"m": {"canary": 3, "stable": 2}})
     rollback(data, "m")
     assert export_to_mlflow(data, mlflow_uri) == Exported(6, 0, 3, 0, {"m": {"canary": 3, "stable": 1}})
-    found = content(mlflow_uri)
-    assert {name: str(version) for name, version in found["aliases"]["m"].items()} == {"canary": "3", "stable": "1"}
-    assert {key[1]: tags["ciml.withdrawn"] for key, (_, tags, _) in found["versions"].items()} == {
-        "1": "false", "2": "true", "3": "false",
-    }  # fmt: skip
+    aliases = content(mlflow_uri)["aliases"]["m"]
+    assert {name: str(version) for name, version in aliases.items()} == {"canary": "3", "stable": "1"}
+    assert withdrawn(mlflow_uri) == {"1": "false", "2": "true", "3": "false"}
     rollback(data, "m", 1, label="canary")  # no longer beside stable
     assert export_to_mlflow(data, mlflow_uri).aliases == {"m": {"canary": 1, "stable": 1}}
+    rollback(data, "m", 2)  # restores it
+    assert export_to_mlflow(data, mlflow_uri).aliases == {"m": {"canary": 1, "stable": 2}}
+    assert withdrawn(mlflow_uri) == {"1": "false", "2": "false", "3": "true"}
 
 
 @pytest.mark.whole
@@ -241,7 +248,9 @@ def test_an_altered_version_is_not_exported(data: DataRoot, mlflow_uri: str) -> 
     Path(data.url, "models/m/2/assets/definition.json").write_text("{}")
     with pytest.raises(IntegrityError, match=r"assets/definition\.json was altered"):
         export_to_mlflow(data, mlflow_uri)
-    assert list(content(mlflow_uri)["versions"]) == [("m", "1")]
+    found = content(mlflow_uri)
+    assert list(found["versions"]) == [("m", "1")]
+    assert sum(bool(files) for *_, files in found["runs"].values()) == 1  # none of its files is logged
 
 
 @pytest.mark.whole
@@ -254,6 +263,10 @@ def test_an_absent_server_is_an_error_in_one_line_without_secrets(
     assert "hunter2" not in str(caught.value)
     with pytest.raises(CimlError, match=r"^MLflow at gopher://x: "):
         export_to_mlflow(data, "gopher://x")
+    with pytest.raises(EngineError) as caught, _one_line_errors("http://user:hunter2@host"):
+        raise OSError("no route\nto http://user:hunter2@host/api")
+    assert str(caught.value).startswith("MLflow at http://host: no route to http://")
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from ciml.runs.verify import verify_raw
 from ciml.serving.predict.log import prediction_id
 from ciml.serving.predict.predictor import read_announcement
 from ciml.transforms.examples.spans import read_span
-from tests.pipelines.datasets.dataset_scenes import define, run_ids, runs, telemetry
+from tests.pipelines.datasets.dataset_scenes import define, resolved_of, run_ids, runs, telemetry
 from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
 from tests.tier import tries
 from tests.transforms.samples import make_examples, make_facts
@@ -35,8 +35,7 @@ def reclaim(number: int, outcome: str = "failure", **facts: Any) -> tuple[RunFac
 
 
 def direct(data: DataRoot, rows: list[tuple[RunFacts, pa.Table]], name: str = "cpu") -> pa.Table:
-    resolved = data.dataset(name).state().resolved
-    assert resolved is not None
+    resolved = resolved_of(data.dataset(name).state())
     table = make_examples([facts for facts, _ in rows], [each for _, each in rows], resolved).table
     return _facts(table)
 
@@ -81,7 +80,7 @@ class Known:
 OUTCOMES = st.sampled_from(["success", "failure", "error"])
 
 
-@settings(max_examples=tries(60))
+@settings(max_examples=tries(40))
 @given(
     deltas=st.lists(
         st.tuples(

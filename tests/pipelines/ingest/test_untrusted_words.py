@@ -20,9 +20,12 @@ from ciml.transforms.examples.spans import read_span
 from ciml.trust import TrustPolicy
 from tests.corpus import CORPUS, builds
 from tests.pipelines.backfill.backfilling import config as backfill_config
+from tests.pipelines.datasets.dataset_scenes import define, telemetry
+from tests.pipelines.datasets.dataset_scenes import runs as runs_of_data_sets
 from tests.pipelines.ingest.ingesting import Place, account
+from tests.raw_manifest import forge
 from tests.runs.scenes import RawStore
-from tests.transforms.samples import make_facts, table
+from tests.transforms.samples import make_facts
 
 RUNS = 6
 
@@ -108,21 +111,13 @@ def test_a_later_outcome_of_an_event_or_a_listing_makes_a_new_version_and_leaves
     assert update_dataset(dataset).sealed == ()
 
 
-def test_corrections_that_older_versions_did_not_judge_are_judged_by_their_facts(tmp_path: Path) -> None:
-    data = DataRoot.open(tmp_path)
-    raw = RawStore(data)
-    create_dataset(data, DatasetDefinition.from_json({"name": "cpu", "span_runs": 4, "max_windows": 4}))
-    times = [1_795_521_600_000_000 + second * 1_000_000 for second in range(20)]
+def test_corrections_that_older_versions_did_not_judge_are_judged_by_their_facts(data: DataRoot, raw: RawStore) -> None:
+    define(data)
     facts = [make_facts(number, outcome="failure", pipeline="gate") for number in range(1, 5)]
-    raw.add([(each, table(times, usr=list(range(20)), load=[1.0] * 20)) for each in facts])
+    raw.add([(each, telemetry(number)) for number, each in enumerate(facts, 1)])
     raw.add(corrections=[facts[0].replace(outcome="success", pipeline="check"), facts[1].replace(outcome="success")])
-    path = raw.log.path(2)
-    stored = raw.log.read(2)
-    for record in stored["corrections"]:
-        del record["trust"]
-    raw.log.store.delete(path)
-    assert raw.log.try_append(2, {key: value for key, value in stored.items() if key != "version"})
-    raw.add([(make_facts(9, outcome="success"), table(times, usr=list(range(20)), load=[2.0] * 20))])
+    raw.add(runs_of_data_sets(10, 10))
+    forge(data.raw, 2, lambda delta: [record.pop("trust") for record in delta["corrections"]])
     update_dataset(data.dataset("cpu"))
     (span,) = update_dataset(data.dataset("cpu")).state.latest()
     assert [run.label_name for run in span.runs] == ["failed", "passed", "failed", "failed"]

@@ -7,18 +7,15 @@ from unittest.mock import Mock
 
 import pytest
 
-from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.kafka import KafkaOptions
 from ciml.manifest.log import Delta, ManifestLog
-from ciml.pipelines import processor
-from ciml.pipelines.ingest.committer import Committer, IngestConfig, IngestProcessor, render_runs
+from ciml.pipelines.ingest.committer import Committer, render_runs
 from ciml.pipelines.kafka import publish
 from ciml.pipelines.kafka.publish import VERSION, Announcement, Projection, Projections, Share, projection
-from ciml.pipelines.processor_beam import Commit
 from ciml.storage import LocalStore, open_store
-from tests.durable import Steps, each_step
+from tests.durable import each_step
 from tests.messages import published
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real, one_batch
 from tests.pipelines.kafka.kafka_topics import recreate
@@ -166,30 +163,3 @@ def test_a_topic_that_fails_does_not_stop_the_others() -> None:
     with pytest.raises(CimlError, match="away"):
         Projections([failing, working]).announce()
     working.announce.assert_called_once()
-
-
-def test_runs_are_announced_after_their_commit_wherever_the_stage_dies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The stage is repeated, as Beam does. A topic that was recreated is noticed before the commit."""
-    order = ["check t", "append data/raw: offsets runs", "fence ciml.runs", "produce", "commit 1"]
-    for index in each_step(len(order), few=False):
-        root = tmp_path / str(index)
-        data = DataRoot.open(root / "data")
-        steps = Steps(str(root), index)
-        topic = Topic()
-        monkeypatch.setattr(topic, "step", steps.step)
-        monkeypatch.setattr(
-            processor, "check_still_that_topic", lambda _, name, __, steps=steps: steps.step(f"check {name}")
-        )
-        for attempt in range(2):
-            with steps.recording(), topic.recording():
-                ingest = IngestProcessor(IngestConfig(data.raw, kafka=KafkaOptions("k:1")))
-                list(Commit(ingest).process(("raw", [ingest.encode(one_batch(0))])))
-                publish._projections._objects.clear()  # each process has its own cursor
-                ingest.publisher().announce()
-            if attempt == 0 and index == len(order):
-                assert [step.partition(" zuul")[0] for step in steps.steps] == order
-            steps.is_dead = False
-        assert len(topic.messages) == 1
-        assert [len(delta["runs"]) for _, delta in ManifestLog(data.raw).since(0)] == [1]

@@ -19,14 +19,13 @@ from ciml.engines.processes import free_ports
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange
 from ciml.kafka import KafkaOptions, ReadOptions
-from ciml.limits import MAX_MESSAGE_HEADERS
 from ciml.manifest.coverage import OtherTopicError
 from ciml.pipelines.ingest import committer as ingest
 from ciml.pipelines.ingest.committer import IngestConfig, IngestProcessor
 from ciml.pipelines.kafka import broker, reader, source
 from ciml.pipelines.kafka.broker import Ends, Listing, TopicEnds, end_of, list_topic, offsets_of
 from ciml.pipelines.kafka.plan import PartitionRead, is_older, plan
-from ciml.pipelines.kafka.reader import Reader, borrow, close_readers, message_of_record, read_range
+from ciml.pipelines.kafka.reader import Reader, borrow, close_readers, read_range
 from ciml.pipelines.kafka.source import FindPartitions, KnownTopic, ReadFromKafka, ReadUnbounded
 from ciml.runs.state import RawState
 from ciml.storage import open_store
@@ -187,17 +186,6 @@ def test_a_broker_without_an_answer_says_nothing_and_is_not_pressed(broker_ends:
     stub.now_s = 112
     stub.side_effect = lambda partitions: dict.fromkeys(partitions, 5)
     assert ends.of(0, 5) == Ends(112, 5)
-
-
-@pytest.mark.parametrize(
-    ("stamp", "time_ms"), [(-1, 0), (0, 0), (1, 1), (4_102_444_799_999, 4_102_444_799_999), (4_102_444_800_000, 0)]
-)
-def test_a_message_has_a_time_before_2100_or_none_and_one_header_more_than_the_limit(stamp: int, time_ms: int) -> None:
-    record = Mock()
-    record.timestamp.return_value = (1, stamp)
-    record.headers.return_value = [("n", b"")] * 5000
-    message = message_of_record(record)
-    assert (message.timestamp_ms, len(message.headers)) == (time_ms, MAX_MESSAGE_HEADERS + 1)
 
 
 def find_partitions(listed: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[PartitionRead], Slice]:

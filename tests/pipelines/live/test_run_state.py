@@ -100,14 +100,6 @@ def part(recorder: int, numbers: list[int]) -> Part:
     )  # fmt: skip
 
 
-def test_newer_samples_are_kept_with_the_head() -> None:
-    state = RunState("zuul~1~1", "c")
-    state.newer = [pack(part(7, [0, 1])), b"", pack(part(8, [10]))]  # 10 is a line's end
-    assert again(state).newer == state.newer
-    state.close("ended", {}, 0.0)
-    assert again(state).newer == []
-
-
 def test_each_message_makes_another_token() -> None:
     state = RunState("zuul~1~1", "c")
     tokens = set()

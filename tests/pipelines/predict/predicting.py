@@ -15,9 +15,11 @@ import pyarrow as pa
 from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.events.records import Batch, Message, OffsetRange
+from ciml.kafka import KafkaOptions
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
 from ciml.manifest.replica import LogReplica
+from ciml.pipelines.predict import PredictConfig
 from ciml.runs.writer import write_run
 from ciml.serving.client import ModelClient
 from ciml.serving.predict.log import Predicted, PredictionState, prediction_checkpoints, reconcile
@@ -91,6 +93,13 @@ class World:
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.server.grpc_port}"
+
+
+def predict_config(world: World, kafka: str, topic: Callable[..., str], **changes: Any) -> PredictConfig:
+    """Return the configuration of predictions by the model ``m``, with topics of their own."""
+    topics = {"runs_topic": topic(1, "runs"), "predictions_topic": topic(1, "predictions")}
+    given = {"server": world.address, "policy": PredictPolicy("m"), "cycle_messages": 7, **topics, **changes}
+    return PredictConfig(world.data, kafka=KafkaOptions(kafka), **given)
 
 
 def batch(values: list[bytes | None], start: int = 0) -> Batch:

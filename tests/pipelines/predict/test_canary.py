@@ -10,9 +10,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import RunFacts
-from ciml.kafka import KafkaOptions
 from ciml.manifest.log import ManifestLog
-from ciml.pipelines.predict import PredictConfig, predictor
 from ciml.services.options import PredictOptions
 from ciml.serving.ledger import promote
 from ciml.serving.predict.log import read_predictions
@@ -91,17 +89,6 @@ def test_a_share_is_one_of_the_stable_versions_runs(tmp_path: Path, more: dict[s
     with pytest.raises(CimlError, match="--canary-share excludes --candidate and --label"):
         PredictOptions(**given, canary_share=0.1, **more).open()
     assert PredictOptions(**given, canary_share=0.1).open().policy.canary_share == 0.1
-
-
-def test_a_pipeline_asks_for_a_canary_only_with_a_share(tmp_path: Path) -> None:
-    data = DataRoot.open(tmp_path)
-    for share in (0.0, 0.1):
-        config = PredictConfig(
-            data, "localhost:1", PredictPolicy("m", canary_share=share), kafka=KafkaOptions("localhost:2")
-        )
-        made = predictor(config)
-        assert (made._canary is not None) == (share > 0)
-        made.close()
 
 
 def test_late_predictions_are_read_without_the_early_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ciml.kafka import KafkaOptions
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.ingest.committer import render_runs
-from ciml.pipelines.predict import PredictConfig
 from ciml.services.canary import compare_canary, settle_canary
 from ciml.services.driver import drive
 from ciml.services.predict import PredictService
@@ -28,7 +26,7 @@ from ciml.trust import TrustPolicy
 from ciml.verdicts.feedback.truths import Correction, add_corrections
 from tests.messages import published
 from tests.pipelines.ingest.ingesting import need_real
-from tests.pipelines.predict.predicting import BLESSED, World, telemetry
+from tests.pipelines.predict.predicting import BLESSED, World, predict_config, telemetry
 from tests.pipelines.predict.test_predict import announce
 from tests.runs.scenes import RawStore
 from tests.serving.models_fixture import DEFINITION, direct, save_model
@@ -67,9 +65,8 @@ def test_causes_by_reruns_and_reviewers_settle_models_of_verdicts(
     label: str, world: World, kafka: str, topic: Callable[..., str], tmp_path: Path
 ) -> None:
     need_real(kafka)
-    topics = {"runs_topic": topic(1, "runs"), "predictions_topic": topic(1, "predictions")}
     policy = PredictPolicy("m", canary_share=0.5 if label == CANARY else 0.0)
-    stable = PredictConfig(world.data, world.address, policy, kafka=KafkaOptions(kafka), cycle_messages=40, **topics)
+    stable = predict_config(world, kafka, topic, policy=policy, cycle_messages=40)
     services = [PredictService(stable)]
     world.push(always(tmp_path / "code", "code"))
     if label == SHADOW:
@@ -82,13 +79,13 @@ def test_causes_by_reruns_and_reviewers_settle_models_of_verdicts(
     raw = RawStore(world.data)
     raw.add([failed(number) for number in range(CHANGES)])  # type: ignore[misc]
     values = [value for _, delta in ManifestLog(world.data.raw).since(0) for _, value, _ in render_runs(delta)]
-    announce(kafka, topics["runs_topic"], values)
+    announce(kafka, stable.runs_topic, values)
     for service in services:
         drive(service, until="end")
     predictions = list(read_predictions(world.data.predictions))
     streams = Counter(map(stream_of, predictions))
     assert streams == {"m": CHANGES} | ({"m/shadow": CHANGES} if label == SHADOW else {})
-    shown = published(kafka, topics["predictions_topic"], "predictions")
+    shown = published(kafka, stable.predictions_topic, "predictions")
     assert len(shown) == sum(map(is_served, predictions)) == CHANGES  # a shadow's answers are not published
 
     early = compare_canary(world.data, "m", ALL, label=label)
