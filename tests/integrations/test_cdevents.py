@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from ciml.integrations import cloudevents
 from ciml.integrations.adapter import Delivery
 from tests.integrations.deliveries import event_of
-from tests.integrations.reading import rejection_of, runs_of, updates_of
+from tests.integrations.reading import runs_of, updates_of
 from tests.integrations.samples import cdevent, cloudevent, delivery
 
 OUTPUT = "https://logs.example/7.txt"
@@ -120,55 +119,3 @@ def change(predicate: str, **parts: Any) -> Any:
 def test_a_change_is_joined_to_the_runs_of_its_chain(predicate: str, review: dict[str, str]) -> None:
     found = updates_of("cdevents", delivery(change(predicate, context={"chainId": "c1"})))
     assert found == {"chain:c1": {"change": "42", "project": "demo/app", **review}}
-
-
-@pytest.mark.parametrize(
-    ("event", "rule"),
-    [
-        (change("merged"), cloudevents.NO_CHAIN),
-        (change("abandoned", context={"chainId": "c1"}), cloudevents.ABANDONED),
-        (cdevent("dev.cdevents.build.finished.0.3.0", {}), cloudevents.NO_RUN),
-        (cdevent("dev.cdevents.artifact.published.0.2.0", {}), cloudevents.NO_RUN),
-        (cdevent("dev.cdevents.service.deployed.0.3.0", {}), cloudevents.NO_RUN),
-        (cdevent("dev.cdevents.incident.detected.0.3.0", {}), cloudevents.NO_RUN),
-        (cdevent("dev.cdevents.testcaserun.finished.0.3.0", {"outcome": "success"}), cloudevents.TEST_CASE),
-        (
-            cdevent("dev.cdevents.testoutput.published.0.3.0", {"outputType": "log", "uri": "https://l"}),
-            cloudevents.OUTPUT,
-        ),
-        (cdevent("dev.cdeventsx.tool-thing.created.0.1.0", {}), cloudevents.CUSTOM),
-    ],
-)
-def test_what_says_nothing_of_a_run_is_ignored(event: Any, rule: str) -> None:
-    found = event_of("cdevents", delivery(event))
-    assert (found.id, found.type, found.ignored) == ("d1", event["context"]["type"], rule)
-
-
-@pytest.mark.parametrize(
-    ("event", "reason", "where"),
-    [
-        ({"context": None, "subject": {}}, "missing_field", "context.id"),
-        ({"context": [], "subject": {}}, "bad_field", "context"),
-        ({"subject": {}}, "not_an_event", "specversion"),
-        (cdevent("dev.cdevents.taskrun.resumed.0.3.0", {}), "unknown_type", "context.type"),
-        (cdevent("dev.cdevents.change.split.0.3.0", {}), "unknown_type", "context.type"),
-        (cdevent("dev.cdevents.taskrun.finished", {}), "unknown_type", "context.type"),
-        (cdevent("org.example.taskrun.finished.0.3.0", {}), "unknown_type", "context.type"),
-        (finished(context={"timestamp": "noon"}), "bad_time", "context.timestamp"),
-        (finished(subject={"id": ""}), "missing_field", "subject.id"),
-        (finished(subject={"content": "x"}), "bad_field", "subject.content"),
-        (finished(content={"taskName": {}}), "bad_field", "taskName"),
-        (finished(customData={"ciml": "x"}), "bad_field", "ciml"),
-    ],
-)
-def test_a_damaged_event_is_rejected(event: Any, reason: str, where: str) -> None:
-    assert rejection_of("cdevents", delivery(event)) == (reason, where)
-
-
-@pytest.mark.parametrize(
-    ("content", "where"),
-    [({"outcome": None}, "result"), ({"outcome": "neither"}, "result"), ({"taskName": None}, "job")],
-)
-def test_a_finished_run_needs_its_outcome_and_its_job(content: dict[str, Any], where: str) -> None:
-    ((facts, fault),) = event_of("cdevents", delivery(finished(content=content))).rejections
-    assert (facts.build_uuid, fault.detail.partition(":")[0]) == ("ci/tekton/build-7", where)

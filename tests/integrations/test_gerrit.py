@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from ciml.errors import RejectedInput
 from ciml.events.reviews import PARTLY_APPROVED
 from ciml.integrations.gerrit import adapter
 from tests.integrations import samples
 from tests.integrations.deliveries import event_of
-from tests.integrations.reading import rejection_of, updates_of
+from tests.integrations.reading import updates_of
 from tests.integrations.samples import PARENT, SHA, account, delivery, ref_update, vote
 
 CHANGE = "change:demo%2Fapp/7"
@@ -64,32 +63,6 @@ def test_a_deleted_vote_is_dismissed() -> None:
     deleted = [vote("Workflow", "0", "1")]
     said = read("vote-deleted", reviewer=account("cleo"), remover=account("eve"), approvals=deleted)
     assert said == {PATCHSET: review("dismissed")}
-
-
-@pytest.mark.parametrize(
-    ("kind", "fields", "rule"),
-    [
-        ("comment-added", {"approvals": APPROVAL}, adapter.UNKNOWN_VOTER),
-        ("comment-added", {"approvals": APPROVAL, "author": {}}, adapter.UNKNOWN_VOTER),
-        ("comment-added", {"approvals": APPROVAL, "author": account("cleo"), "change": ENDED}, adapter.CLOSED),
-        *(
-            ("ref-updated", {"refUpdate": ref_update(f"refs/{name}")}, adapter.NO_FACT)
-            for name in ("changes/07/7/2", "changes/07/7/meta", "tags/v1")
-        ),
-        *(("ref-updated", {"refUpdate": ref_update(name)}, adapter.NO_FACT) for name in ("main", "")),
-        *(
-            (kind, {}, adapter.NO_FACT)
-            for kind in ("change-abandoned", "project-created", "topic-changed", "dropped-output")
-        ),
-        (
-            "patchset-created",
-            {"change": {**WHOLE["change"], "owner": None}, "patchSet": {"number": 2}},
-            adapter.NO_OWNER,
-        ),
-    ],
-)
-def test_what_says_nothing_of_runs_is_ignored_by_its_rule(kind: str, fields: dict[str, Any], rule: str) -> None:
-    assert read(kind, **fields) == rule
 
 
 def submitted(**patchset: Any) -> Any:
@@ -183,31 +156,6 @@ def test_the_same_event_has_the_same_id_and_its_own_time() -> None:
     first, second = (event_of("gerrit", delivery(samples.gerrit("change-merged"))) for _ in range(2))
     assert (first.key, first.type, first.time_us) == (second.key, "change-merged", 1795521600000000)
     assert event_of("gerrit", delivery(samples.gerrit("topic-changed"), delivery_id="d1")).id == "d1"
-
-
-@pytest.mark.parametrize(
-    ("fields", "reason", "where"),
-    [
-        ({"type": None}, "missing_field", "type"),
-        ({"change": None}, "missing_field", "change.number"),
-        ({"change": []}, "bad_field", "change"),
-        ({"change": {"number": 7}, "project": {}}, "missing_field", "change.project"),
-        ({"change": {"number": "7/2", "project": "p"}}, "bad_field", "change.number"),
-        ({"change": {"number": -7, "project": "p"}}, "bad_field", "change.number"),
-        ({"patchSet": None}, "missing_field", "patchSet.number"),
-        ({"patchSet": {"number": 2.5}}, "bad_field", "patchSet.number"),
-        ({"change": {"number": 7, "project": "p"}}, "missing_field", "change.branch"),
-        ({"eventCreatedOn": "yesterday"}, "bad_time", "eventCreatedOn"),
-    ],
-)
-def test_what_cannot_be_joined_is_rejected(fields: dict[str, Any], reason: str, where: str) -> None:
-    assert rejection_of("gerrit", delivery({**samples.gerrit("change-merged"), **fields})) == (reason, where)
-
-
-@pytest.mark.parametrize("approvals", [{}, [7], [{"type": "Code-Review", "value": "two"}], [{"type": []}], [{}] * 101])
-def test_strange_votes_are_rejected(approvals: Any) -> None:
-    with pytest.raises(RejectedInput, match=r"approvals|type"):
-        read("comment-added", author=account("cleo"), approvals=approvals)
 
 
 @pytest.mark.parametrize("value", ["100", "two"])

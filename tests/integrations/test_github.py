@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from ciml.errors import RejectedInput
 from ciml.events.records import RunFacts
-from ciml.integrations.adapter import NOTHING, Delivery
-from ciml.integrations.github import adapter
+from ciml.integrations.adapter import Delivery
 from tests.integrations.deliveries import event_of
 from tests.integrations.github_samples import (
     FORK,
     REPOSITORY,
     SHA,
     check_run,
-    delivery,
     job,
-    merged,
     pr,
     pull,
     queue,
-    reviewed,
     workflow_run,
 )
 from tests.integrations.reading import facts_of, settled_of
@@ -145,27 +139,6 @@ def test_a_job_that_has_not_ended_is_not_finished(action: str, status: str, phas
     assert settled(given) == [("ignored", "not_finished", "")]
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason", "detail"),
-    [
-        ({"conclusion": "finished"}, "bad_field", "result: 'FINISHED' is an unknown word; set outcome too"),
-        ({"conclusion": None}, "missing_field", "result"),
-        ({"started_at": "1015-01-11T19:01:11Z"}, "bad_time", "workflow_job.started_at"),
-        ({"completed_at": "2026-11-24T11:00:00Z"}, "bad_time", "end_time: before start_time"),
-        ({"status": "done"}, "bad_field", "workflow_job.status: unknown 'done'"),
-        ({"run_id": "81/../.."}, "bad_field", "workflow_job.run_id: want a whole number from 1, not a text"),
-        ({"run_id": None}, "missing_field", "workflow_job.run_id"),
-        ({"labels": [{}]}, "bad_field", "workflow_job.labels[0]: want a text, not an object"),
-        ({"id": {}}, "bad_run_id", "id: want a text, not an object"),
-        ({"run_attempt": 0}, "bad_run_id", "attempt: want a whole number from 1"),
-    ],
-)
-def test_a_job_that_cannot_be_understood_is_a_dead_letter(changes: dict[str, Any], reason: str, detail: str) -> None:
-    ((kind, found, text),) = settled(job(**changes))
-    assert (kind, found) == ("dead_letter", reason)
-    assert detail in text
-
-
 def of_pull_request(*pulls: dict[str, Any]) -> Delivery:
     return workflow_run(event="pull_request", head_branch="fix", pull_requests=list(pulls))
 
@@ -247,40 +220,6 @@ def test_an_approved_run_of_a_fork_is_another_attempt() -> None:
     assert run_of(job(run_attempt=2)).subjects[0] == waiting.subjects[0] == "workflow_run:81"
 
 
-@pytest.mark.parametrize(
-    ("given", "rule"),
-    [
-        (check_run(app={"slug": "github-actions", "name": "GitHub Actions"}), adapter.ACTIONS_CHECK),
-        (check_run(app={}, details_url="https://github.com/octo/widget/actions/runs/81/job/5"), adapter.ACTIONS_CHECK),
-        (check_run(completed_at="2026-11-24T12:00:00Z"), adapter.INSTANT_CHECK),
-        (check_run("rerequested"), adapter.CHECK_REQUEST),
-        (pr("labeled"), adapter.SAME_PULL_REQUEST),
-        (pr("edited"), adapter.SAME_PULL_REQUEST),
-        (merged(head=FORK), adapter.OF_FORK),
-        (merged(head=None), adapter.OF_FORK),
-        (delivery("pull_request", json.loads(merged().body) | {"repository": FORK}), adapter.OF_FORK),
-        (reviewed(head=FORK), adapter.OF_FORK),
-        (reviewed(by="approver[bot]", kind="Bot"), adapter.BOT),
-        (reviewed(by=""), adapter.BOT),
-        (reviewed("commented"), adapter.COMMENT),
-        (reviewed(association="NONE"), adapter.OUTSIDER),
-        (reviewed(association="CONTRIBUTOR"), adapter.OUTSIDER),
-        (queue(reason="dequeued"), adapter.OPEN_GROUP),
-        (queue(action="checks_requested"), adapter.OPEN_GROUP),
-        (delivery("push", {}), adapter.PUSH),
-        (delivery("push", {"ref": "refs/heads/main", "after": "0" * 40}), adapter.PUSH),
-        (delivery("push", {"ref": "refs/tags/main", "after": SHA}), adapter.PUSH),
-        (delivery("ping", {"zen": "Keep it simple."}), "a ping only tests the webhook"),
-        (delivery("check_suite", {}), "a check suite only sums up its check runs"),
-        (delivery("status", {}), "a commit status has no times"),
-        (delivery("star", {}), adapter.OTHER),
-        (delivery("workflow_run", {"workflow_run": {"id": 1}}), NOTHING),
-    ],
-)
-def test_what_says_nothing_of_runs_is_ignored_by_its_rule(given: Delivery, rule: str) -> None:
-    assert settled(given) == [("ignored", "no_run", rule)]
-
-
 def test_an_opened_pull_request_says_whose_it_is_and_which_runs_may_be_of_it() -> None:
     said = [
         (one.subject, one.facts, one.only, one.by) for one in event_of("github", pr(by="eve", author="mal")).updates
@@ -303,22 +242,6 @@ def test_an_event_has_the_id_of_its_delivery() -> None:
     assert event_of("github", job()).key == "ci+token d1"
     unnamed = job()._replace(id="")
     assert event_of("github", unnamed).key == event_of("github", unnamed).key != event_of("github", job(id=1)).key
-
-
-@pytest.mark.parametrize(
-    ("given", "reason", "detail"),
-    [
-        (Delivery(b"{}", {}, "d1"), "missing_field", "header x-github-event"),
-        (Delivery(b"{}", {"x-github-event": "Workflow Job"}, "d1"), "unknown_type", "header x-github-event"),
-        (delivery("workflow_job", {}), "missing_field", "workflow_job"),
-        (Delivery(b"payload=%7B%7D", {"x-github-event": "workflow_job"}, "d1"), "broken_json", "application/json"),
-    ],
-)
-def test_what_is_no_webhook_of_github_is_rejected(given: Delivery, reason: str, detail: str) -> None:
-    with pytest.raises(RejectedInput) as caught:
-        event_of("github", given)
-    assert caught.value.reason == reason
-    assert detail in caught.value.detail
 
 
 def test_no_secret_becomes_a_fact() -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from ciml.events.records import RunFacts
-from ciml.integrations.adapter import NOTHING, Delivery
+from ciml.integrations.adapter import Delivery
 from ciml.integrations.gitlab import adapter
 from tests.integrations.deliveries import event_of
-from tests.integrations.gitlab_samples import FROM_FORK, PROJECT, SHA, delivery, job, merge_request, pipeline
-from tests.integrations.reading import facts_of, rejection_of, settled_of
+from tests.integrations.gitlab_samples import FROM_FORK, PROJECT, SHA, job, merge_request, pipeline
+from tests.integrations.reading import facts_of, settled_of
 
 COMMIT = f"sha:44/{SHA}"
 
@@ -134,30 +132,6 @@ def test_a_skipped_job_has_the_time_of_its_creation() -> None:
     assert settled(given) == [("ignored", "skipped", "")]
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason", "detail"),
-    [
-        ({"build_status": "finished"}, "bad_field", "build_status: unknown 'finished'"),
-        ({"build_status": None}, "missing_field", "build_status"),
-        ({"build_id": "9001"}, "bad_field", "build_id: want a whole number from 1, not a text"),
-        ({"project_id": "1/../2"}, "bad_field", "project_id"),
-        ({"build_name": ""}, "missing_field", "build_name"),
-        ({"build_finished_at": "yesterday"}, "bad_time", "build_finished_at"),
-        (
-            {"build_started_at": None, "build_finished_at": None, "build_created_at": None},
-            "missing_field",
-            "start_time",
-        ),
-        ({"runner": []}, "bad_field", "runner: want an object, not a list"),
-        ({"runner": {"tags": "linux"}}, "bad_field", "runner.tags: want a list of at most 100 texts"),
-    ],
-)
-def test_a_job_that_cannot_be_understood_is_a_dead_letter(changes: dict[str, Any], reason: str, detail: str) -> None:
-    ((kind, found, text),) = settled(job(**changes))
-    assert (kind, found) == ("dead_letter", reason)
-    assert detail in text
-
-
 def test_a_pipeline_updates_its_jobs_and_reports_none_of_them() -> None:
     assert updates_of(pipeline()) == {
         "pipeline:501": {
@@ -193,30 +167,7 @@ def test_a_merge_request_knows_its_target_and_whether_it_is_of_a_fork(source: in
     assert updates_of(given) == {"merge_request:44/6": {"fork": fork, "branch": "main", "change": "6"}}
 
 
-@pytest.mark.parametrize(
-    ("given", "rule"),
-    [
-        (delivery({"object_kind": "push"}), "a push reports no run"),
-        (delivery({"object_kind": "tag_push"}), "a push reports no run"),
-        (delivery({"object_kind": "deployment"}), "a deployment's job reports itself"),
-        (delivery({"object_kind": "note"}), adapter.OTHER),
-        (delivery({"event_name": "project_create"}), adapter.OTHER),
-        (delivery({"object_kind": "pipeline", "object_attributes": {"id": 1}}), NOTHING),
-    ],
-)
-def test_what_says_nothing_of_runs_is_ignored_by_its_rule(given: Delivery, rule: str) -> None:
-    assert settled(given) == [("ignored", "no_run", rule)]
-
-
 def test_an_event_is_known_by_its_body() -> None:
     """The events that one receiver of webhooks causes share one X-Gitlab-Event-UUID."""
     assert event_of("gitlab", job()).key != event_of("gitlab", job(build_id=9100)).key
     assert event_of("gitlab", job()).key == event_of("gitlab", job()._replace(id="other")).key
-
-
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [({}, "missing_field"), ({"object_kind": "Push Hook"}, "unknown_type"), ({"object_kind": []}, "bad_field")],
-)
-def test_what_is_no_webhook_of_gitlab_is_rejected(body: dict[str, Any], reason: str) -> None:
-    assert rejection_of("gitlab", delivery(body))[0] == reason

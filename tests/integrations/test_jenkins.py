@@ -9,9 +9,8 @@ from urllib.parse import quote
 import pytest
 
 from ciml.errors import RejectedInput
-from ciml.integrations import jenkins
 from tests.integrations.deliveries import event_of
-from tests.integrations.reading import rejection_of, runs_of
+from tests.integrations.reading import runs_of
 from tests.integrations.samples import SHA, cloudevent
 from tests.integrations.samples import jenkins as sample
 
@@ -87,29 +86,6 @@ def test_the_names_of_folders_may_be_encoded() -> None:
     assert (run.log_url, run.output_url, run.url, run.subjects, run.start_us) == ("", "", "", (), None)
 
 
-@pytest.mark.parametrize(
-    ("kind", "rule"),
-    [
-        ("org.jenkinsci.job.updated", jenkins.NO_BUILD),
-        ("org.jenkinsci.job.created", jenkins.NO_BUILD),
-        ("org.jenkinsci.queue.entered_waiting", jenkins.QUEUE),
-        ("org.jenkinsci.queue.left", jenkins.QUEUE),
-        ("org.jenkinsci.node.offline", jenkins.NODE),
-    ],
-)
-def test_events_of_no_build_are_ignored(kind: str, rule: str) -> None:
-    event = event_of("jenkins", cloudevent(kind, {"name": "app", "url": "job/app/"}))
-    assert (event.id, event.ignored) == ("e1", rule)
-
-
-@pytest.mark.parametrize(
-    "kind", ["org.jenkinsci.job.paused", "org.jenkinsci.pipeline.started", "dev.cdevents.job.started"]
-)
-def test_an_unknown_type_is_rejected(kind: str) -> None:
-    with pytest.raises(RejectedInput, match="unknown_type"):
-        event_of("jenkins", cloudevent(kind, {"url": "job/app/", "build": {"number": 1}}))
-
-
 OTHER_URLS = """
 job app/ job/app/13 job// job//job/app/ view/all/job/app/ os=linux/ job/app/os=/ job/app/=linux/ job/app/os=a,b/
 job/app/os=a,/ job/app/os=linux/py=3/ job/os=linux/app/
@@ -121,22 +97,6 @@ def test_a_job_of_another_form_is_rejected(url: Any) -> None:
     data = {"url": url, "build": {"number": 1, "status": "SUCCESS"}}
     with pytest.raises(RejectedInput, match="url"):
         event_of("jenkins", cloudevent("org.jenkinsci.job.completed", data))
-
-
-@pytest.mark.parametrize(
-    ("build", "where"),
-    [
-        ({"timestamp": 1.5}, "build.timestamp"),
-        ({"duration": -1}, "build.duration"),
-        ({"timestamp": 5, "duration": 6}, "build.duration"),
-        ({"timestamp": 1 << 60}, "build.timestamp"),
-        ({"number": None}, "build.number"),
-        ({"scmState": []}, "build.scmState"),
-        ({"fullUrl": 1.5}, "build.fullUrl"),
-    ],
-)
-def test_a_damaged_build_is_rejected(build: dict[str, Any], where: str) -> None:
-    assert rejection_of("jenkins", sample(**build))[1] == where
 
 
 @pytest.mark.parametrize(
@@ -188,18 +148,3 @@ def test_no_two_jobs_share_a_run() -> None:
         native_id("x" * 30, "y" * 60, "z" * 60)
         == hashlib.sha256(f"jenkins-{'x' * 30}/{'y' * 60}/{'z' * 60}-7".encode()).hexdigest()
     )
-
-
-@pytest.mark.parametrize(
-    ("fields", "detail"),
-    [
-        ({"url": "job/a%2Fjob%2Fb/"}, WANTED),
-        ({"url": "job/a/b/"}, WANTED),
-        ({"number": "b-7"}, "build.number: want a number from 1, not 'b-7'"),
-        ({"number": 0}, "build.number: want a number from 1, not '0'"),
-    ],
-)
-def test_an_address_and_a_number_say_one_thing(fields: dict[str, Any], detail: str) -> None:
-    with pytest.raises(RejectedInput) as caught:
-        build_of(**{"url": "job/a/", **fields})
-    assert caught.value.detail == detail

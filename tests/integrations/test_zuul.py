@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from ciml.errors import RejectedInput
 from ciml.events.records import Batch, OffsetRange
 from ciml.integrations import zuul
 from ciml.integrations.adapter import Delivery
@@ -14,7 +13,7 @@ from ciml.integrations.registry import read_event
 from ciml.transforms.ingest.decode import decode
 from tests.integrations import samples
 from tests.integrations.deliveries import event_of, message_of
-from tests.integrations.reading import rejection_of, runs_of
+from tests.integrations.reading import runs_of
 from tests.integrations.samples import SHA, delivery, zuul_build, zuul_message
 
 LOGS = "http://127.0.0.1:19001"
@@ -246,29 +245,6 @@ def test_a_fault_of_a_build_costs_that_build_alone(changed: dict[str, Any], reas
     ((facts, fault),) = event.rejections
     assert (facts.build_uuid, fault.reason) == ("b1", reason)
     assert where in fault.detail
-
-
-@pytest.mark.parametrize(
-    ("message", "reason", "where"),
-    [
-        ({"action": None}, "missing_field", "action"),
-        ({"buildset": None}, "missing_field", "buildset"),
-        ({"buildset": "s1"}, "bad_field", "buildset"),
-        ({"buildset": {"uuid": "s1", "builds": {}}}, "bad_field", "buildset.builds"),
-        ({"buildset": {"uuid": "s1", "builds": [[]]}}, "bad_field", "buildset.builds[0]"),
-        ({"buildset": {"uuid": "s1", "builds": [zuul_build(uuid=["b1"])]}}, "bad_run_id", "id"),
-        ({"buildset": {"builds": [zuul_build()]}}, "missing_field", "buildset.uuid"),
-        ({"changes": 7}, "bad_field", "changes"),
-        ({"timestamp": "now"}, "bad_time", "timestamp"),
-    ],
-)
-def test_a_message_that_cannot_be_accounted_for_is_rejected(message: dict[str, Any], reason: str, where: str) -> None:
-    assert rejection_of("zuul", delivery({**zuul_message(zuul_build()), **message})) == (reason, where)
-
-
-def test_more_runs_than_an_event_may_have_are_rejected() -> None:
-    with pytest.raises(RejectedInput, match="too_many_runs"):
-        event_of("zuul", delivery(zuul_message(*(zuul_build(uuid=f"b{n}") for n in range(1001)))))
 
 
 def test_ingest_settles_the_builds_of_a_real_check() -> None:
