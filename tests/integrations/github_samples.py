@@ -50,6 +50,10 @@ def job(action: str = "completed", repository: Mapping[str, Any] = REPOSITORY, *
     return delivery("workflow_job", body)
 
 
+def unended_job(action: str, status: str) -> Delivery:
+    return job(action, status=status, conclusion=None, completed_at=None)
+
+
 def workflow_run(action: str = "completed", head: Mapping[str, Any] | None = REPOSITORY, **changes: Any) -> Delivery:
     """Return a ``workflow_run`` of a push to main unless changed."""
     fields = {
@@ -236,7 +240,7 @@ def queue(base: str = "main", reason: str = "merged", action: str = "destroyed")
 SAMPLES = {
     "github": [
         job(),
-        job("queued", status="queued", conclusion=None, completed_at=None, runner_name=None),
+        unended_job("queued", "queued"),
         workflow_run(),
         workflow_run(head=FORK, event="pull_request"),
         workflow_run(event="pull_request", head_branch="fix", pull_requests=[pull()]),

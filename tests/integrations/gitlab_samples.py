@@ -53,6 +53,10 @@ def job(**changes: Any) -> Delivery:
     return delivery({name: found for name, found in (fields | changes).items() if found is not ...})
 
 
+def unended_job(status: str, start: str | None = None) -> Delivery:
+    return job(build_status=status, build_started_at=start, build_finished_at=None)
+
+
 def pipeline(merge_request: Mapping[str, Any] | None = None, **changes: Any) -> Delivery:
     """Return a pipeline hook: of a push to main, unless changed."""
     attributes = {

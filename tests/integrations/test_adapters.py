@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from tests.integrations import github_samples as hub
 from tests.integrations import gitlab_samples as lab
 from tests.integrations import samples
 from tests.integrations.deliveries import event_of
-from tests.integrations.reading import settled_of
+from tests.integrations.reading import runs_of, settled_of
 from tests.integrations.samples import (
     RUN,
     account,
@@ -37,6 +37,7 @@ Rows = Iterable[tuple[Delivery, str]]
 CLEO = account("cleo")
 APPROVAL = [vote("Code-Review", "2", "0")]
 CHANGE = samples.gerrit("")["change"]
+NOON, NOON_US = "2026-11-24T12:00:00Z", 1795521600_000_000
 FINISHED = "dev.ciml.run.finished.v1"
 JSON = {"content-type": "application/cloudevents+json"}
 
@@ -307,8 +308,99 @@ REJECTED: dict[str, Rows] = {
     ],
 }
 
+#: Phase and start, microseconds, of a run that has not ended.
+UNFINISHED: dict[str, Iterable[tuple[Delivery, str, int | None]]] = {
+    "github": [
+        *((hub.unended_job(status, status), "queued", None) for status in ("queued", "waiting")),
+        (hub.unended_job("in_progress", "in_progress"), "started", NOON_US),
+    ],
+    "gitlab": [
+        *((lab.unended_job(status), "queued", None) for status in "created preparing pending manual scheduled".split()),
+        *((lab.unended_job(f"waiting_for_{what}"), "queued", None) for what in ("resource", "callback")),
+        *((lab.unended_job(status, NOON), "started", NOON_US) for status in ("running", "canceling")),
+    ],
+    "zuul": [
+        (of_zuul(zuul_build(result=None, start_time=None, end_time=None), action="dequeue"), "queued", None),
+        (of_zuul(zuul_build(result=None, start_time=NOON_US / 1e6, end_time=None)), "started", NOON_US),
+    ],
+    "tekton": [
+        (of_task(task_run("Pending", "Unknown", status={"startTime": None}), "queued"), "queued", None),
+        *(
+            (of_task(task_run("Running", "Unknown"), word), "started", NOON_US)
+            for word in ("started", "running", "unknown")
+        ),
+    ],
+    "jenkins": [
+        (samples.jenkins("started", status=None, duration=0, timestamp=NOON_US // 1000), "started", NOON_US),
+    ],
+    "cdevents": [
+        (cde("pipelinerun.queued", content={"pipelineName": "nightly"}), "queued", None),
+        (
+            cde("pipelinerun.started", ".0.3.0-draft", content={"pipelineName": "nightly"}),
+            "started",
+            NOON_US + 60_000_000,
+        ),
+    ],
+    "cloudevents": [
+        (cloudevent("dev.ciml.run.queued.v1", {"id": "r1", "job": "unit"}), "queued", None),
+        (cloudevent("dev.ciml.run.started.v1", {"id": "r1", "job": "unit", "start_time": NOON}), "started", NOON_US),
+    ],
+}
+#: The system's own word for a result, and the outcome.
+OUTCOMES: dict[str, Iterable[tuple[Delivery, str, str]]] = {
+    "github": [
+        (hub.job(conclusion=word), word, outcome)
+        for outcome, words in {
+            "success": "success",
+            "failure": "failure",
+            "timeout": "timed_out",
+            "cancellation": "cancelled stale",
+            "skip": "skipped neutral action_required",
+        }.items()
+        for word in words.split()
+    ],
+    "gitlab": [
+        (lab.job(build_status="failed", build_failure_reason=reason), "failed", outcome)
+        for outcome, reasons in {
+            "failure": "script_failure unknown_failure a_new_reason",
+            "timeout": "job_execution_timeout",
+            "error": "runner_system_failure stuck_or_timeout_failure",
+        }.items()
+        for reason in reasons.split()
+    ],
+    "tekton": [
+        (of_task(task_run("TaskRunResultsVerified")), "TaskRunResultsVerified", "success"),  # whatever the reason
+        *(
+            (of_task(task_run(reason, "False"), "failed"), reason, outcome)
+            for outcome, reasons in {
+                "failure": "Failed FailureIgnored TaskRunResultLargerThanAllowedLimit",
+                "timeout": "TaskRunTimeout",
+                "cancellation": "TaskRunCancelled",
+                "error": "TaskRunImagePullFailed PodEvicted ExceededNodeResources",
+            }.items()
+            for reason in reasons.split()
+        ),
+    ],
+    "jenkins": [
+        *((samples.jenkins(kind), "SUCCESS", "success") for kind in ("completed", "finalized", "finalzed", "failed")),
+        *((samples.jenkins(status=status), status, "failure") for status in ("FAILURE", "UNSTABLE")),
+        (samples.jenkins(status="ABORTED"), "ABORTED", "cancellation"),
+        (samples.jenkins(status="NOT_BUILT"), "NOT_BUILT", "skip"),
+    ],
+    "cdevents": [
+        (cde("testsuiterun.finished", content={"testSuite": {"id": "9"}, "outcome": word}), word, outcome)
+        for outcome, words in {
+            "success": "success pass",
+            "failure": "failure fail",
+            "cancellation": "cancel",
+            "error": "error",
+        }.items()
+        for word in words.split()
+    ],
+}
 
-def flat(table: dict[str, Rows]) -> list[Any]:
+
+def flat(table: Mapping[str, Iterable[tuple[Any, ...]]]) -> list[Any]:
     """Return the rows of a table, each with its adapter."""
     return [pytest.param(name, *row, id=f"{name}: {row[1]}") for name, rows in table.items() for row in rows]
 
@@ -337,3 +429,18 @@ def test_a_damaged_event_is_rejected_with_the_field_and_the_reason(adapter: str,
         found = f"{facts.build_uuid} {fault.reason}: {fault.detail}"
         assert event.run_facts == ()
     assert found.startswith(said)
+
+
+@pytest.mark.parametrize(("adapter", "given", "phase", "start_us"), flat(UNFINISHED))
+def test_a_run_that_has_not_ended_is_not_finished(
+    adapter: str, given: Delivery, phase: str, start_us: int | None
+) -> None:
+    (run,) = runs_of(adapter, given).values()
+    assert (run.phase, run.start_us, run.end_us, run.outcome) == (phase, start_us, None, None)
+    assert settled_of(adapter, given) == [("ignored", "not_finished", "")]
+
+
+@pytest.mark.parametrize(("adapter", "given", "word", "outcome"), flat(OUTCOMES))
+def test_the_outcome_of_a_word_of_the_system(adapter: str, given: Delivery, word: str, outcome: str) -> None:
+    (run,) = runs_of(adapter, given).values()
+    assert (run.phase, run.result, run.outcome) == ("finished", word, outcome)

@@ -25,11 +25,3 @@ def test_several_runs() -> None:
     event = event_of("cloudevents", cloudevent(FINISHED, {"runs": [RUN, {**RUN, "id": "r2", "job": ""}]}))
     assert [run.build_uuid for run in event.run_facts] == ["r1"]
     assert [(facts.build_uuid, fault.reason) for facts, fault in event.rejections] == [("r2", "missing_field")]
-
-
-@pytest.mark.parametrize(
-    ("kind", "phase"), [("dev.ciml.run.queued.v1", "queued"), ("dev.ciml.run.started.v1", "started")]
-)
-def test_runs_on_their_way(kind: str, phase: str) -> None:
-    (run,) = event_of("cloudevents", cloudevent(kind, {"id": "r1", "job": "unit"})).run_facts
-    assert run.phase == phase

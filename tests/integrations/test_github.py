@@ -70,19 +70,6 @@ def test_a_completed_job_is_a_run() -> None:
 JOBS: dict[str, tuple[Delivery, dict[str, object]]] = {
     "a first attempt": (job(run_attempt=...), {"run_id": "ci~4001~1", "attempt_of": "81/unit (3.11)"}),
     "a second attempt": (job(id=4099, run_attempt=2), {"run_id": "ci~4099~2", "attempt_of": "81/unit (3.11)"}),
-    **{
-        f"conclusion {conclusion}": (job(conclusion=conclusion), {"outcome": outcome, "result": conclusion})
-        for conclusion, outcome in (
-            ("success", "success"),
-            ("failure", "failure"),
-            ("timed_out", "timeout"),
-            ("cancelled", "cancellation"),
-            ("skipped", "skip"),
-            ("neutral", "skip"),
-            ("stale", "cancellation"),
-            ("action_required", "skip"),
-        )
-    },
     "a skipped job may have a start after its end": (
         job(conclusion="skipped", started_at="2026-11-24T12:20:01Z"),
         {"start_us": None, "end_us": 1795522800000000},
@@ -127,16 +114,6 @@ JOBS: dict[str, tuple[Delivery, dict[str, object]]] = {
 @pytest.mark.parametrize(("given", "facts"), JOBS.values(), ids=JOBS)
 def test_the_facts_of_a_run(given: Delivery, facts: dict[str, object]) -> None:
     assert facts_of("github", given, facts) == facts
-
-
-@pytest.mark.parametrize(
-    ("action", "status", "phase"),
-    [("queued", "queued", "queued"), ("waiting", "waiting", "queued"), ("in_progress", "in_progress", "started")],
-)
-def test_a_job_that_has_not_ended_is_not_finished(action: str, status: str, phase: str) -> None:
-    given = job(action, status=status, conclusion=None, completed_at=None)
-    assert run_of(given).phase == phase
-    assert settled(given) == [("ignored", "not_finished", "")]
 
 
 def of_pull_request(*pulls: dict[str, Any]) -> Delivery:

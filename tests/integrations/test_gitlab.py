@@ -6,7 +6,6 @@ import pytest
 
 from ciml.events.records import RunFacts
 from ciml.integrations.adapter import Delivery
-from ciml.integrations.gitlab import adapter
 from tests.integrations.deliveries import event_of
 from tests.integrations.gitlab_samples import FROM_FORK, PROJECT, SHA, job, merge_request, pipeline
 from tests.integrations.reading import facts_of, settled_of
@@ -97,17 +96,6 @@ JOBS: dict[str, tuple[Delivery, dict[str, object]]] = {
         job(build_started_at_iso="2026-11-24T12:00:30.500Z", build_finished_at="2026-11-24 12:20:00 +0000"),
         {"start_us": 1795521630500000, "end_us": 1795522800000000},
     ),
-    **{
-        reason: (job(build_status="failed", build_failure_reason=reason), {"outcome": outcome, "result": "failed"})
-        for reason, outcome in (
-            ("script_failure", "failure"),
-            ("unknown_failure", "failure"),
-            ("a_new_reason", "failure"),
-            ("job_execution_timeout", "timeout"),
-            ("runner_system_failure", "error"),
-            ("stuck_or_timeout_failure", "error"),
-        )
-    },
 }
 
 
@@ -119,11 +107,6 @@ def test_the_facts_of_a_run(given: Delivery, facts: dict[str, object]) -> None:
 def test_the_reason_of_a_failure_is_a_label() -> None:
     failed = job(build_status="failed", build_failure_reason="script_failure")
     assert run_of(failed).labels["failure_reason"] == "script_failure"
-
-
-@pytest.mark.parametrize("status", [status for status, phase in adapter.PHASES.items() if phase != "finished"])
-def test_a_job_that_has_not_ended_is_not_finished(status: str) -> None:
-    assert settled(job(build_status=status, build_finished_at=None)) == [("ignored", "not_finished", "")]
 
 
 def test_a_skipped_job_has_the_time_of_its_creation() -> None:

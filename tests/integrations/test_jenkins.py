@@ -39,22 +39,6 @@ def test_every_fact_of_a_finished_build() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "outcome"),
-    [
-        ("SUCCESS", "success"),
-        ("FAILURE", "failure"),
-        ("UNSTABLE", "failure"),
-        ("ABORTED", "cancellation"),
-        ("NOT_BUILT", "skip"),
-    ],
-)
-@pytest.mark.parametrize("kind", ["completed", "finalized", "finalzed", "failed"])
-def test_every_result_of_jenkins(kind: str, status: str, outcome: str) -> None:
-    run = one(kind, status=status)
-    assert (run.outcome, run.result, run.phase) == (outcome, status, "finished")
-
-
-@pytest.mark.parametrize(
     ("url", "subjects"),
     [
         ("https://github.com/acme/app.git", (f"sha:acme/app/{SHA}",)),
@@ -66,11 +50,6 @@ def test_every_result_of_jenkins(kind: str, status: str, outcome: str) -> None:
 )
 def test_a_commit_is_named_as_github_does(url: Any, subjects: tuple[str, ...]) -> None:
     assert one(scmState={"url": url, "commit": SHA}).subjects == subjects
-
-
-def test_a_started_build() -> None:
-    run = one("started", duration=0, timestamp=1795521600250)
-    assert (run.phase, run.start_us, run.end_us, run.result) == ("started", 1795521600250000, None, "")
 
 
 def build_of(url: str, number: int = 7, **build: Any) -> Any:

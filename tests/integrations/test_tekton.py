@@ -48,37 +48,6 @@ def test_every_fact_of_a_task_run(mode: str) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("word", "phase"), [("queued", "queued"), ("started", "started"), ("running", "started"), ("unknown", "started")]
-)
-def test_a_task_run_on_its_way(word: str, phase: str) -> None:
-    (run,) = read(word, task_run("Running", "Unknown")).values()
-    assert (run.phase, run.outcome, run.result, run.end_us) == (phase, None, "", None)
-
-
-@pytest.mark.parametrize(
-    ("reason", "outcome"),
-    [
-        ("Failed", "failure"),
-        ("FailureIgnored", "failure"),
-        ("TaskRunResultLargerThanAllowedLimit", "failure"),
-        ("TaskRunTimeout", "timeout"),
-        ("TaskRunCancelled", "cancellation"),
-        ("TaskRunImagePullFailed", "error"),
-        ("PodEvicted", "error"),
-        ("ExceededNodeResources", "error"),
-    ],
-)
-def test_the_reason_decides_the_outcome(reason: str, outcome: str) -> None:
-    (run,) = read("failed", task_run(reason, "False")).values()
-    assert (run.outcome, run.result) == (outcome, reason)
-
-
-def test_a_task_run_that_succeeded_needs_no_known_reason() -> None:
-    (run,) = read("successful", task_run("TaskRunResultsVerified")).values()
-    assert (run.outcome, run.result) == ("success", "TaskRunResultsVerified")
-
-
 def test_a_pod_that_did_not_run_has_no_telemetry() -> None:
     assert NEVER_RAN[normal_word("CouldntGetTask")] == NEVER_RAN[normal_word("PodCreationFailed")] == "never_started"
     assert normal_word("PodEvicted") not in NEVER_RAN

@@ -178,12 +178,6 @@ def test_a_retried_build_is_an_error_whatever_its_jobs_own_message() -> None:
     assert {uuid: run.outcome for uuid, run in runs.items()} == {"b1": "success", "b0": "error"}
 
 
-@pytest.mark.parametrize(("start", "phase"), [(1795521600.5, "started"), (None, "queued")])
-def test_a_build_without_a_result_is_not_finished(start: float | None, phase: str) -> None:
-    run = one(zuul_message(zuul_build(result=None, start_time=start, end_time=None), action="dequeue"))
-    assert (run.phase, run.outcome, run.end_us) == (phase, None, None)
-
-
 def test_times_may_be_texts() -> None:
     run = one(zuul_message(zuul_build(start_time="1795521600.25", end_time="1795521660")))
     assert (run.start_us, run.end_us) == (1795521600250000, 1795521660000000)
