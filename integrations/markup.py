@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _ELLIPSIS = "…"
 #: ASCII punctuation that stays: it means nothing where `_SPECIAL` leaves it.
@@ -40,7 +41,7 @@ def inert(text: str, most_bytes: int) -> str:
     It has no control or format character, no link, mention, reference, emphasis, HTML or command. A text that is empty
     after that is "?".
     """
-    visible = "".join(_shown(character) for character in text[: 4 * most_bytes])
+    visible = "".join(map(_shown, text[: 4 * most_bytes]))
     line = " ".join(visible.split())
     line = _COMMIT.sub(lambda match: match[0] if match[0].isdecimal() else f"{match[1]}{_ELLIPSIS}", line)
     line = _LONG_NUMBER.sub(_grouped, line)
@@ -73,6 +74,7 @@ def _grouped(number: re.Match[str]) -> str:
     return "\u202f".join(filter(None, groups))
 
 
+@lru_cache(maxsize=1 << 12)
 def _shown(character: str) -> str:
     """Return a character; a space for a separator or control character, nothing for one that cannot be seen."""
     if character.isascii():

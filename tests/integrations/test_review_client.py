@@ -18,6 +18,7 @@ from ciml.integrations.github.review import AppRest, Comments
 from ciml.integrations.http import Answer, Busy, Refused, Rest, Unsettled
 from ciml.integrations.review import MAX_REACTIONS, ChangeRef, Head, Note, Posted, Rendered, ReviewClient, time_us
 
+TLS = tls_context("")
 CHANGE = ChangeRef("octo/widget", "7", head="a" * 40)
 
 
@@ -33,7 +34,7 @@ class System(Rest):
         self.secrets = secrets
         self.asked: list[tuple[str, str]] = []
         self.answers: dict[str, tuple[int, Mapping[str, str], Any]] = {}
-        super().__init__("https://reviews", tls_context(""), lambda: self.secrets[0], "check it", lambda key: {})
+        super().__init__("https://reviews", TLS, lambda: self.secrets[0], "check it", lambda key: {})
 
     def forget(self) -> None:
         self.asked.append(("forget", ""))
@@ -164,7 +165,7 @@ def test_a_token_of_an_app_is_of_one_repository_and_renewed_before_its_end(
 ) -> None:
     clock = [1_800_000_000.0]
     monkeypatch.setattr(github_module.time, "time", lambda: clock[0])
-    rest = AppRest("https://api", tls_context(""), lambda: b"key", "check it", 5, {})
+    rest = AppRest("https://api", TLS, lambda: b"key", "check it", 5, {})
     made: list[str] = []
 
     def new_token(repository: str) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +12,25 @@ from confluent_kafka import Producer
 
 from ciml.data_root import DataRoot
 from ciml.events.records import Message, Origin, Outcome, RawFile, RunFacts, Trust
-from ciml.integrations.registry import delivered, find_adapter
 from ciml.kafka import KafkaOptions
 from ciml.manifest.log import ManifestLog
 from ciml.pipelines.kafka.broker import make_topic
 from ciml.services import arrivals
 from ciml.services.arrivals import REMEDIES, Effect, decode_arrival, effect_of, follow_commits, read_arrivals, remedy
+from tests.integrations import github_samples
+from tests.integrations.deliveries import message_of
+from tests.integrations.samples import SHA, delivery, gerrit, zuul_build, zuul_message
 
 DOCS = Path(__file__).parents[3] / "docs"
 FACTS = RunFacts("zuul~u~1", "u", "unit", source="zuul", outcome="failure", phase="finished")
 
 
-def message(adapter: str, body: Any, headers: Mapping[str, str] = {}, source: str = "") -> Message:
-    value, named = delivered(find_adapter(adapter), source or adapter, json.dumps(body).encode(), headers, "token")
-    return Message(7, value, tuple(named))
-
-
-def report(result: str = "SUCCESS", log_url: str | None = "https://logs.example.org/a/") -> dict[str, Any]:
+def report(
+    result: str = "SUCCESS", log_url: str | None = "https://logs.example.org/a/", source: str = "zuul"
+) -> Message:
     """A message of Zuul about one build."""
-    build = {"uuid": "u", "job_name": "unit", "result": result, "log_url": log_url, "voting": True}
-    times = {"start_time": 1795661004.4, "end_time": 1795661016.2}
-    return {"action": "success", "timestamp": 1795661017.1, "buildset": {"uuid": "s", "builds": [build | times]}}
+    build = zuul_build(uuid="u", result=result, log_url=log_url)
+    return message_of("zuul", delivery(zuul_message(build)), source)
 
 
 def parts(found: Message) -> tuple[Effect, ...]:
@@ -42,37 +38,34 @@ def parts(found: Message) -> tuple[Effect, ...]:
 
 
 def test_a_run_is_said_with_the_address_of_its_log() -> None:
-    (run,) = parts(message("zuul", report()))
+    (run,) = parts(report())
     assert (run.pending, run.final, run.rejected) == ("zuul~u~1", True, False)
     assert run.text == "run zuul~u~1: unit, success; its log is fetched from https://logs.example.org/a/"
 
 
 def test_a_ping_is_no_end() -> None:
-    (ping,) = parts(message("github", {"zen": "x", "hook_id": 1}, {"x-github-event": "ping"}))
+    (ping,) = parts(message_of("github", github_samples.delivery("ping", {"zen": "x"})))
     assert (ping.final, ping.rejected) == (False, False)
     assert ping.text == "the event is ignored, no_run: a ping only tests the webhook"
 
 
 def test_a_dead_letter_says_what_to_do() -> None:
-    (letter,) = parts(message("zuul", report(log_url=None)))
+    (letter,) = parts(report(log_url=None))
     assert (letter.final, letter.rejected) == (True, True)
     assert letter.text.splitlines() == [
         "run zuul~u~1 (unit, success) is a dead letter, missing_field: log_url", f"    {remedy('missing_field')}"
     ]  # fmt: skip
-    (letter,) = parts(Message(7, b"{", message("zuul", {}).headers))
+    (letter,) = parts(Message(7, b"{", report().headers))
     assert letter.text.startswith("the event is a dead letter, broken_json")
 
 
 def test_an_update_names_its_subject() -> None:
-    change: dict[str, Any] = {"project": "demo", "number": 7, "owner": {"username": "dev"}, "branch": "master"}
-    change["commitMessage"] = "A change"
-    patchset = {"number": 2, "revision": "a" * 40}
-    body = {"type": "change-merged", "change": change, "patchSet": patchset, "eventCreatedOn": 1795661017}
-    (update,) = parts(message("gerrit", body, source="zuul"))
+    merged = delivery(gerrit("change-merged"))
+    (update,) = parts(message_of("gerrit", merged, "zuul"))
     assert (update.final, update.updates) == (False, True)
     assert update.text == (
-        "update of the runs of change:demo/7/2: review merged, target master; "
-        f"merged:demo/master/{'a' * 40}: review merged"
+        "update of the runs of change:demo%2Fapp/7/2: review merged, target main; "
+        f"merged:demo%2Fapp/main/{SHA}: review merged"
     )
 
 
@@ -147,9 +140,9 @@ def test_only_events_of_the_source_and_its_adapter_arrive(kafka: str) -> None:
         assert producer.flush(20) == 0
 
     old = time.time()
-    send(message("zuul", report(), source="other"), 0)
-    send(message("gerrit", {"type": "ref-updated"}, source="zuul"), 0)
-    send(message("zuul", report("FAILURE")), 1)
+    send(report(source="other"), 0)
+    send(message_of("gerrit", delivery({"type": "ref-updated"}), "zuul"), 0)
+    send(report("FAILURE"), 1)
     found = next(read_arrivals(options, topic, "zuul", "zuul", old - 60, time.monotonic() + 30))
     assert (found.origin.partition, found.effects[0].pending) == (1, "zuul~u~1")
     assert list(read_arrivals(options, topic, "zuul", "zuul", time.time() + 60, time.monotonic() + 1)) == []

@@ -28,9 +28,9 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_ciml_reads_what_is_written(name: str, tmp_path: Path) -> None:
+def test_ciml_reads_what_is_written_and_the_same_command_changes_nothing(name: str, tmp_path: Path) -> None:
     connection = ALL[name]
-    write(tmp_path, connection)
+    assert {one.change for one in write(tmp_path, connection)} == {"made"}
     (source,) = load_receivers(tmp_path / RECEIVERS).sources
     assert (source.receiver, source.name, source.adapter) == (
         connection.receiver, connection.name, connection.source["adapter"],
@@ -41,6 +41,9 @@ def test_ciml_reads_what_is_written(name: str, tmp_path: Path) -> None:
     sources = {glob for rule in TrustPolicy.load(tmp_path / TRUST).rules for fact, globs in rule.facts
                if fact == "source" for glob in globs}  # fmt: skip
     assert sources == {"backfill", connection.name}
+    before = snapshot(tmp_path)
+    assert {one.change for one in write(tmp_path, connection)} == {"unchanged"}
+    assert snapshot(tmp_path) == before
 
 
 def test_all_systems_share_the_files(tmp_path: Path) -> None:
@@ -66,14 +69,6 @@ def test_all_systems_share_the_files(tmp_path: Path) -> None:
     assert not evaluate(policy, merged.replace(source="gitlab")).trusted
 
 
-def test_the_same_command_changes_nothing(tmp_path: Path) -> None:
-    first = write(tmp_path, ALL["github"])
-    before = snapshot(tmp_path)
-    assert [one.change for one in first] == ["made"] * 4
-    assert [one.change for one in write(tmp_path, ALL["github"])] == ["unchanged"] * 4
-    assert snapshot(tmp_path) == before
-
-
 WITH_FEEDBACK = [name for name, one in ALL.items() if one.feedback]
 
 
@@ -95,15 +90,12 @@ def test_feedback_is_a_dry_run_of_all_systems_until_an_operator_says_otherwise(t
 
 
 @pytest.mark.parametrize("name", WITH_FEEDBACK)
-def test_feedback_is_added_once_and_to_an_own_configuration(name: str, tmp_path: Path) -> None:
+def test_feedback_is_added_to_an_own_configuration(name: str, tmp_path: Path) -> None:
     (tmp_path / FEEDBACK).write_text('# ours\ndry_run = false\nmute_word = "quiet please"\n')
     write(tmp_path, ALL[name])
-    before = snapshot(tmp_path)
     found = load_feedback(tmp_path / FEEDBACK)
     assert (found.policy.dry_run, found.policy.mute_word, len(found.systems)) == (False, "quiet please", 1)
     assert (tmp_path / FEEDBACK).read_text().startswith("# ours\n")
-    assert {one.change for one in write(tmp_path, ALL[name])} == {"unchanged"}
-    assert snapshot(tmp_path) == before
 
 
 def test_another_review_system_of_the_name_needs_force(tmp_path: Path) -> None:
@@ -200,25 +192,24 @@ def test_proxies_of_an_existing_server_are_not_guessed(tmp_path: Path) -> None:
         write(tmp_path, ALL["tekton"])
 
 
-@pytest.mark.parametrize("name", [RECEIVERS, FETCH, TRUST, FEEDBACK])
-def test_a_broken_file_is_named_and_nothing_is_written(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text("broken = [")
-    with pytest.raises(CimlError, match=rf"{name} is not TOML"):
-        write(tmp_path, ALL["github-feedback"])
-    assert list(snapshot(tmp_path)) == [name]
+HUB = '[[source]]\nreceiver = "webhooks"\nname = "Hub"\nadapter = "github"\n'
 
 
-def test_a_configuration_that_receivers_reject_is_not_extended(tmp_path: Path) -> None:
-    (tmp_path / RECEIVERS).write_text('[[source]]\nreceiver = "webhooks"\nname = "Hub"\nadapter = "github"\n')
-    with pytest.raises(CimlError, match=f"{RECEIVERS}, source Hub: name"):
-        write(tmp_path, ALL["github"])
-    assert list(snapshot(tmp_path)) == [RECEIVERS]
-
-
-def test_a_wrong_name_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(CimlError, match="source Hub: name"):
-        write(tmp_path, GithubOptions(name="Hub", url=URL).connection())
-    assert snapshot(tmp_path) == {}
+@pytest.mark.parametrize(
+    ("file", "text", "name", "said"),
+    [
+        *((file, "broken = [", "github", f"{file} is not TOML") for file in (RECEIVERS, FETCH, TRUST, FEEDBACK)),
+        (RECEIVERS, HUB, "github", f"{RECEIVERS}, source Hub: name"),
+        (RECEIVERS, "", "Hub", "source Hub: name"),
+    ],
+)
+def test_an_invalid_file_or_name_is_reported_and_nothing_is_written(
+    file: str, text: str, name: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / file).write_text(text)
+    with pytest.raises(CimlError, match=said):
+        write(tmp_path, GithubOptions(name=name, url=URL, feedback=True).connection())
+    assert snapshot(tmp_path) == {file: text.encode()}
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

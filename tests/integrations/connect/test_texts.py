@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import configparser
-import json
 import re
 import subprocess
 from typing import Any
@@ -14,15 +13,15 @@ import yaml
 from ciml.cli.main import cli
 from ciml.errors import CimlError
 from ciml.events.run_id import RunId
-from ciml.integrations.adapter import Delivery, Reading
 from ciml.integrations.config import WebhookSettings
 from ciml.integrations.connect import DOOL, GerritOptions, Paste, filled_in, places, posted_to
-from ciml.integrations.registry import find_adapter
 from ciml.recorder.ci_environment import run_of
 from ciml.recorder.sampler import _PLUGINS
 from ciml.recorder.spool.recording import LOG
 from ciml.transforms.fetch.policy import ARTIFACT_NAMES, LOG_PATHS, FetchPolicy
 from tests.integrations.connect.connecting import ALL
+from tests.integrations.reading import runs_of
+from tests.integrations.samples import delivery, zuul_build, zuul_message
 
 PASTES = [(name, number) for name, one in ALL.items() for number in range(len(one.pastes))]
 
@@ -100,11 +99,8 @@ def test_zuuls_playbooks_record_what_ciml_parses_and_name_it() -> None:
     assert fetched["src"].rsplit("/", 1)[1] == returned["artifacts"][0]["url"].rsplit("/", 1)[1]
     assert fetched["src"].rsplit("/", 1)[1] in LOG_PATHS
     artifact = {**returned["artifacts"][0], "url": "https://logs.example.org/a/dstat.csv"}
-    build = {"uuid": "b", "job_name": "unit", "result": "SUCCESS", "log_url": "https://x/", "artifacts": [artifact]}
-    body = {"action": "success", "buildset": {"uuid": "s", "builds": [build]}}
-    read = find_adapter("zuul").read(Delivery(json.dumps(body).encode(), {}, ""))
-    assert isinstance(read, Reading)
-    assert read.runs[0].fields["log_url"] == artifact["url"]
+    (run,) = runs_of("zuul", delivery(zuul_message(zuul_build(artifacts=[artifact])))).values()
+    assert run.log_url == artifact["url"]
     assert job[0]["job"]["post-run"] == ["playbooks/ciml/post.yaml"]
     assert job[0]["job"]["pre-run"] == ["playbooks/ciml/pre.yaml"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ciml.integrations.adapter import Delivery
 from tests.integrations.executed import Sent, Source
-from tests.integrations.samples import account, delivery, ref_update, vote, zuul_build, zuul_message
+from tests.integrations.samples import account, delivery, gerrit, ref_update, vote, zuul_build, zuul_message
 
 TIP = "1" * 40
 OPEN = "8" * 40
@@ -22,32 +22,17 @@ DEPENDS = f"{MESSAGE}Depends-On: https://review.example/c/demo/app/+/8\n"
 
 def event(kind: str, minute: int, patchset: int = 1, **fields: Any) -> Delivery:
     """Return an event; parents and made belong to the patch set, branch, number, message, … to the change."""
-    change = {
-        "project": fields.pop("project", "demo/app"),
-        "branch": fields.pop("branch", "main"),
-        "number": fields.pop("number", 7),
-        "status": fields.pop("status", "NEW"),
-        "owner": account("ada"),
-        "commitMessage": fields.pop("message", MESSAGE),
-    }
-    made = {
+    body = gerrit(kind, eventCreatedOn=at(minute))
+    of_change = [name for name in ("project", "branch", "number", "status") if name in fields]
+    body["change"] |= {"commitMessage": fields.pop("message", MESSAGE)} | {name: fields.pop(name) for name in of_change}
+    body["patchSet"] |= {
         "number": patchset,
         "revision": REVISIONS.get(patchset, TIP),
         "parents": list(fields.pop("parents", [TIP])),
-        "uploader": account("bob"),
-        "author": account("eve"),
         "createdOn": at(0),
-        "kind": "REWORK",
         **fields.pop("made", {}),
     }
-    body = {
-        "type": kind,
-        "change": change,
-        "patchSet": made,
-        "project": change["project"],
-        "eventCreatedOn": at(minute),
-    }
-    return delivery(body | fields)
+    return delivery({**body, "project": body["change"]["project"], **fields})
 
 
 def at(minute: int) -> int:

@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+from typing import Any
 
 from ciml.integrations.adapter import Delivery
 from tests.integrations import gitlab_samples
 from tests.integrations.executed import Sent, Source
 from tests.integrations.github_samples import FORK, SHA, job, merged, pr, reviewed, run
+from tests.integrations.samples import delivery, zuul_build, zuul_message
 
 POLICY = "ciml/trust_default.toml"
-BUILD = {
-    "uuid": "6fb31b3b1d2c4b9a8d4a2a3b4c5d6e7f",
-    "job_name": "unit",
-    "result": "SUCCESS",
-    "voting": True,
-    "start_time": 1795521600,
-    "end_time": 1795522800,
-    "log_url": "https://logs.example/6fb/",
-}
 
 
-def report(pipeline: str, branch: str = "main") -> Delivery:
+def report(pipeline: str, branch: str = "main", **fields: Any) -> Delivery:
     """Return a report of Zuul's MQTT reporter."""
-    body = {
-        "action": "success",
-        "pipeline": pipeline,
-        "project": "infra/widget",
-        "branch": branch,
-        "change": 42,
-        "patchset": 1,
-        "timestamp": 1795522800,
-        "buildset": {"uuid": "b1", "result": "SUCCESS", "builds": [BUILD]},
-    }
-    return Delivery(json.dumps(body).encode(), {"topic": "zuul/main/gate/result"}, "")
+    return delivery(
+        zuul_message(zuul_build(), pipeline=pipeline, branch=branch, **fields), {"topic": "zuul/main/result"}
+    )
 
 
 def zuul_report(base: str = "main") -> Sent:
     """Return the report of Zuul on pull request 42 of GitHub."""
-    body = json.loads(report("check").body)
-    body |= {"project": "octo/widget", "branch": base, "patchset": SHA}
-    return Sent(Delivery(json.dumps(body).encode(), {"topic": "zuul/main/check/result"}, ""), "zuul", "mqtt-user")
+    return Sent(report("check", base, project="octo/widget", change="42", patchset=SHA), "zuul", "mqtt-user")
 
 
 ZUUL = Source("zuul", "mqtt-user", POLICY, "zuul")

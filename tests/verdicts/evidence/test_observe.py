@@ -210,31 +210,29 @@ def test_every_sentence_follows_and_no_number_of_it_may_differ(subject: Subject)
             for other in (float(match[0]) * 2 + 3, float(match[0]) / 3 - 2):
                 wrong = text[: match.start()] + f"{other:.0f}" + text[match.end() :]
                 assert wrong == text or not follows(wrong, subject), wrong
+        assert_mean(text, subject)
 
 
-@settings(max_examples=tries(150))
-@given(subjects())
-def test_the_mean_of_a_sentence_is_that_of_plain_python(subject: Subject) -> None:
-    """A third computation, without numpy and Arrow's functions, of the sentences on CPU and load."""
+def assert_mean(text: str, subject: Subject) -> None:
+    """Assert the mean of a sentence on CPU and load: a third computation, without numpy and Arrow's functions."""
     words = {"user CPU": USR, "idle CPU": IDLE, "steal": STEAL, "load": LOAD}
-    for text in said(subject):
-        match = re.match(
-            r"(Throughout|From|Until)(?: (second|minute) (\d+))?(?: to (\d+))?, ([a-zCPU ]+) was ([\d.]+)", text
-        )
-        if match is None or match[5] not in words:
-            continue
-        step = 60 if match[2] == "minute" else 1
-        first = int(match[3]) * step if match[1] == "From" else 0
-        last = int(match[4] or match[3]) * step if match[4] or match[1] == "Until" else math.inf
-        times = [each.timestamp() for each in subject.table.column("time").to_pylist()]
-        values = [
-            value
-            for at, value in zip(times, subject.table.column(words[match[5]]).to_pylist(), strict=True)
-            if first <= round(at - min(times), 6) < last and value is not None and abs(value) <= 1e18
-        ]
-        true, decimals = math.fsum(values) / len(values), len(match[6].partition(".")[2])
-        assert abs(float(match[6]) - true) <= (0.5 if "%" in text or true >= 9.9 else 0.05) + 1e-6 * abs(true), text
-        assert decimals <= 1
+    match = re.match(
+        r"(Throughout|From|Until)(?: (second|minute) (\d+))?(?: to (\d+))?, ([a-zCPU ]+) was ([\d.]+)", text
+    )
+    if match is None or match[5] not in words:
+        return
+    step = 60 if match[2] == "minute" else 1
+    first = int(match[3]) * step if match[1] == "From" else 0
+    last = int(match[4] or match[3]) * step if match[4] or match[1] == "Until" else math.inf
+    times = [each.timestamp() for each in subject.table.column("time").to_pylist()]
+    values = [
+        value
+        for at, value in zip(times, subject.table.column(words[match[5]]).to_pylist(), strict=True)
+        if first <= round(at - min(times), 6) < last and value is not None and abs(value) <= 1e18
+    ]
+    true, decimals = math.fsum(values) / len(values), len(match[6].partition(".")[2])
+    assert abs(float(match[6]) - true) <= (0.5 if "%" in text or true >= 9.9 else 0.05) + 1e-6 * abs(true), text
+    assert decimals <= 1
 
 
 def test_sentences_of_another_form_or_run_do_not_follow() -> None:
