@@ -46,6 +46,7 @@ _HOST = re.compile(r"[\w-]+\.(?:example|com|org|net|io|exe)\b", re.I)
 _MENTION = re.compile(r"@\w")
 _REFERENCE = re.compile(r"[#!~$&^]\w|%\w|%\"|(?i:\bGH-\d)|\b[A-Z]+-\d+\b|\[\[|\[vulnerability")
 _COMMIT = re.compile(r"\bI?[0-9a-f]{7,64}\b")
+_COMMAND = re.compile(r"(?<!\w)/\w")
 _EMOJI = re.compile(r":[\w+-]+:")
 _UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
 #: How a line of a message begins: with words of ours.
@@ -113,7 +114,7 @@ def faults(body: str, markup: Format, ours: tuple[str, ...] = ()) -> Iterator[st
     for line in text.split("\n"):
         if line and not line.startswith(_BEGINNINGS) and not _SEVERAL.match(line):
             yield f"a line begins with {line[:40]!r}"
-    for what in (_LINK_WORDS, _HOST, _MENTION, _REFERENCE, _COMMIT, _EMOJI, _UNSEEN, _STAMP):
+    for what in (_LINK_WORDS, _HOST, _MENTION, _REFERENCE, _COMMIT, _COMMAND, _EMOJI, _UNSEEN, _STAMP):
         if found := what.search(text):
             yield f"{what.pattern[:30]}: {text[max(found.start() - 20, 0) : found.end() + 20]!r}"
     if set(text) & set("<>[]`\\|{}"):
