@@ -309,8 +309,8 @@ def test_the_judge_finds_what_it_should() -> None:
     good = message(Finding(item()))
     assert not list(faults(good, "github"))
     for bad in (
-        "http://evil.example", "@all", "#1", "<b>x</b>", "deadbeef", "[x](http://evil.example)", ":tada:", "/close", "\n/close",
-        "\nrecheck", "`x`", "\u202e", "GH-1", "evil.example", "&#64;all",
+        "http://evil.example", "@all", "#1", "<b>x</b>", "deadbeef", "[x](http://evil.example)", ":tada:", "/close",
+        "\n/close", "\nrecheck", "`x`", "\u202e", "GH-1", "evil.example", "&#64;all",
     ):  # fmt: skip
         assert list(faults(good.replace("unit", bad), "github")), bad
     assert rendered("see www.evil.example").links == ["http://www.evil.example"]
