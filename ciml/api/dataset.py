@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ciml.data_root import StoredDataset
 from ciml.datasets.definition import SPLITS, Split
 from ciml.errors import CimlError
+from ciml.tensorflow import keep_settings, load_tensorflow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -168,6 +169,7 @@ class Dataset:
         columns = names_of(view, self.features, self.windows)
         return pd.DataFrame(values, runs, columns), pd.Series(labels, runs, name="label")
 
+    @keep_settings()
     def to_tf(self, split: Split | None = None) -> tf.data.Dataset:
         """Return the examples as a ``tf.data.Dataset`` of (float32 [L, features], int64 label), not batched.
 
@@ -176,8 +178,6 @@ class Dataset:
         from ciml.extras import require
 
         require("tensorflow", "train")
-        from ciml.tensorflow import load_tensorflow
-
         return load_tensorflow().data.Dataset.from_tensor_slices(self.to_numpy(split))
 
     def _runs(self, split: Split | None) -> list[SnapshotRun]:

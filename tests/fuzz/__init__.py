@@ -16,5 +16,5 @@ A fuzz test is a hypothesis test under ``@fuzz``, which sets how many inputs it 
   ``docs/fuzz-results.jsonl`` and to the table of ``docs/faults.md``.
 - A test's seeds are found by its name and mean something only with its strategies: an input that must never be
   forgotten is also an ``@example``.
-- Strategies stand in ``tests/fuzz/strategies``, a module an area, so that others can use them.
+- A strategy stands in the module of its tests; one that others use, or that is long, in ``tests/fuzz/strategies``.
 """

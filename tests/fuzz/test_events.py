@@ -1,4 +1,6 @@
-"""Any message is an event with valid mentions, or is refused with a known reason; no secret of it is kept."""
+"""Any message is an event with valid mentions, or is refused with a known reason; no secret of it is kept.
+
+A schema accepts each message that its decoder accepts."""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from ciml.digest import canonical_json
 from ciml.errors import RejectedInput
 from ciml.events import cloudevents as decoder
 from ciml.events import samples
-from ciml.events.cloudevents import Event, decode_message
+from ciml.events.cloudevents import Event, decode_message, open_cloudevent
 from ciml.events.fields import is_clean
 from ciml.events.listing import Reading, decode_line
 from ciml.events.payloads import message_of, payload_of
@@ -23,6 +25,7 @@ from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.events import events, lines
 from tests.fuzz.strategies.events import samples as samples_values
 from tests.fuzz.strategies.hostile_events import CANARY, KINDS, hostile_event
+from tests.messages import fault
 
 
 def decoded(message: Message) -> Event | RejectedInput:
@@ -41,7 +44,7 @@ def check_facts(mention: RunFacts) -> None:
     )
 
 
-def check_refused(refused: RejectedInput, reasons: frozenset[str]) -> None:
+def check_refused(refused: RejectedInput, reasons: frozenset[str] = decoder.REASONS) -> None:
     assert refused.reason in reasons
     assert len(refused.detail) < 1000
     assert CANARY not in refused.detail
@@ -64,12 +67,15 @@ def test_an_event_is_decoded_or_refused(message: Message) -> None:
     assert CANARY.encode() not in held(payload)
     assert CANARY not in repr(event)
     if isinstance(event, RejectedInput):
-        check_refused(event, decoder.REASONS)
+        check_refused(event)
     else:
         for mention in (*event.run_facts, *(mention for mention, _ in event.rejections)):
             check_facts(mention)
-        for _, fault in event.rejections:
-            check_refused(fault, decoder.REASONS)
+        for _, rejected in event.rejections:
+            check_refused(rejected)
+        if not event.rejections:  # else it has a run that is wrong
+            attributes, data = open_cloudevent(message.value or b"", message.headers)
+            assert not fault("ci-events", {**attributes, "data": data})
     if "value" not in payload:
         assert isinstance(event, RejectedInput)
         assert event.reason == "too_large"
@@ -88,12 +94,12 @@ def test_a_line_is_decoded_or_refused(line: bytes) -> None:
     try:
         run = decode_line(line, Reading(logs="/srv/logs"))
     except RejectedInput as refused:
-        check_refused(refused, decoder.REASONS)
+        check_refused(refused)
         return
     check_facts(run.facts)
     assert CANARY not in repr(run.facts)
     if run.fault:
-        check_refused(run.fault, decoder.REASONS)
+        check_refused(run.fault)
 
 
 @fuzz
@@ -105,6 +111,7 @@ def test_samples_are_decoded_or_refused(value: bytes) -> None:
         check_refused(refused, samples.REASONS)
         return
     assert samples.decode(samples.encode(message)).run_id == message.run_id
+    assert not fault("samples", json.loads(value))
 
 
 def test_hostile_events_of_every_kind_repeat() -> None:

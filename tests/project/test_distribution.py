@@ -61,14 +61,13 @@ PARTS = [
     ([CRASHES, "def test_last(): pass\n"], 2, 1),
     ([CRASHES + "def test_after(): pass\n"], 2, 1),
 ]
+#: Files, how many of their tests pass and fail, how many processes test, and the seconds before one is given more.
+RUNS = [(*ALL, 1, 0.3), (*ALL, 1, 0), (*ALL, 2, 0), *((*part, 1, 0.3) for part in PARTS)]
 
 
 @pytest.mark.parametrize(
-    ("processes", "seconds"),
-    [pytest.param(1, 0, marks=pytest.mark.whole), (1, 0.3), pytest.param(2, 0, marks=pytest.mark.whole)],
-)
-@pytest.mark.parametrize(
-    ("files", "passed", "failed"), [ALL, *(pytest.param(*part, marks=pytest.mark.whole) for part in PARTS)]
+    ("files", "passed", "failed", "processes", "seconds"),
+    [RUNS[0], *(pytest.param(*run, marks=pytest.mark.whole) for run in RUNS[1:])],
 )
 def test_a_crash_fails_one_test_and_ends(
     files: list[str], passed: int, failed: int, processes: int, seconds: float, tmp_path: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 import tomllib
@@ -11,6 +12,7 @@ from ciml.metrics import Metric, metric
 from tests.project.test_rooms import FOLDERS, ROOT
 
 
+@functools.cache
 def declared() -> dict[str, Metric]:
     """All metrics that any module declares, by name: the literal argument of each call of `metric`."""
     calls = [

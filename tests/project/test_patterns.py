@@ -6,6 +6,7 @@ import ast
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def constant(node: ast.expr, known: dict[str, str | bytes]) -> str | bytes | Non
     return None
 
 
+@cache
 def constants(path: Path) -> dict[str, str | bytes]:
     """The texts that a module names, or imports under their names from a module beside it."""
     found: dict[str, str | bytes] = {}
@@ -59,8 +61,10 @@ def constants(path: Path) -> dict[str, str | bytes]:
     return found
 
 
-def patterns(path: Path) -> Iterator[tuple[int, set[str], str | bytes, int]]:
+@cache
+def patterns(path: Path) -> list[tuple[int, set[str], str | bytes, int]]:
     """The line, the methods, the text and the flags of each pattern in a module that is not made when it runs."""
+    found = []
     source, known = path.read_text(), constants(path)
     tree = ast.parse(source)
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
@@ -81,7 +85,9 @@ def patterns(path: Path) -> Iterator[tuple[int, set[str], str | bytes, int]]:
             for name in re.findall(r"re\.(\w+)", ast.unparse(given)):
                 flags |= getattr(re, name)
         used = METHODS & set(re.findall(rf"\b{names.get(id(call))}\.(\w+)", source))
-        yield call.lineno, {call.func.attr} if call.func.attr in METHODS else used or {"finditer"}, text, flags
+        methods = {call.func.attr} if call.func.attr in METHODS else used or {"finditer"}
+        found.append((call.lineno, methods, text, flags))
+    return found
 
 
 def modules() -> list[str]:

@@ -60,21 +60,15 @@ assert len(done.sealed) == 2 and len(done.state.span_of) == 15
     assert loaded_by(code, (*HEAVY, "httpcore", "ciml.integrations")) == set()
 
 
-def test_parsing_and_validating_import_no_pandas() -> None:
+def test_parsing_logs_and_reading_outputs_import_no_pandas() -> None:
     code = """
 from ciml.telemetry import find_anomalies
+from ciml.transforms.logs.prepare import prepare_output
+from ciml.transforms.logs.ranking import excerpt, scan
 from ciml.transforms.parse.logs import Log, parse_logs
 from tests.golden.make_logs import all_logs
 for table in parse_logs([Log(log.data, log.start_us, log.end_us) for log in all_logs()]):
     find_anomalies(table)
-"""
-    assert loaded_by(code) == set()
-
-
-def test_preparing_and_ranking_an_output_import_no_pandas() -> None:
-    code = """
-from ciml.transforms.logs.prepare import prepare_output
-from ciml.transforms.logs.ranking import excerpt, scan
 text = b"\\x1b[31mpassword=hunter2\\x1b[0m\\n10%\\r100%\\nE   KeyError: 1\\n"
 assert prepare_output([text]).file.lines == 4
 assert excerpt(scan(text), 20)[0].text == "E   KeyError: 1"
@@ -107,24 +101,22 @@ def test_tensorflow_comes_without_keras_until_it_is_used(legacy: str, monkeypatc
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", legacy)  # set by tf.Transform for its process and the children
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
-    load = "import ciml.tensorflow as t; t.declare_own_process(); tf = t.load_tensorflow()"
-    programs = "import ciml.serving.server.model.graph"
-    used = "tf_keras" if legacy == "1" else "keras"
-    light = f"import sys; assert {{'tensorflow'}} == {set(HEAVY)!r} & set(sys.modules), sys.modules"
-    kept = "import os; assert (os.environ['CUDA_VISIBLE_DEVICES'], os.environ['TF_ENABLE_ONEDNN_OPTS']) == ('7', '0')"
-    dense = "assert tf.keras.layers.Dense(1).units == 1"
-    assert loaded_by(f"{load}; {programs}; {light}; {kept}; {dense}") >= {"tensorflow", used}
-    # The first import of Keras, which draws random numbers, comes before the seed.
-    draw = """
-import random
-from ciml.tensorflow import seeded
-random.seed(5)
-with seeded(3):
-    drawn = random.random()
-assert random.random() == random.Random(5).random() and drawn == random.Random(3).random()
+    code = f"""
+import os, random, sys
+import ciml.tensorflow as t
+t.declare_own_process()
+tf = t.load_tensorflow()
+import ciml.serving.server.model.graph
+assert {{'tensorflow'}} == {set(HEAVY)!r} & set(sys.modules), sys.modules
+assert (os.environ['CUDA_VISIBLE_DEVICES'], os.environ['TF_ENABLE_ONEDNN_OPTS']) == ('7', '0')
+if {legacy} == 0:  # the first import of Keras, which draws random numbers, comes before the seed
+    random.seed(5)
+    with t.seeded(3):
+        drawn = random.random()
+    assert random.random() == random.Random(5).random() and drawn == random.Random(3).random()
+assert tf.keras.layers.Dense(1).units == 1
 """
-    if legacy == "0":
-        assert loaded_by(draw) >= {"keras"}
+    assert loaded_by(code) >= {"tensorflow", "keras" if legacy == "0" else "tf_keras"}
 
 
 def cpu_seconds(*words: str) -> tuple[str, float]:

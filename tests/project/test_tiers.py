@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+import runpy
 import tomllib
 
+import hypothesis
 import pytest
 
+import tests.tier
 from tests.conftest import LONGEST, pytest_collection_modifyitems
 from tests.distribution import ON_ENGINE
 from tests.project.test_rooms import ROOT
@@ -33,12 +33,11 @@ def test_check_is_quick_and_test_and_interop_leave_nothing_out() -> None:
         assert "not " not in recipe(target)
 
 
-@pytest.mark.parametrize(("tier", "tried"), [("quick", "50 25"), ("", "200 100")])
-def test_a_quarter_is_tried_in_the_quick_tier(tier: str, tried: str) -> None:
-    code = "import tests.conftest, hypothesis, tests.tier as t; print(t.tries(200), hypothesis.settings().max_examples)"
-    environment = {**os.environ, "CIML_TESTS": tier}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout == f"{tried}\n", done.stderr
+@pytest.mark.parametrize(("tier", "tried"), [("quick", 50), ("", 200), ("random", 2000)])
+def test_a_quarter_is_tried_in_the_quick_tier(tier: str, tried: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hypothesis.settings.get_profile("ciml").max_examples == tests.tier.tries(100)
+    monkeypatch.setenv("CIML_TESTS", tier)
+    assert runpy.run_path(tests.tier.__file__)["tries"](200) == tried
 
 
 class Item:

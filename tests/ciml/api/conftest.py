@@ -46,5 +46,4 @@ def model_server(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture
 def folder(served: Path, tmp_path: Path) -> Path:
     """A copy of ``served`` for one test."""
-    shutil.copytree(served, tmp_path / "folder")
-    return tmp_path / "folder"
+    return shutil.copytree(served, tmp_path / "folder")

@@ -1,47 +1,42 @@
-"""The examples in the docstrings of the public API run as they stand."""
+"""The examples in the docstrings of the public API run as they stand, and leave the settings of their process alone."""
 
 from __future__ import annotations
 
-import doctest
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import ciml
-from ciml.training.evaluation import metrics as scoring
-from tests.project.api_reference import documented
+from tests.ciml.api.examples import SLOW, examples
+from tests.serving.process import ServerProcess
 
-EXAMPLES = [
-    pytest.param(name, found, marks=pytest.mark.whole if name == "ciml.Data.refresh" else (), id=name)
-    for name, value in documented()
-    if (found := doctest.DocTestParser().get_examples(value.__doc__ or ""))
-]
+NAMES = [name for name, _ in examples()]
 
 
-@pytest.mark.parametrize(("name", "examples"), EXAMPLES)
-def test_an_example_runs(
-    name: str,
-    examples: list[doctest.Example],
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
-) -> None:
-    monkeypatch.setattr(scoring, "RESAMPLES", 20)
-    names: dict[str, object] = {"ciml": ciml}
-    monkeypatch.chdir(folder)
-    names["data"] = data = ciml.open("data")
-    names["dataset"] = data.dataset("status")
-    if name.startswith("ciml.Model"):
-        names["model"] = data.model("status")
-    if name.startswith("ciml.Client"):
-        url = f"http://127.0.0.1:{request.getfixturevalue('model_server').rest_port}"
-        names["model"] = ciml.Client(url)
-        for example in examples:
-            example.source = example.source.replace("http://127.0.0.1:8501", url)
-    test = doctest.DocTest(examples, names, name, None, None, None)
-    out: list[str] = []
-    doctest.DocTestRunner(verbose=False).run(test, out=out.append)
-    assert "".join(out) == ""
+@pytest.fixture(scope="module")
+def results(
+    served: Path, model_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """The faults and the changes of each example. All run in one process, in the order of the page."""
+    folder = shutil.copytree(served, tmp_path_factory.mktemp("examples") / "folder")
+    url = f"http://127.0.0.1:{model_server.rest_port}"
+    command = [sys.executable, "-m", "tests.ciml.api.examples", str(folder), url]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
+    found: dict[str, dict[str, Any]] = json.loads(process.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.whole if name in SLOW else ()) for name in NAMES]
+)
+def test_an_example_runs_and_changes_no_setting_of_its_process(name: str, results: dict[str, dict[str, Any]]) -> None:
+    assert results[name] == {"faults": "", "changes": {}}
 
 
 def test_what_a_person_calls_has_an_example() -> None:
@@ -49,4 +44,4 @@ def test_what_a_person_calls_has_an_example() -> None:
         "ciml.open", "ciml.parse_log", "ciml.Data.runs", "ciml.Data.samples", "ciml.Data.define_dataset",
         "ciml.Data.train", "ciml.Data.cross_validate", "ciml.Data.refresh", "ciml.Data.model", "ciml.Client",
         "ciml.Dataset.to_numpy", "ciml.Model.predict", "ciml.sklearn.Downsample",
-    } <= {example.id for example in EXAMPLES}  # fmt: skip
+    } <= set(NAMES)  # fmt: skip

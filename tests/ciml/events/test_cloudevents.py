@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Any
 
@@ -131,31 +130,10 @@ def test_an_event_has_one_source_and_again_the_same_id() -> None:
             finished_event(*facts)
 
 
-def test_tombstone() -> None:
-    for value, headers in itertools.product((None, b""), ((), (("ce_id", b"1"), ("ce_specversion", b"1.0")))):
-        assert rejection(Message(0, value, headers)).reason == "tombstone"
-
-
-@pytest.mark.parametrize(
-    ("value", "detail"),
-    [
-        (b"{", "at character"),
-        (b"\xff{}", "byte 0 is not UTF-8"),
-        (b'\xef\xbb\xbf{"a":1}', "at character 0"),
-        (b'{"a":1}{"a":1}', "Extra data"),
-        (b'{"a":NaN}', "NaN is not JSON"),
-        (b'{"a":-Infinity}', "-Infinity is not JSON"),
-        (b'{"a":1e999}', "exceeds the range of a float"),
-        (b'{"a":1,"a":1}', "key 'a' appears twice"),
-        (b'{"b":{"x":1,"y":2,"x":1}}', "key 'x' appears twice"),
-        (b'{"a":' * 60_000 + b"1" + b"}" * 60_000, "nested deeper"),
-        (b'"' + "\u0000".encode() + b'"', "control character"),
-    ],
-)
-def test_broken_json(value: bytes, detail: str) -> None:
-    rejected = rejection(Message(0, value))
-    assert rejected.reason == "broken_json"
-    assert detail in rejected.detail
+def test_a_message_without_a_value_is_a_tombstone_and_one_without_json_is_broken() -> None:
+    for headers in ((), (("ce_id", b"1"), ("ce_specversion", b"1.0"))):
+        reasons = [rejection(Message(0, value, headers)).reason for value in (None, b"", b"{")]
+        assert reasons == ["tombstone", "tombstone", "broken_json"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ciml.limits import MAX_SMALL_CHUNKS
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-async def ok(send: Any) -> None:
+async def ok(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -26,7 +26,7 @@ async def ok(send: Any) -> None:
 async def answer(scope: Any, receive: Any, send: Any) -> None:
     while (await receive()).get("more_body"):
         pass
-    await ok(send)
+    await ok(scope, receive, send)
 
 
 @asynccontextmanager
@@ -78,35 +78,20 @@ def test_each_connection_beyond_the_limit_costs_one() -> None:
     runs(test)
 
 
-def test_a_body_that_the_application_does_not_read_is_not_read_from_the_connection() -> None:
+@pytest.mark.parametrize("respond", [answer, ok], ids=["then it is read", "then it is discarded"])
+def test_a_body_stays_in_the_connection_until_the_application_reads_it_or_has_answered(
+    respond: Callable[..., Awaitable[None]],
+) -> None:
     async def test() -> None:
         is_read = asyncio.Event()
 
         async def late(scope: Any, receive: Any, send: Any) -> None:
             await is_read.wait()
-            await answer(scope, receive, send)
+            await respond(scope, receive, send)
 
         size = 32 << 20  # more than sockets hold
         request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + bytes(size)
-        async with served(late) as (server, port), client(port, request) as (reader, _):
-            await until(lambda: any(not connection.transport.is_reading() for connection in server.open))
-            is_read.set()
-            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-
-    runs(test)
-
-
-def test_a_body_is_discarded_once_its_request_is_answered() -> None:
-    async def test() -> None:
-        is_read = asyncio.Event()
-
-        async def early(scope: Any, receive: Any, send: Any) -> None:
-            await is_read.wait()
-            await ok(send)
-
-        size = 32 << 20
-        request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + bytes(size)
-        async with served(early) as (server, port), client(port, request + GET) as (reader, _):
+        async with served(late) as (server, port), client(port, request + GET) as (reader, _):
             await until(lambda: any(not connection.transport.is_reading() for connection in server.open))
             is_read.set()
             for _ in range(2):
@@ -128,11 +113,8 @@ def test_chunks_of_any_size_have_a_number(chunks: int, status: bytes) -> None:
 
 def test_a_request_that_is_malformed_after_its_response_has_no_second_one() -> None:
     async def test() -> None:
-        async def early(scope: Any, receive: Any, send: Any) -> None:
-            await ok(send)
-
         request = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-        async with served(early) as (_, port), client(port, request) as (reader, writer):
+        async with served(ok) as (_, port), client(port, request) as (reader, writer):
             first = await reader.readuntil(b"\r\n\r\nok")
             assert first.startswith(b"HTTP/1.1 200")
             writer.write(b"no chunk\r\n")
@@ -153,7 +135,7 @@ def test_the_end_closes_idle_connections_and_answers_the_requests_that_have_begu
             if scope["path"] == "/slow":
                 begun.set()
                 await finish.wait()
-            await ok(send)
+            await ok(scope, receive, send)
 
         async with (
             served(slow, grace_s=30) as (server, port),

@@ -21,8 +21,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.lineage import OFF, Data, Description, Lineage, StepEvent, lineage_of
 from ciml.lineage.openlineage import MAX_COLUMNS, StoreTransport, dataset_name, run_event
-from tests.ciml.lineage.model import fault
-from tests.ciml.lineage.recorded import Recorded, checked, names, states, stored
+from tests.ciml.lineage.recorded import Recorded, checked, fault, names, states, stored
 
 RAW = Data("/srv/data/raw", "7")
 EXAMPLES = Data("s3://bucket/sets/a", "1", (("usr", "float32[5]"),), 3, {"spans": [[1, 1, "ab"]]})

@@ -137,22 +137,6 @@ def test_replaced_objects_are_removed_after_the_grace(world: World, monkeypatch:
     assert list(verify_manifest(world.store())) == []
 
 
-def test_nothing_is_read_within_an_hour_of_a_collection_if_nothing_is_due(world: World) -> None:
-    actor = actor_of_20(world)
-    actor.maintain()
-    store = world.store()
-    checkpoints = Checkpoints(ManifestLog(store, clock=world.clock), RAW, LIMITS)
-    calls: list[str] = []
-    store.before = lambda verb, path: calls.append(verb)
-    used = []
-    for later_s in (0, HOUR_S - 1, 1):
-        world.clock.now_s += later_s
-        calls.clear()
-        assert not checkpoints.maintain(due=False)
-        used.append(bool(calls))
-    assert used == [True, False, True]
-
-
 def test_a_clock_that_is_ahead_removes_nothing(world: World) -> None:
     actor = world.actor()
     run(world, actor)

@@ -32,7 +32,7 @@ def test_a_store_is_a_dictionary(store: Store) -> None:
     """Compared with one after each of many operations, some of them on a child or on a copy in another process."""
     choose, began, model = random.Random(1), time.time(), dict[str, bytes]()
     paths = ["a", "m/a/1", "m/2", "other/x"]
-    for _ in range(120):
+    for _ in range(120 if isinstance(store, LocalStore) else 40):  # a request to S3 takes long
         path, data = choose.choice(paths), choose.randbytes(choose.randrange(12))
         place = choose.choice([store, pickle.loads(pickle.dumps(store))])
         folder, _, name = path.partition("/")
@@ -115,15 +115,6 @@ def test_one_of_many_creates_wins(store: Store) -> None:
     assert store.read("x") == winner
 
 
-def test_a_staged_file_is_no_object(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
-    store.create("a/x", b"1")
-    (tmp_path / "a" / ".staging-left-by-a-kill").write_bytes(b"half")
-    assert store.list() == ["a/x"]
-    assert os.stat(tmp_path / "a" / "x").st_mode & 0o777 == 0o644
-    assert sorted(os.listdir(tmp_path / "a")) == [".staging-left-by-a-kill", "x"]
-
-
 def test_sweep_removes_what_killed_writers_left(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     store.create("m/a/x", b"1")
@@ -137,6 +128,7 @@ def test_sweep_removes_what_killed_writers_left(tmp_path: Path) -> None:
     (tmp_path / "m" / "young").mkdir()  # a writer may be about to create an object there
     assert store.delete_leftovers("m", 200.0) == 1
     assert (old.exists(), new.exists(), store.list()) == (False, True, ["m/a/x"])
+    assert os.stat(tmp_path / "m" / "a" / "x").st_mode & 0o777 == 0o644
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["a", "young"]
     assert store.delete_leftovers("none", 200.0) == 0
 
