@@ -62,6 +62,5 @@ def test_any_bytes_are_read_or_rejected(data: bytes) -> None:
     ],
 )
 def test_what_is_not_strict_json_is_rejected(data: bytes, problem: str) -> None:
-    with pytest.raises(RejectedInput, match=problem) as rejected:
+    with pytest.raises(RejectedInput, match=f"^broken_json: .*{problem}"):
         parse_json(data)
-    assert rejected.value.reason == "broken_json"

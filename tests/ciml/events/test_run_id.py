@@ -52,9 +52,8 @@ def test_round_trip(native: str, attempt: int) -> None:
      ("zuul", "half of a pair: \ud800", 1)],
 )  # fmt: skip
 def test_malformed(source: str, native: str, attempt: int) -> None:
-    with pytest.raises(RejectedInput) as caught:
+    with pytest.raises(RejectedInput, match=r"^bad_run_id\b"):
         RunId(source, native, attempt)
-    assert caught.value.reason == "bad_run_id"
 
 
 NOT_CANONICAL = "zuul zuul~a zuul~a~0 zuul~a~01 zuul~a~1~2 zuul~%61~1 zuul~a/b~1 zuul~%ff~1 zuul~~1 zuul~..~1".split()
@@ -62,6 +61,5 @@ NOT_CANONICAL = "zuul zuul~a zuul~a~0 zuul~a~01 zuul~a~1~2 zuul~%61~1 zuul~a/b~1
 
 @pytest.mark.parametrize("text", ["", "zuul~a~1\n", *NOT_CANONICAL])
 def test_only_canonical_text_decodes(text: str) -> None:
-    with pytest.raises(RejectedInput) as caught:
+    with pytest.raises(RejectedInput, match=r"^bad_run_id\b"):
         RunId.decode(text)
-    assert caught.value.reason == "bad_run_id"

@@ -114,9 +114,8 @@ def test_hostile_messages_are_rejected(changes: dict[str, Any], reason: str) -> 
     ],
 )  # fmt: skip
 def test_broken_messages_are_rejected(value: bytes | None, reason: str) -> None:
-    with pytest.raises(RejectedInput) as caught:
+    with pytest.raises(RejectedInput, match=rf"^{reason}\b"):
         decode(value)
-    assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize(
@@ -129,9 +128,8 @@ def test_broken_messages_are_rejected(value: bytes | None, reason: str) -> None:
     ],
 )
 def test_undecodable_messages_are_not_encoded(message: Samples | End, reason: str) -> None:
-    with pytest.raises(RejectedInput) as caught:
+    with pytest.raises(RejectedInput, match=rf"^{reason}\b"):
         encode(message)
-    assert caught.value.reason == reason
 
 
 def test_a_table_has_each_sample_once_in_the_order_of_its_recording() -> None:
