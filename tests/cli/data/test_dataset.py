@@ -1,3 +1,5 @@
+"""``ciml dataset``: from a definition to verified spans."""
+
 from __future__ import annotations
 
 import json
@@ -10,7 +12,10 @@ import pytest
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
+from ciml.pipelines.datasets.build import remove_dataset
+from ciml.pipelines.datasets.update import update_dataset
 from tests.cli.calling import ciml
+from tests.pipelines.datasets.dataset_scenes import define, runs
 from tests.runs.scenes import RawStore
 from tests.transforms.samples import make_facts, table
 
@@ -95,3 +100,65 @@ def test_the_documentation_names_every_key_and_its_example_is_a_definition() -> 
     (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     definition = DatasetDefinition.from_json({**tomllib.loads(example), "name": "cpu-load"})
     assert (definition.most_windows, definition.selects("tempest-full")) == (10, True)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> DataRoot:
+    """Two data sets; a span of the first has a corrected label, and so a second version."""
+    data = DataRoot.open(tmp_path)
+    raw = RawStore(data)
+    raw.add(runs(1, 8))
+    for name in ("cpu", "load"):
+        define(data, name)
+        update_dataset(data.dataset(name))
+    raw.add(corrections=[runs(1, 1)[0][0].replace(outcome="failure", result="FAILURE")])
+    update_dataset(data.dataset("cpu"))
+    return data
+
+
+def test_spans_are_listed(two: DataRoot) -> None:
+    place = ("--data-path", two.url)
+    lines = [json.loads(line) for line in dataset("spans", "cpu", "--json", *place).output.splitlines()]
+    spans = [(one["span"], one["version"], one["latest"], one["examples"]) for one in lines]
+    assert spans == [(1, 1, False, 4), (1, 2, True, 4), (2, 1, True, 4)]
+    state = two.dataset("cpu").state()
+    for line in lines:
+        span = state.spans[line["span"]][line["version"]]
+        assert sum(sum(classes.values()) for classes in line["splits"].values()) == 4
+        assert {split: [each["path"] for each in files] for split, files in line["files"].items()} == {
+            split: [file.path for file in files] for split, files in span.files.items()
+        }
+    failed = [sum(classes.get("failed", 0) for classes in line["splits"].values()) for line in lines]
+    assert failed == [1, 2, 1]
+    newest = [json.loads(line) for line in dataset("spans", "--latest", "--json", *place).output.splitlines()]
+    assert [(one["data_set"], one["span"], one["version"]) for one in newest] == [
+        ("cpu", 1, 2), ("cpu", 2, 1), ("load", 1, 1), ("load", 2, 1)
+    ]  # fmt: skip
+    text = dataset("spans", "cpu", "--files", *place).output
+    assert "1 old" in text
+    assert all(two.dataset("cpu").store.url(path) in text for path in state.spans[1][2].paths)
+
+
+def test_spans_are_verified(two: DataRoot) -> None:
+    place = ("--data-path", two.url)
+    good = dataset("verify", *place)
+    assert good.output == "".join(f"{name}: 8 examples, spans 2, all as committed\n" for name in ("cpu", "load"))
+    path = f"datasets/load/{min(two.dataset('load').state().spans[2][1].paths)}"
+    two.store.delete(path)
+    two.store.replace("datasets/load/span-9/x", b"")
+    bad = dataset("verify", *place, code=4)
+    assert bad.output.splitlines()[0] == "cpu: 8 examples, spans 2, all as committed"
+    assert sum(line.startswith("BROKEN load: ") for line in bad.output.splitlines()) == 2
+    result = dataset("verify", "load", "--json", *place, code=4)
+    assert len(json.loads(result.output)["load"]["findings"]) == 2
+    dataset("verify", "cpu", *place)
+    two.store.replace("datasets/load/_manifest/000000000002.json", b"{")
+    assert "is damaged" in dataset("verify", *place, code=4).output
+
+
+def test_no_such_data_set(two: DataRoot) -> None:
+    place = ("--data-path", two.url)
+    assert "choose from cpu, load" in dataset("spans", "nothing", *place, code=2).stderr
+    for name in ("cpu", "load"):
+        remove_dataset(two.dataset(name))
+    assert "no data sets" in dataset("verify", *place).output

@@ -1,14 +1,17 @@
-"""``--runner dataflow``: what is refused before anything is read, each with the reason and what to do."""
+"""``--runner dataflow``: what is refused before anything is read, with the reason and what to do; and its report."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from ciml.cli.main import cli
+from ciml.cli.running import print_launched
+from ciml.pipelines.dataflow.job import Launched
+from ciml.pipelines.dataflow.settings import DataflowSettings
+from tests.cli.calling import ciml
 from tests.pipelines.dataflow.cloud import write_settings
+from tests.pipelines.dataflow.test_settings import MINIMAL
 
 BACKFILL = ["backfill", "s3://ci/builds.jsonl", "--logs", "s3://ci", "--data-path", "s3://ci/data"]
 INGEST = ["ingest", "--data-path", "s3://ci/data", "--kafka", "kafka.example.org:9092"]
@@ -17,9 +20,7 @@ TEMPLATE = ["--template", "job.json"]
 
 
 def refused(words: list[str]) -> str:
-    done = CliRunner().invoke(cli, words)
-    assert done.exit_code == 2, done.output
-    return done.output
+    return ciml(*words, code=2).output
 
 
 @pytest.fixture
@@ -105,6 +106,18 @@ def test_an_unknown_runner_is_named() -> None:
 
 @pytest.mark.parametrize("kind", ["ingest", "predict", "live"])
 def test_a_supervised_service_has_none_of_the_options(kind: str) -> None:
-    text = CliRunner().invoke(cli, ["service", "start", kind, "--help"]).output
+    text = ciml("service", "start", kind, "--help").output
     assert "--engine" in text
     assert not [option for option in ("--runner", "--dataflow", "--template", "--submit", "--update") if option in text]
+
+
+@pytest.mark.parametrize(("size", "warned"), [(10_000_000, False), (31_000_000, True)])
+def test_a_large_pipeline_is_warned_of(size: int, warned: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    job = Launched("ciml-dataset-cpu", "", "job-1", "gs://ci-temp/pipeline.pb", size)
+    print_launched(job, DataflowSettings.from_json(MINIMAL), streaming=False, then="ciml dataset show cpu")
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-2:] == [
+        f"  pipeline  gs://ci-temp/pipeline.pb, {size / 1e6:.1f} MB", "  then      ciml dataset show cpu",
+    ]  # fmt: skip
+    assert "  stop      gcloud dataflow jobs cancel job-1 --project=ci-project --region=us-central1" in said.out
+    assert said.err.startswith("warning: the pipeline has 31 MB, and Dataflow documents 10 MB") == warned

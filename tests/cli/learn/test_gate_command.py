@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.serving.push import NotBlessedError, push
 from ciml.serving.registry import Decision, Registry
+from tests.cli.calling import ciml
 from tests.serving.models_fixture import stand_in
 
 CHECKS = [
@@ -33,8 +33,8 @@ def data(tmp_path: Path) -> DataRoot:
     return data
 
 
-def explain(data: DataRoot, name: str, *more: str) -> Result:
-    return CliRunner().invoke(cli, ["gate", "explain", name, "--data-path", data.url, *more])
+def explain(data: DataRoot, name: str, *more: str, code: int = 0) -> Result:
+    return ciml("gate", "explain", name, "--data-path", data.url, *more, code=code)
 
 
 def test_a_model_stands_for_its_last_candidate(data: DataRoot) -> None:
@@ -58,7 +58,5 @@ def test_a_candidate_is_named_by_the_beginning_of_its_id(data: DataRoot) -> None
 
 
 def test_other_names_are_errors(data: DataRoot) -> None:
-    nobody = explain(data, "nobody")
-    assert (nobody.exit_code, "no model or candidate has this name" in nobody.output) == (2, True)
-    several = explain(data, "")
-    assert "2 candidates begin like this; give more characters" in several.output
+    assert "no model or candidate has this name" in explain(data, "nobody", code=2).output
+    assert "2 candidates begin like this; give more characters" in explain(data, "", code=2).output

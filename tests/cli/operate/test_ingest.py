@@ -1,4 +1,4 @@
-"""``ciml ingest`` and ``ciml runs``: options, what is shown, exit codes."""
+"""``ciml ingest`` and ``ciml runs``: options, what is shown, exit codes; a loss is recorded only by accept-loss."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
 
-from ciml.cli.commands.data.runs import command as runs
-from ciml.cli.main import cli
 from ciml.cli.options import Duration
 from ciml.data_root import DataRoot
 from ciml.events.records import LISTS
+from ciml.kafka import KafkaOptions
 from ciml.pipelines.ingest.committer import Committer, IngestProcessor
 from ciml.services.options import IngestOptions
 from ciml.storage import open_store
-from tests.pipelines.ingest.ingesting import one_batch
+from tests.cli.calling import ciml
+from tests.pipelines.ingest.ingesting import need_real, one_batch
 from tests.pipelines.ingest.scenario import send
+from tests.pipelines.kafka.kafka_topics import covered, delete_records, send_starts
 
 
 @pytest.mark.parametrize(
@@ -59,19 +59,15 @@ def test_options_become_a_configuration(tmp_path: Path) -> None:
     "more", [["--once", "--until-idle", "1s"], ["-X", "nothing"], ["--source", "x"], ["--until-idle", "soon"]]
 )
 def test_wrong_use_is_reported(tmp_path: Path, more: list[str]) -> None:
-    arguments = ["--data-path", str(tmp_path), "--kafka", "127.0.0.1:1", "--engine", "micro-batches", *more]
-    done = CliRunner().invoke(cli, ["ingest", *arguments])
-    assert done.exit_code == 2
-    assert more[0] in done.output
+    arguments = ["--data-path", tmp_path, "--kafka", "127.0.0.1:1", "--engine", "micro-batches", *more]
+    assert more[0] in ciml("ingest", *arguments, code=2).output
 
 
 @pytest.mark.parametrize(
     ("name", "new"), [("start", "start ingest"), ("stop", "stop"), ("resume", "resume"), ("status", "status")]
 )
 def test_commands_that_moved_name_the_new_one(name: str, new: str) -> None:
-    done = CliRunner().invoke(cli, ["ingest", name, "--name", "one"])
-    assert done.exit_code == 2
-    assert f"use ciml service {new}" in done.output
+    assert f"use ciml service {new}" in ciml("ingest", name, "--name", "one", code=2).output
 
 
 def committed(data: Path) -> None:
@@ -82,15 +78,15 @@ def committed(data: Path) -> None:
 
 def test_runs_shows_the_accounting(tmp_path: Path) -> None:
     committed(tmp_path)
-    done = CliRunner().invoke(runs, ["--data-path", str(tmp_path), "--json", "--last", "1"], standalone_mode=False)
-    reported = json.loads(done.output)
+    data = ("--data-path", tmp_path)
+    reported = json.loads(ciml("runs", *data, "--json", "--last", "1").output)
     assert (reported["version"], reported["runs"]) == (2, 2)
     assert reported["totals"] == dict.fromkeys(LISTS, 0) | {"run": 2, "repeat": 1}
     assert reported["reasons"] == {"repeat": {"run": 1}, "run": {"": 2}}
     assert reported["covered"] == {"t[0]": [[0, 3]]}
     assert [run["version"] for run in reported["latest"]] == [2]
-    assert CliRunner().invoke(runs, ["--data-path", str(tmp_path), "--count"]).output == "2\n"
-    text = CliRunner().invoke(runs, ["--data-path", str(tmp_path)]).output
+    assert ciml("runs", *data, "--count").output == "2\n"
+    text = ciml("runs", *data).output
     assert "repeats" in text
     assert "Latest runs" in text
 
@@ -98,19 +94,32 @@ def test_runs_shows_the_accounting(tmp_path: Path) -> None:
 def test_runs_of_nothing(tmp_path: Path) -> None:
     DataRoot.open(tmp_path).experiments.create("x", b"")
     for more, shown in (([], "Nothing has been committed yet.\n"), (["--count"], "0\n")):
-        assert CliRunner().invoke(runs, ["--data-path", str(tmp_path), *more]).output == shown
+        assert ciml("runs", "--data-path", tmp_path, *more).output == shown
 
 
 @pytest.mark.engines
 def test_once_from_the_command_line_and_a_verified_store(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
     scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=20)
-    data = ("--data-path", str(tmp_path / "data"))
+    data = ("--data-path", tmp_path / "data")
     words = ("ingest", *data, "--kafka", kafka, "--engine", "micro-batches", "--runs-topic", topic(1, "runs"))
-    unknown = CliRunner().invoke(cli, [*words, "--topic", "no-such"])
     line = f"ciml: Kafka at {kafka} has no topic no-such; create it, or give another --topic\n"
-    assert (unknown.exit_code, unknown.stderr) == (3, line)
-    more = ("--topic", scenario.topic, "--once", "--allow-root", str(scenario.logs), "--retry-after", "10ms")
-    done = CliRunner().invoke(cli, [*words, *more])
-    assert (done.exit_code, "0 messages to go" in done.stderr) == (0, True), done.output
-    assert json.loads(CliRunner().invoke(runs, [*data, "--json"]).stdout)["runs"] == len(scenario.runs)
-    assert f"Verified {len(scenario.runs)} raw objects" in CliRunner().invoke(runs, [*data, "--verify"]).stdout
+    assert ciml(*words, "--topic", "no-such", code=3).stderr == line
+    more = ("--topic", scenario.topic, "--once", "--allow-root", scenario.logs, "--retry-after", "10ms")
+    assert "0 messages to go" in ciml(*words, *more).stderr
+    assert json.loads(ciml("runs", *data, "--json").stdout)["runs"] == len(scenario.runs)
+    assert f"Verified {len(scenario.runs)} raw objects" in ciml("runs", *data, "--verify").stdout
+
+
+@pytest.mark.engines
+def test_a_loss_is_reported_and_then_accepted(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
+    need_real(kafka)
+    name, raw = topic(2, "events"), open_store(tmp_path / "data" / "raw")
+    send_starts(kafka, name, 1, 20)
+    delete_records(KafkaOptions(kafka), name, 1, 12)
+    arguments = ["ingest", "accept-loss", "--data-path", str(tmp_path / "data"), "--kafka", kafka, "--topic", name]
+
+    assert ciml(*arguments, "--dry-run").stdout == f"{name}[1]: 12 offsets, 0 to 12: lost\n"
+    assert covered(raw, name) == {}
+    assert ciml(*arguments).stdout == f"{name}[1]: 12 offsets, 0 to 12: accepted as lost\n"
+    assert covered(raw, name) == {1: [(0, 12)]}
+    assert ciml(*arguments).stdout == f"{name}: nothing is lost\n"

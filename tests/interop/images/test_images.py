@@ -27,8 +27,7 @@ BASE = "localhost/ciml-test-base:bookworm"
 PROGRAMS = {
     "recorder": "import ciml.recorder.sampler, confluent_kafka, dool",
     "services": (
-        "import ciml.services.ingest, ciml.services.predict, ciml.services.receivers, "
-        "ciml.services.receivers, ciml.services.receivers, ciml.services.feedback, "
+        "import ciml.services.ingest, ciml.services.predict, ciml.services.receivers, ciml.services.feedback, "
         "ciml.engines.flink.worker_pool, ciml.runs.compact"
     ),
     "serve": "import ciml.serving.server.rest, ciml.serving.server.model.loaded_model",

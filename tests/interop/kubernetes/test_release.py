@@ -59,7 +59,7 @@ def arguments(found: dict[str, Resource], name: str) -> list[str]:
     return list(container["args"])
 
 
-def test_install_upgrade_uninstall(cluster: Cluster, namespace: str, run_helm: Helm) -> None:
+def test_install_upgrade_uninstall(cluster: Cluster, namespace: str, run_helm: Helm, tmp_path: Path) -> None:
     secrets = {f"Secret {name}" for name in SECRETS}
     run_helm("install", "ciml", CHART, "--values", EXAMPLES / "micro-batches.yaml")
     found = installed(cluster, namespace)
@@ -68,7 +68,7 @@ def test_install_upgrade_uninstall(cluster: Cluster, namespace: str, run_helm: H
     # from each value file to each other one, and back
     for name in ("flink", "micro-batches", "everything", "flink", "everything", "micro-batches"):
         values = merged(example(name), {"ingest": {"storageClass": ""}})
-        path = Path(os.environ.get("TMPDIR", "/tmp")) / f"{namespace}-{name}.yaml"
+        path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(values))
         run_helm("upgrade", "ciml", CHART, "--values", path)
         found = installed(cluster, namespace)
