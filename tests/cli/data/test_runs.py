@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from ciml.cli.commands.data.runs import command
 from ciml.data_root import DataRoot
 from ciml.verdicts.signatures.stored import BOOKMARK
+from tests.cli.calling import ciml
 from tests.runs.compacting import FIRST, run
 from tests.runs.scenes import UNTRUSTED, RawStore
 
 
-def ciml(data: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(command, [*arguments, "--data-path", str(data)], standalone_mode=False)
+def runs(data: Path, *words: str, code: int = 0) -> Result:
+    return ciml("runs", *words, "--data-path", data, code=code)
 
 
 @pytest.fixture
@@ -31,12 +31,11 @@ def stored(tmp_path: Path) -> RawStore:
 
 
 def listed(result: Result) -> list[str]:
-    assert result.exception is None
     return [json.loads(line)["run_id"] for line in result.output.splitlines()]
 
 
 def test_runs_are_listed_the_latest_first(tmp_path: Path, stored: RawStore) -> None:
-    lines = [json.loads(line) for line in ciml(tmp_path, "list", "--json").output.splitlines()]
+    lines = [json.loads(line) for line in runs(tmp_path, "list", "--json").output.splitlines()]
     assert [(line["run_id"], line["outcome"], line["trusted"], line["version"]) for line in lines] == [
         ("zuul~3~1", "success", False, 2),
         ("zuul~2~1", "failure", True, 1),
@@ -54,63 +53,54 @@ def test_runs_are_listed_the_latest_first(tmp_path: Path, stored: RawStore) -> N
         ("--last", "2"): ["zuul~3~1", "zuul~2~1"],
         ("--job", "nothing"): [],
     }.items():
-        assert listed(ciml(tmp_path, "list", "--json", *options)) == ids
-    assert "zuul~2~1" in ciml(tmp_path, "list").output
+        assert listed(runs(tmp_path, "list", "--json", *options)) == ids
+    assert "zuul~2~1" in runs(tmp_path, "list").output
 
 
 def test_one_run_is_shown(tmp_path: Path, stored: RawStore) -> None:
-    value: dict[str, Any] = json.loads(ciml(tmp_path, "show", "zuul~1~1", "--json").output)
+    value: dict[str, Any] = json.loads(runs(tmp_path, "show", "zuul~1~1", "--json").output)
     assert (value["outcome"], value["pack"], value["rows"], value["fault"]) == ("timeout", None, 4, "")
     assert value["columns"] == ["time", "boot", "total cpu usage:usr", "load avg:1m"]
     assert [(each["version"], each["kind"]) for each in value["records"]] == [(1, "run"), (3, "correction")]
-    ciml(tmp_path, "compact")
-    text = ciml(tmp_path, "show", "zuul~1~1").output
+    runs(tmp_path, "compact")
+    text = runs(tmp_path, "show", "zuul~1~1").output
     assert f"pack       packs/{FIRST}/" in text
     assert "as it was committed" in text
     assert "corrections" in text
-    unknown = ciml(tmp_path, "show", "zuul~9~1")
-    assert "no run 'zuul~9~1' in " in str(unknown.exception)
-    assert "no run " in str(ciml(tmp_path, "show", "\udcff").exception)
+    assert "no run 'zuul~9~1' in " in runs(tmp_path, "show", "zuul~9~1", code=2).stderr
+    assert "no run " in runs(tmp_path, "show", "\udcff", code=2).stderr
 
 
 def test_compacted_and_verified(tmp_path: Path, stored: RawStore) -> None:
-    reported = ciml(tmp_path, "compact", "--json", "--grace", "0s")
+    done = json.loads(runs(tmp_path, "compact", "--json", "--grace", "0s").output)
     assert DataRoot.open(tmp_path).failures.exists(BOOKMARK)  # signatures quote texts before these are removed
-    assert reported.return_value == 0
-    done = json.loads(reported.output)
     assert (done["packing"]["runs"], done["packing"]["alone"], done["swept"]["objects"]) == (2, 1, 2)
-    again = ciml(tmp_path, "compact", "--grace", "0s")
+    again = runs(tmp_path, "compact", "--grace", "0s")
     assert "0 runs packed into 0 packs" in again.output
-    verified = ciml(tmp_path, "verify", "--grace", "0s")
-    assert verified.return_value == 0
+    verified = runs(tmp_path, "verify", "--grace", "0s")
     assert verified.output.splitlines()[-1] == (
         "4 records of 3 runs in 3 versions; 2 runs in 1 packs and 1 objects read: all as committed."
     )
-    value = json.loads(ciml(tmp_path, "verify", "--json", "--sample", "2").output)
+    value = json.loads(runs(tmp_path, "verify", "--json", "--sample", "2").output)
     assert (value["number"], value["read"], value["runs"]) == (0, 2, 3)
-    assert "2 of 3 raw objects read" in ciml(tmp_path, "verify", "--sample", "2").output
-    assert "Verified 3 raw objects" in ciml(tmp_path, "--verify").output
+    assert "2 of 3 raw objects read" in runs(tmp_path, "verify", "--sample", "2").output
+    assert "Verified 3 raw objects" in runs(tmp_path, "--verify").output
 
 
 def test_findings_are_reported_and_exit_with_4(tmp_path: Path, stored: RawStore) -> None:
     paths = stored.store.list("runs")
     stored.store.delete(paths[0])
-    verified = ciml(tmp_path, "verify")
-    assert verified.return_value == 4
+    verified = runs(tmp_path, "verify", code=4)
     assert f"BROKEN {stored.store.url(paths[0])} is in the manifest but does not exist" in verified.output
     assert "1 findings." in verified.output
-    summary = ciml(tmp_path, "--verify")
-    assert (summary.return_value, summary.output.count("BROKEN")) == (4, 1)
-    as_json = ciml(tmp_path, "verify", "--json")
-    assert (as_json.return_value, json.loads(as_json.output)["number"]) == (4, 1)
+    assert runs(tmp_path, "--verify", code=4).output.count("BROKEN") == 1
+    assert json.loads(runs(tmp_path, "verify", "--json", code=4).output)["number"] == 1
     for options in ([], ["--json"]):
         number = 10 + len(options)
         stored.add([run(number)])
         stored.store.delete(stored.write(*run(number)).path)
-        compacted = ciml(tmp_path, "compact", *options)
-        assert compacted.return_value == 4
-        assert "does not exist" in compacted.output
-    assert ciml(tmp_path, "show", "zuul~10~1").return_value == 4
+        assert "does not exist" in runs(tmp_path, "compact", *options, code=4).output
+    runs(tmp_path, "show", "zuul~10~1", code=4)
 
 
 @pytest.mark.parametrize(
@@ -129,4 +119,4 @@ def test_texts_of_outputs_are_kept_as_the_fetch_policy_says(
     policy = tmp_path / "fetch.toml"
     policy.write_text('hosts = ["logs.example.org"]\n[logs]\nkeep = "40000d"\n')  # until 2079
     words = [str(policy) if option == "FILE" else option for option in options]
-    assert json.loads(ciml(tmp_path, "compact", "--json", *words).output)["swept"]["outputs"] == removed
+    assert json.loads(runs(tmp_path, "compact", "--json", *words).output)["swept"]["outputs"] == removed

@@ -15,13 +15,13 @@ from click.testing import CliRunner, Result
 
 from ciml.cli.commands.learn.experiment import define, setup
 from ciml.cli.commands.learn.experiment.train import train
-from ciml.cli.main import cli
 from ciml.cli.talk_scripts import undashed
 from ciml.data_root import DataRoot
 from ciml.pipelines.mlflow import params_of
 from ciml.reports.experiments.comparison import comparison_page
 from ciml.training.evaluation import metrics as scoring
 from ciml.training.experiments.results import experiment_names, load_experiment, stored_trials
+from tests.cli.calling import ciml
 from tests.training.conftest import made  # noqa: F401  (a fixture)
 
 
@@ -32,8 +32,8 @@ def data(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  
     return tmp_path / "data"
 
 
-def run(*words: str, data: Path) -> Result:
-    return CliRunner().invoke(cli, ["experiment", *words, "--data-path", str(data)])
+def run(*words: str, data: Path, code: int = 0) -> Result:
+    return ciml("experiment", *words, "--data-path", data, code=code)
 
 
 def test_the_lines_of_the_talk_work_as_pasted(data: Path):
@@ -79,15 +79,13 @@ def test_define_train_show_and_the_same_again(data: Path):
     define = ["define", "forest", "--estimator", "random_forest", "-p", "n_estimators=20", "-p", "max_depth=none"]
     assert "forest: random_forest, stored in" in run(*define, data=data).output
     assert "forest: random_forest, as it is already in" in run(*define, data=data).output
-    other = run(*define, "--seed", "1", data=data)
-    assert (other.exit_code, "seed is 0, not 1; choose another name" in other.output) == (2, True)
+    assert "seed is 0, not 1; choose another name" in run(*define, "--seed", "1", data=data, code=2).output
     shown = run("show", "forest", data=data).output
     assert 'parameters      {"max_depth": null, "n_estimators": 20}' in shown
     assert "not trained yet" in shown
 
     words = ["train", "--experiment", "forest", "--dataset", "providers"]
     first, again = run(*words, data=data), run(*words, data=data)
-    assert first.exit_code == 0, first.output
     assert first.output.splitlines()[:-1] == again.output.splitlines()[:-1]
     assert "  stored in" in first.output.splitlines()[-1]
     assert "  as it is already in" in again.output.splitlines()[-1]
@@ -118,20 +116,17 @@ def test_define_train_show_and_the_same_again(data: Path):
 )
 def test_a_mistake_is_one_clear_line(words: list[str], line: str, tmp_path: Path):
     DataRoot.open(tmp_path).datasets.create("x", b"")
-    done = run(*words, data=tmp_path)
-    assert done.exit_code == 2
-    assert line in done.output.splitlines()[-1]
+    assert line in run(*words, data=tmp_path, code=2).output.splitlines()[-1]
 
 
 def test_any_classifier_is_trained_with_its_parameters_and_a_view(data: Path) -> None:
     words = ["--estimator", "LogisticRegression", "-p", "C=0.1", "-p", "max_iter=300", "--view", "flat"]
     first = run("train", *words, "--dataset", "providers", "--json", data=data)
-    assert first.exit_code == 0, first.output
     experiment = json.loads(first.output)["experiment"]
     assert experiment["estimator"] == "sklearn.linear_model:LogisticRegression"
     assert (experiment["parameters"], experiment["view"]) == ({"C": 0.1, "max_iter": 300}, "flat")
     assert experiment["packages"] == {"scikit-learn": metadata.version("scikit-learn")}
-    assert run("define", "linear", *words, data=data).exit_code == 0
+    run("define", "linear", *words, data=data)
     shown = run("show", "linear", data=data).output.splitlines()
     assert "estimator       sklearn.linear_model:LogisticRegression" in shown
     assert "view            flat" in shown
@@ -139,12 +134,10 @@ def test_any_classifier_is_trained_with_its_parameters_and_a_view(data: Path) ->
     steps = '[["scale", {"class": "StandardScaler"}], ["model", {"class": "LogisticRegression"}]]'
     scaled = ["--estimator", "Pipeline", "-p", f"steps={steps}", "-p", "model__C=0.1"]
     second = run("train", *scaled, "--dataset", "providers", "--json", data=data)
-    assert second.exit_code == 0, second.output
     assert json.loads(second.output)["test"]["runs"] == json.loads(first.output)["test"]["runs"]
     names = [json.loads(done.output)["experiment"]["name"] for done in (first, second)]
     assert params_of(json.loads(second.output)["experiment"])["parameters.model__C"] == "0.1"
-    report = run("report", *names, "--output", str(data / "report"), data=data)
-    assert report.exit_code == 0, report.output
+    run("report", *names, "--output", str(data / "report"), data=data)
     page = (data / "report" / "providers" / names[1] / "index.html").read_text()
     assert "sklearn.pipeline:Pipeline" in page
     assert "StandardScaler" in page
@@ -153,8 +146,7 @@ def test_any_classifier_is_trained_with_its_parameters_and_a_view(data: Path) ->
         ("-p", "c=1"): "LogisticRegression has no parameter of this name; did you mean C?",
         ("-p", "memory__x=1"): "no part 'memory'",
     }.items():
-        done = run("define", "b", "--estimator", "LogisticRegression", *mistake, data=data)
-        assert (done.exit_code, line in done.output) == (2, True), done.output
+        assert line in run("define", "b", "--estimator", "LogisticRegression", *mistake, data=data, code=2).output
 
 
 def test_a_stored_experiment_imports_a_module_only_if_it_is_allowed(
@@ -165,40 +157,36 @@ def test_a_stored_experiment_imports_a_module_only_if_it_is_allowed(
     source = "from sklearn.tree import DecisionTreeClassifier\nclass Tree(DecisionTreeClassifier): pass\n"
     (tmp_path / "command_models.py").write_text(source)
     defined = run("define", "mine", "--estimator", "command_models:Tree", "-p", "max_depth=2", data=data)
-    assert defined.exit_code == 0, defined.output
     assert "--dataset NAME --allow-module command_models --data-path" in defined.output
     monkeypatch.delitem(sys.modules, "command_models")
     words = ["train", "--experiment", "mine", "--dataset", "providers"]
-    rejected = run(*words, data=data)
-    assert (rejected.exit_code, "command_models" in sys.modules) == (2, False)
+    rejected = run(*words, data=data, code=2)
+    assert "command_models" not in sys.modules
     assert "command_models:Tree: module command_models is not allowed" in rejected.output
-    trained = run(*words, "--allow-module", "command_models", data=data)
-    assert trained.exit_code == 0, trained.output
+    run(*words, "--allow-module", "command_models", data=data)
     assert run("show", "mine", "--json", data=data).output.count('"sha256:') >= 1
     (tmp_path / "command_models.py").write_text(source + "# changed\n")
-    changed = run(*words, "--allow-module", "command_models", "--cross-validate", "2", data=data)
+    changed = run(*words, "--allow-module", "command_models", "--cross-validate", "2", data=data, code=2)
     assert "'mine' was defined with command_models sha256:" in changed.output
-    both = run(*words, "-p", "max_depth=3", data=data)
+    both = run(*words, "-p", "max_depth=3", data=data, code=2)
     assert "-p and --view: an experiment has its own; use them with --estimator" in both.output
 
 
 @pytest.mark.parametrize("name", ["Adagrad", "ProximalAdagrad", "Ftrl", "RMSProp", "SGD"])
 def test_each_optimizer_of_the_original_is_one(name: str, tmp_path: Path):
     DataRoot.open(tmp_path).datasets.create("x", b"")
-    assert run("define", "a", "--optimizer", name, data=tmp_path).exit_code == 0
+    run("define", "a", "--optimizer", name, data=tmp_path)
     assert load_experiment(DataRoot.open(tmp_path).experiments, "a").optimizer == name.lower().removeprefix("proximal")
 
 
 def test_compare_prints_the_numbers_of_the_page(data: Path):
     for name, trees in (("one", "1"), ("many", "50"), ("idle", "2")):
         define = ["define", name, "--estimator", "random_forest", "-p", f"n_estimators={trees}"]
-        assert run(*define, data=data).exit_code == 0
+        run(*define, data=data)
         if name != "idle":
-            assert run("train", "--experiment", name, "--dataset", "providers", data=data).exit_code == 0
+            run("train", "--experiment", name, "--dataset", "providers", data=data)
     words = ["compare", "--dataset", "providers"]
-    shown = run(*words, "--json", data=data)
-    assert shown.exit_code == 0, shown.output
-    rows = json.loads(shown.output)
+    rows = json.loads(run(*words, "--json", data=data).output)
     assert {row["experiment"] for row in rows} == {"one", "many"}
 
     trials = [(each, each.predictions()) for each in stored_trials(DataRoot.open(data).experiments, ["one", "many"])]
@@ -226,16 +214,14 @@ def test_compare_prints_the_numbers_of_the_page(data: Path):
     # the first named one is the one that others are compared with
     turned = json.loads(run("compare", second["experiment"], best["experiment"], "--json", data=data).output)
     assert turned[1]["difference"] == -second["difference"]
-    both = run(*words, "--csv", "-", "--json", data=data)
-    assert (both.exit_code, "give one" in both.output) == (2, True)
-    none = run("compare", "idle", "--dataset", "providers", data=data)
-    assert (none.exit_code, "no result of idle on providers" in none.output) == (2, True)
+    assert "give one" in run(*words, "--csv", "-", "--json", data=data, code=2).output
+    idle = run("compare", "idle", "--dataset", "providers", data=data, code=2)
+    assert "no result of idle on providers" in idle.output
 
 
 def test_estimators_are_trained_with_their_defaults(data: Path):
     line = ("train", "--estimator", "random_forest", "--estimator", "svm", "--dataset", "providers")
     done = run(*line, data=data)
-    assert done.exit_code == 0, done.output
     root = DataRoot.open(data)
     trials = stored_trials(root.experiments, experiment_names(root.experiments))
     assert sorted(each.experiment.rpartition("-")[0] for each in trials) == ["random_forest", "svm"]
@@ -243,7 +229,6 @@ def test_estimators_are_trained_with_their_defaults(data: Path):
     assert run(*line, data=data).output.count("as it is already in") == 2
     assert experiment_names(root.experiments) == sorted(each.experiment for each in trials)
     for words in (("train", "--dataset", "providers"), (*line, "--experiment", "x")):
-        assert "give either --experiment NAME, or --estimator NAME" in run(*words, data=data).output
-    assert (
-        "unknown estimator 'dn'; did you mean dnn?" in run(*line[:1], "--estimator", "dn", *line[-2:], data=data).output
-    )
+        assert "give either --experiment NAME, or --estimator NAME" in run(*words, data=data, code=2).output
+    misspelt = run(*line[:1], "--estimator", "dn", *line[-2:], data=data, code=2)
+    assert "unknown estimator 'dn'; did you mean dnn?" in misspelt.output

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.serving.push import NotBlessedError, push
 from ciml.serving.registry import Decision, Registry
+from tests.cli.calling import ciml
 from tests.serving.models_fixture import stand_in
 
 
@@ -29,12 +28,8 @@ def data(tmp_path: Path) -> DataRoot:
     return data
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli, arguments)
-
-
 def test_list(data: DataRoot) -> None:
-    lines = run("models", "list", "--data-path", data.url).output.splitlines()
+    lines = ciml("models", "list", "--data-path", data.url).output.splitlines()
     assert lines[0] == "m: stable = 2"
     assert [line.split("  ")[3:] for line in lines[1::2]] == [
         ["blessed", "version 1"],
@@ -42,7 +37,7 @@ def test_list(data: DataRoot) -> None:
         ["not blessed"],
     ]
     assert lines[6] == "    accuracy 0.3"
-    found = json.loads(run("models", "list", "m", "--data-path", data.url, "--json").output)
+    found = json.loads(ciml("models", "list", "m", "--data-path", data.url, "--json").output)
     assert found["m"]["labels"] == {"stable": 2}
     assert found["m"]["served"] == [1, 2]
     assert [one["blessed"] for one in found["m"]["candidates"]] == [True, True, False]
@@ -50,40 +45,38 @@ def test_list(data: DataRoot) -> None:
     assert found["m"]["candidates"][0]["versions"] == [{"number": 1, "withdrawn": False}]
     other = DataRoot.open(f"{data.url}-other")
     other.experiments.create("x", b"")
-    assert run("models", "list", "--data-path", other.url).output == "no models yet; train one by ciml refresh\n"
+    assert ciml("models", "list", "--data-path", other.url).output == "no models yet; train one by ciml refresh\n"
 
 
 def test_rollback(data: DataRoot) -> None:
-    assert run("models", "rollback", "m", "--data-path", data.url).output == "m: stable = 1\n"
-    assert "version 2 (withdrawn)" in run("models", "list", "--data-path", data.url).output
-    failed = run("models", "rollback", "m", "--data-path", data.url)
-    assert failed.exit_code != 0
-    assert "no predecessor" in failed.output
-    assert run("models", "rollback", "m", "--version", "2", "--data-path", data.url).output == "m: stable = 2\n"
+    assert ciml("models", "rollback", "m", "--data-path", data.url).output == "m: stable = 1\n"
+    assert "version 2 (withdrawn)" in ciml("models", "list", "--data-path", data.url).output
+    assert "no predecessor" in ciml("models", "rollback", "m", "--data-path", data.url, code=2).output
+    assert ciml("models", "rollback", "m", "--version", "2", "--data-path", data.url).output == "m: stable = 2\n"
     assert Registry(data, "m").state.champion == 2
-    assert "no model 'x'" in run("models", "verify", "x", "--data-path", data.url).output
+    assert "no model 'x'" in ciml("models", "verify", "x", "--data-path", data.url, code=2).output
 
 
 def test_decisions_are_recorded_and_listed(data: DataRoot) -> None:
     signed = ("--reason", "release week", "--author", "ann", "--data-path", data.url)
-    assert run("models", "hold", "m", *signed).output == "m: version 2 is held\n"
-    assert "held by ann: release week" in run("models", "rollback", "m", *signed).output
-    assert run("models", "release", "m", *signed).output == "m: released\n"
-    assert run("models", "promote", "m", "--version", "1", "--label", "canary", *signed).output == "m: canary = 1\n"
+    assert ciml("models", "hold", "m", *signed).output == "m: version 2 is held\n"
+    assert "held by ann: release week" in ciml("models", "rollback", "m", *signed, code=2).output
+    assert ciml("models", "release", "m", *signed).output == "m: released\n"
+    assert ciml("models", "promote", "m", "--version", "1", "--label", "canary", *signed).output == "m: canary = 1\n"
     unlabelled = ("models", "unlabel", "m", "--label", "canary", *signed)
-    assert run(*unlabelled).output == "m: version 1 is no longer canary\n"
-    assert "no version has the label canary" in run(*unlabelled).output
-    assert run("models", "promote", "m", "--version", "1", "--label", "canary", *signed).exit_code == 0
-    withdrawn = run("models", "withdraw", "m", "2", *signed).output
+    assert ciml(*unlabelled).output == "m: version 1 is no longer canary\n"
+    assert "no version has the label canary" in ciml(*unlabelled, code=2).output
+    ciml("models", "promote", "m", "--version", "1", "--label", "canary", *signed)
+    withdrawn = ciml("models", "withdraw", "m", "2", *signed).output
     assert withdrawn == "m: withdrawn: 2\nm: stable = 1\n"
-    lines = run("models", "withdraw", "m", "1", *signed).output.splitlines()
+    lines = ciml("models", "withdraw", "m", "1", *signed).output.splitlines()
     assert sorted(lines[1:]) == [
         f"m: {label} = nothing; train a model by ciml refresh" for label in ("canary", "stable")
     ]
-    entries = run("models", "history", "m", "--json", "--data-path", data.url).output.splitlines()
+    entries = ciml("models", "history", "m", "--json", "--data-path", data.url).output.splitlines()
     by_ann = [entry["action"] for entry in map(json.loads, entries) if entry["author"] == "ann"]
     assert by_ann == ["hold", "release", "promote", "unlabel", "promote", "withdraw", "withdraw"]
-    table = run("models", "history", "m", "--data-path", data.url).output
+    table = ciml("models", "history", "m", "--data-path", data.url).output
     assert "release week" in table
     assert "hold version 2" in table
     assert "unlabel version 1, no canary" in table
@@ -91,40 +84,34 @@ def test_decisions_are_recorded_and_listed(data: DataRoot) -> None:
 
 def test_versions_are_shown_and_compared(data: DataRoot) -> None:
     place = ("--data-path", data.url)
-    shown = json.loads(run("models", "show", "m", "2", "--json", *place).output)
+    shown = json.loads(ciml("models", "show", "m", "2", "--json", *place).output)
     assert (shown["version"], shown["dataset"], shown["decision"]["metrics"]) == (2, "small", {"accuracy": 0.2})
-    assert "decision.metrics.accuracy" in run("models", "show", "m", "2", *place).output
-    differing = json.loads(run("models", "diff", "m", "1", "2", "--json", *place).output)
+    assert "decision.metrics.accuracy" in ciml("models", "show", "m", "2", *place).output
+    differing = json.loads(ciml("models", "diff", "m", "1", "2", "--json", *place).output)
     assert differing["decision.metrics.accuracy"] == [0.1, 0.2]
     assert "dataset" not in differing
-    assert "dataset" in json.loads(run("models", "diff", "m", "1", "2", "--all", "--json", *place).output)
-    assert "no version 9" in run("models", "show", "m", "9", *place).output
+    assert "dataset" in json.loads(ciml("models", "diff", "m", "1", "2", "--all", "--json", *place).output)
+    assert "no version 9" in ciml("models", "show", "m", "9", *place, code=2).output
 
 
 def test_verify_and_reconcile(data: DataRoot) -> None:
-    done = run("models", "verify", "--data-path", data.url)
+    done = ciml("models", "verify", "--data-path", data.url)
     assert done.output == "m: 2 of 2 versions are as recorded\n"
-    assert run("models", "reconcile", "--data-path", data.url).output == "nothing to do\n"
+    assert ciml("models", "reconcile", "--data-path", data.url).output == "nothing to do\n"
     Path(data.url, "models", "m", "1", "saved_model.pb").write_bytes(b"other")
     data.models.delete("models.config")
-    assert run("models", "reconcile", "--data-path", data.url).output == "m: models.config written\n"
-    done = CliRunner().invoke(cli, ["models", "verify", "--data-path", data.url], standalone_mode=False)
-    assert done.return_value == 4
+    assert ciml("models", "reconcile", "--data-path", data.url).output == "m: models.config written\n"
+    done = ciml("models", "verify", "--data-path", data.url, code=4)
     assert "BROKEN m 1:" in done.output
     assert "saved_model.pb was altered" in done.output
 
 
 def test_serve_and_predict_say_what_they_lack(data: DataRoot, tmp_path: Path) -> None:
-    assert "--data-path DATA or --config FILE" in run("serve").output
-    failed = run(
-        "predict", "stream", "--model", "m", "--data-path", data.url, "--kafka", "k:1", "--home", str(tmp_path)
-    )
-    assert "no model server" in failed.output
-    by_candidate = run(
-        *("predict", "stream", "--model", "m", "--candidate", "--once", "--engine", "micro-batches"),
-        *("--data-path", data.url, "--kafka", "127.0.0.1:1", "--home", str(tmp_path)),
-    )
-    assert by_candidate.exit_code == 3
+    assert "--data-path DATA or --config FILE" in ciml("serve", code=2).output
+    words = ("predict", "stream", "--model", "m", "--data-path", data.url, "--home", tmp_path)
+    assert "no model server" in ciml(*words, "--kafka", "k:1", code=2).output
+    more = ("--candidate", "--once", "--engine", "micro-batches", "--kafka", "127.0.0.1:1")
+    by_candidate = ciml(*words, *more, code=3)
     assert "127.0.0.1:1" in by_candidate.output  # it needs no model server, and got as far as the broker
     for name in ("serve", "predict", "models"):
-        assert "Example:" in run(name, "--help").output
+        assert "Example:" in ciml(name, "--help").output
