@@ -211,7 +211,7 @@ def _check_base_rate(evaluation: Any, policy: GatePolicy) -> _Check:
     base_rate = _number(_field(evaluation, "base_rate"), "value")
     if accuracy is None or low is None or base_rate is None:
         return _Check("base rate", False, "the accuracy or the base rate is missing")
-    text = f"accuracy {accuracy:.3f} (at least {low:.3f})"
+    text = f"accuracy {accuracy:.3f} (at least {low:.3f}{_by_changes(evaluation)})"
     if low > base_rate + policy.above_base_rate:
         return _Check("base rate", True, f"{text} beats the base rate {base_rate:.3f}", in_favour=True)
     return _Check("base rate", False, f"{text} does not beat the base rate {base_rate:.3f}")
@@ -417,12 +417,14 @@ class _Comparison(NamedTuple):
       one_sided_low: its lower bound at the policy's ``confidence``.
       two_sided_high: the upper end of its two-sided 95 % interval.
       runs: number of runs.
+      by_changes: how many changes these have, as text; "" if they have one each.
     """
 
     difference: float
     one_sided_low: float
     two_sided_high: float
     runs: float
+    by_changes: str
 
     @classmethod
     def of(cls, comparison: Any) -> _Comparison | None:
@@ -434,11 +436,18 @@ class _Comparison(NamedTuple):
         runs = _number(comparison, "runs")
         if difference is None or one_sided_low is None or runs is None or not _is_number(high):
             return None
-        return cls(difference, one_sided_low, high, runs)
+        return cls(difference, one_sided_low, high, runs, _by_changes(comparison))
 
     def text(self, other: str) -> str:
-        bound = f"at least {self.one_sided_low:+.3f}"
+        bound = f"at least {self.one_sided_low:+.3f}{self.by_changes}"
         return f"{self.difference:+.3f} against {other} on the same {self.runs} runs ({bound})"
+
+
+def _by_changes(figures: Any) -> str:
+    """Return the number of changes that a bound is by, as text; "" if each run is of another change, or unknown."""
+    runs = _number(figures, "runs")
+    changes = _number(figures, "changes")
+    return f", by {changes} changes" if runs and changes and changes < runs else ""
 
 
 def _shown(value: Any) -> str:

@@ -433,6 +433,15 @@ def test_chance_explains_the_calibration_error_of_a_calibrated_model() -> None:
     assert 2 <= beyond <= 20  # 5 % of 200 are expected
 
 
+def test_a_bound_of_few_changes_names_their_number() -> None:
+    given = beside(90, 80)
+    given["evaluation"] |= {"changes": 25}
+    given["baselines"]["duration"]["comparison"] |= {"changes": 25}
+    reasons = decide(given, GatePolicy(), has_champion=False).reasons
+    assert "accuracy 0.900 (at least 0.826, by 25 changes) beats the base rate 0.500" in reasons
+    assert any(", by 25 changes)" in reason for reason in reasons if "duration" in reason)
+
+
 def test_the_chance_of_a_calibration_error_needs_memory_for_one_resample() -> None:
     labels = np.zeros(20_000, int)
     tracemalloc.start()
