@@ -134,7 +134,8 @@ def test_a_change_of_trust_after_a_correction_leaves_the_outcome(data: DataRoot,
     raw.add(runs(3, 3))
     raw.add(runs(4, 4))
     forge(data.raw, 2, lambda delta: delta.update(trust_changes=[{"run_id": "zuul~1~1", "trust": TRUSTED.to_json()}]))
-    update_dataset(data.dataset("cpu"))
+    (span,) = update_dataset(data.dataset("cpu")).sealed
+    assert [run.label_name for run in span.runs] == ["failed", "passed", "failed", "passed"]
     assert data.dataset("cpu").state().corrections == {"zuul~1~1": ("failure", "FAILURE")}
     RawStore(data).add(corrections=[make_facts(2, outcome="timeout", result="TIMED_OUT")])
     (again,) = update_dataset(data.dataset("cpu")).sealed
