@@ -349,14 +349,9 @@ def report(*words: str, data: Path) -> Result:
     return CliRunner().invoke(cli, ["experiment", "report", *words, "--data-path", str(data)])
 
 
-def test_the_command_prints_the_address_of_the_page(
-    hostile: Path, reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.chdir(tmp_path)
-    assert report("one", data=hostile).output == f"{tmp_path}/one-report/index.html\n"
-    for path in (tmp_path / "one-report").iterdir():  # a page is the same whatever stands beside it
-        assert path.read_bytes() == (reported / "bad" / "one" / path.name).read_bytes(), path.name
+def test_a_report_has_the_name_of_its_one_experiment_or_data_set(hostile: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(render_module, "report_experiments", lambda *places, progress: places[-1])
+    assert report("one", data=hostile).output == "one-report\n"
     assert report("one", "ten", "--dataset", "bad", data=hostile).output == "bad-report\n"
     assert report("--dataset", "bad", "--dataset", "good", data=hostile).output == "experiments-report\n"
 
@@ -378,16 +373,21 @@ def test_a_mistake_is_one_line(hostile: Path, tmp_path: Path, words: list[str], 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_changed_file_is_reported_and_a_lost_one_leaves_the_rest(hostile: Path, tmp_path: Path):
+def test_a_changed_file_is_reported_and_a_lost_one_leaves_the_rest(hostile: Path, reported: Path, tmp_path: Path):
     shutil.copytree(hostile, tmp_path / "data")
     (path,) = (tmp_path / "data/experiments/one/results/bad").glob("*/predictions-*.parquet")
     path.write_bytes(b"x")
-    done = report("one", "--output", str(tmp_path / "out"), data=tmp_path / "data")
+    out = tmp_path / "out"
+    done = report("one", "--output", str(out), data=tmp_path / "data")
     assert (done.exit_code, done.stderr.count("was altered: its digest differs")) == (4, 1)
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
     path.unlink()
-    assert report("one", "--output", str(tmp_path / "out"), data=tmp_path / "data").exit_code == 0
-    assert "No curves: the predictions file is missing." in (tmp_path / "out/index.html").read_text()
+    assert report("one", "--output", str(out), data=tmp_path / "data").output == f"{out}/index.html\n"
+    assert "No curves: the predictions file is missing." in (out / "index.html").read_text()
+    lost = {each.name for each in (reported / "bad" / "one").iterdir()} - {each.name for each in out.iterdir()}
+    assert lost == {"curves.png", "curves.svg"}
+    for drawn in out.glob("*g"):  # a plot is the same whatever stands beside it
+        assert drawn.read_bytes() == (reported / "bad" / "one" / drawn.name).read_bytes(), drawn.name
 
 
 @pytest.mark.parametrize(

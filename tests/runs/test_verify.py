@@ -121,7 +121,6 @@ def _single(raw: Store) -> str:
 
 SINGLE_FAULTS: dict[str, tuple[Callable[[Store], Any], str]] = {
     "an object is lost": (lambda raw: raw.delete(_single(raw)), "does not exist"),
-    "an object is broken": (lambda raw: raw.replace(_single(raw), b"PAR1"), "cannot be read as Parquet"),
     "an object is another's": (
         lambda raw: raw.replace(_single(raw), raw.read(raw.list(f"runs/{FIRST}")[1])), "holds the seal"
     ),
@@ -129,10 +128,6 @@ SINGLE_FAULTS: dict[str, tuple[Callable[[Store], Any], str]] = {
         lambda raw: raw.create(f"runs/{FIRST}/zuul~9~1.0123456789abcdef.parquet", b"x"), "is not named by any manifest"
     ),
     "an object is elsewhere": (lambda raw: raw.create("runs/x", b"x"), "is not named by any manifest"),
-    "other rows": (lambda raw: forge(raw, 1, lambda d: d["runs"][0]["file"].update(rows=5)), "the manifest says 5"),
-    "another digest": (
-        lambda raw: forge(raw, 1, lambda d: d["runs"][0]["file"].update(digest="0" * 64)), "has the digest"
-    ),
     "a delta is lost": (lambda raw: raw.delete("_manifest/000000000002.json"), "version 2 is missing"),
     "a delta is broken": (lambda raw: raw.replace("_manifest/000000000002.json", b"{"), "has no digest"),
     "a run twice": (lambda raw: forge(raw, 2, lambda d: d["runs"].append(_run_of(raw, 1))), "holds the run"),

@@ -223,7 +223,7 @@ SHAPES: dict[str, tuple[int, Callable[[int], bytes]]] = {
     ),
     "restarts": (100, restarts),
     "restarts with dates of their own": (
-        100,
+        40,
         lambda n: restarts(n, lambda at: f"{at % 28 + 1:02d} Nov {2000 + at % 90} 12:00:00 -03"),
     ),
     "restarts with columns of their own": (12, lambda n: restarts(n, names=lambda at: f'"{at % 12}","{at // 12}"')),

@@ -31,8 +31,6 @@ def written(times: list[str], date: str, **event: object) -> list[str] | str:
 
 
 RUN = {"start_us": instant("2026-06-15T12:00:00Z"), "end_us": instant("2026-06-15T12:10:00Z")}
-LATE_RUN = {name: time_us + 86_400_000_000 for name, time_us in RUN.items()}  # as late as clocks may differ
-LATER_RUN = {name: time_us + 1 for name, time_us in LATE_RUN.items()}
 #: By the day of its one sample, all at noon: the header's date, the event, and the time or the reason.
 ONE_SAMPLE: list[tuple[str, str, dict[str, object], str]] = [
     ("31-12", "01 Jan 2027 00:00:00 UTC", {}, "2026-12-31T12:00:00Z"),
@@ -63,16 +61,10 @@ ONE_SAMPLE: list[tuple[str, str, dict[str, object], str]] = [
     ("15-06", "15 Jun 2026 12:00:00 CST", {"zone": "Asia/Shanghai"}, "2026-06-15T04:00:00Z"),
     ("15-06", "15 Jun 2026 12:00:00 UTC", {"zone": "Asia/Kolkata"}, "2026-06-15T12:00:00Z"),
     ("15-06", "15 Jun 2026 12:00:00", {"zone": "../../etc/passwd"}, "ambiguous_time"),
-    # A log of another time than its run is rejected; a clock may be a day off.
-    ("15-06", "15 Jun 2019 12:00:00 UTC", RUN, "outside_run"),
-    ("15-06", "15 Jun 2031 12:00:00 UTC", RUN, "outside_run"),
+    # A log of another time than its run is rejected; its limits are in test_parse.
     ("15-06", "15 Jun 2019 12:00:00 +0200", RUN, "outside_run"),
-    ("15-06", "15 Jun 2019 12:00:00 UTC", {"start_us": RUN["start_us"]}, "outside_run"),
-    ("15-06", "15 Jun 2031 12:00:00 UTC", {"end_us": RUN["end_us"]}, "outside_run"),
     ("15-06", "15 Jun 2019 12:00:00 UTC", {}, "2019-06-15T12:00:00Z"),
     ("15-06", "15 Jun 2026 12:00:00 +0900", RUN, "2026-06-15T03:00:00Z"),  # another zone than it says
-    ("15-06", "15 Jun 2026 12:00:00 UTC", LATE_RUN, "2026-06-15T12:00:00Z"),
-    ("15-06", "15 Jun 2026 12:00:00 UTC", LATER_RUN, "outside_run"),
 ]
 
 

@@ -243,8 +243,8 @@ SHAPES: dict[str, Callable[[int], bytes]] = {
     "all delimiters in the header": lambda n: b",;\t|" * (n // 8) + b"\n",
     "carriage returns": lambda n: b"a,b\n" + b"\r" * n,
     "NUL": lambda n: b"a,b\n" + b"\0" * n,
-    "wide JSON": lambda n: b'{"a":1}\n' * n,
-    "keys that change": lambda n: b"".join(b'{"k%d":1}\n' % (i % 900) for i in range(n)),
+    "JSON lines": lambda n: b'{"a":1}\n' * (n // 8),
+    "keys that change": lambda n: b"".join(b'{"k%d":1}\n' % (i % 900) for i in range(n // 8)),
 }
 
 
