@@ -57,13 +57,15 @@ def test_the_error_comes_before_the_code_that_raises_it() -> None:
     assert texts("\n".join(["reading"] * 9 + trace), 60) == [trace[-1]]
 
 
-def test_an_excerpt_keeps_the_order_and_the_numbers_of_its_lines() -> None:
+def test_an_excerpt_keeps_the_order_and_the_numbers_of_its_lines_within_its_limit() -> None:
     lines = FAILING.split("\n")
-    shown = excerpt(scan(FAILING.encode()), 300)
-    numbers = [line.number for line in shown]
-    assert numbers == sorted(numbers)
-    assert [lines[number - 1] for number in numbers] == [line.text for line in shown]
-    assert sum(len(line.text) + 1 for line in shown) <= 300
+    output = scan(FAILING.encode())
+    for characters in range(len(FAILING)):
+        shown = excerpt(output, characters)
+        numbers = [line.number for line in shown]
+        assert numbers == sorted(numbers)
+        assert [lines[number - 1] for number in numbers] == [line.text for line in shown]
+        assert sum(len(line.text) + 1 for line in shown) <= characters
 
 
 def test_a_short_output_is_shown_whole() -> None:
