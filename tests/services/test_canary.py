@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -298,22 +299,13 @@ def test_a_trainer_refreshes_when_labels_show_that_the_champion_is_worse_than_at
         return TrainResult("nothing_new", ("the same",))
 
     monkeypatch.setattr(trainer_module, "run_once", run_once)
-    monkeypatch.setattr(trainer_module, "make_snapshot", lambda *_, **__: NoRuns())
+    resolved = SimpleNamespace(definition=SimpleNamespace(class_label="provider"))
+    without_runs = SimpleNamespace(resolved=resolved, runs=lambda: ())
+    monkeypatch.setattr(trainer_module, "make_snapshot", lambda *_, **__: without_runs)
     service = TrainerService(config, triggers=Triggers(on_accuracy=True))
     data.dataset("d").store.child("_manifest").create("000000000001.json", b"{}")
     run_planned(service)
     assert asked == ["accuracy of version 1: 0.33 of 60 labelled runs, at its gate 0.95 of 60"]
-
-
-class NoRuns:
-    """A snapshot without runs."""
-
-    class resolved:  # noqa: N801
-        class definition:  # noqa: N801
-            class_label = "provider"
-
-    def runs(self) -> tuple[()]:
-        return ()
 
 
 def test_a_shadow_is_compared_on_the_same_runs_and_moves_only_when_asked(data: DataRoot) -> None:

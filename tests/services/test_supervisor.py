@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -172,6 +172,13 @@ def test_the_supervisor_survives_an_outage_and_a_bug(world: World, monkeypatch: 
     monkeypatch.setattr(jobs, "status", status)
     assert world.supervisor(jobs).run() == "stopped"
     assert any("ZeroDivisionError" in one["why"] for one in world.reports)
+
+
+def test_a_job_whose_worker_waits_is_reported_and_not_replaced(world: World) -> None:
+    """Only the worker knows that it cannot load the model, say. It has committed nothing, with messages to read."""
+    jobs = Script([replace(RUNS, waits="add --allow-module mine")])
+    assert set(world.steps(world.supervisor(jobs), 150)) == {"carry_on"}
+    assert (world.reports[-1]["health"], world.reports[-1]["why"]) == ("waiting", "add --allow-module mine")
 
 
 def test_an_expired_offset_fails_the_service_if_it_is_seen_three_times_in_succession(world: World) -> None:
