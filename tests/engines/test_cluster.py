@@ -12,11 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import psutil
 import pytest
@@ -157,15 +155,6 @@ def test_old_checkpoints_of_forgotten_jobs_go(tmp_path: Path, rest: str):
     assert store.list() == ["checkpoints/known/chk-1/_metadata", "savepoints/savepoint-1/_metadata"]
 
 
-class InThisThread(ThreadPoolExecutor):
-    """A pool that does its work when it is submitted."""
-
-    def submit(self, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(work(*arguments, **options))
-        return done
-
-
 def test_a_taskmanager_is_not_restarted_because_the_jobmanager_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -180,8 +169,9 @@ def test_a_taskmanager_is_not_restarted_because_the_jobmanager_does_not_answer(
     monkeypatch.setattr(processes, "end", lambda *_, **__: ended.append(_))
     finds = iter([True] * 12)
     monkeypatch.setattr(processes, "find", lambda _: next(finds, None))
-    monkeypatch.setattr(cluster_watchdog, "ThreadPoolExecutor", InThisThread)
-    monkeypatch.setattr(cluster_watchdog, "run_check", lambda _: next(answers, "unknown"))
+    pool = MagicMock()  # each check is done at once
+    pool().__enter__().submit = lambda *_: Mock(result=Mock(return_value=next(answers, "unknown")))
+    monkeypatch.setattr(cluster_watchdog, "ThreadPoolExecutor", pool)
     watchdog = ClusterWatchdog(tmp_path, tmp_path)
     assert (watchdog._wait_for_fault(part, PartState("a", 1, 1.0, answered=True)), ended) == ("it died", [])
 
