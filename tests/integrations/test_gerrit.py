@@ -11,7 +11,7 @@ from ciml.integrations.gerrit import adapter
 from tests.integrations import samples
 from tests.integrations.deliveries import event_of
 from tests.integrations.reading import updates_of
-from tests.integrations.samples import PARENT, SHA, account, delivery, ref_update, vote
+from tests.integrations.samples import PARENT, SHA, account, delivery, vote
 
 CHANGE = "change:demo%2Fapp/7"
 PATCHSET, BEFORE = f"{CHANGE}/2", f"{CHANGE}/1"
@@ -59,12 +59,6 @@ def test_an_author_is_known_by_user_name_address_or_name(
     assert (found == adapter.OWN_VOTE) == same
 
 
-def test_a_deleted_vote_is_dismissed() -> None:
-    deleted = [vote("Workflow", "0", "1")]
-    said = read("vote-deleted", reviewer=account("cleo"), remover=account("eve"), approvals=deleted)
-    assert said == {PATCHSET: review("dismissed")}
-
-
 def submitted(**patchset: Any) -> Any:
     """Return the facts of a merge whose patch set Gerrit made when cleo submitted the change."""
     made = {"kind": "TRIVIAL_REBASE", "uploader": account("cleo"), "createdOn": 1795521600, "author": account("ada")}
@@ -103,22 +97,6 @@ def test_a_merge_says_nothing_of_the_patch_set_before_where_a_person_may_have_ma
     assert submitted(**patchset) == {PATCHSET: review("merged"), MERGED: {"review": "merged"}}
 
 
-def test_a_first_patch_set_has_none_before() -> None:
-    assert list(submitted(number=1)) == [BEFORE, MERGED]
-
-
-def test_a_merge_and_a_branch_s_update_name_the_commits_of_the_branch() -> None:
-    tip = "c" * 40
-    assert list(read("change-merged", newRev=tip)) == [PATCHSET, MERGED, f"merged:demo%2Fapp/main/{tip}"]
-    before = f"merged:demo%2Fapp/stable%2F1/{PARENT}"
-    assert read("ref-updated", refUpdate=ref_update("refs/heads/stable/1", tip)) == {
-        before: {"review": "merged"},
-        f"merged:demo%2Fapp/stable%2F1/{tip}": {"review": "merged"},
-    }
-    created = ref_update("refs/heads/stable/1", tip, "0" * 40)
-    assert list(read("ref-updated", refUpdate=created)) == [f"merged:demo%2Fapp/stable%2F1/{tip}"]
-
-
 @pytest.mark.parametrize(
     ("owner", "facts"),
     [
@@ -144,12 +122,6 @@ def test_a_patch_set_has_the_change_s_owner(owner: dict[str, str] | None, facts:
 )
 def test_every_form_of_project_and_number(fields: dict[str, Any]) -> None:
     assert list(read("change-merged", **fields)) == [PATCHSET, MERGED]
-
-
-def test_a_project_with_a_slash_is_never_another_s_change() -> None:
-    ours = read("change-merged", change={"project": "nova/7", "number": 3, "branch": "main"})
-    theirs = read("change-merged", change={"project": "nova", "number": 7, "branch": "main"}, patchSet={"number": 3})
-    assert not {*ours} & {*theirs, "change:nova/7", "change:nova/7/3"}
 
 
 def test_the_same_event_has_the_same_id_and_its_own_time() -> None:

@@ -15,7 +15,6 @@ from tests.integrations.github_samples import (
     SHA,
     check_run,
     job,
-    pr,
     pull,
     queue,
     workflow_run,
@@ -195,18 +194,6 @@ def test_a_workflow_run_without_jobs_is_accounted_for(conclusion: str, ignored: 
 def test_an_approved_run_of_a_fork_is_another_attempt() -> None:
     waiting = run_of(workflow_run(head=FORK, conclusion="action_required"))
     assert run_of(job(run_attempt=2)).subjects[0] == waiting.subjects[0] == "workflow_run:81"
-
-
-def test_an_opened_pull_request_says_whose_it_is_and_which_runs_may_be_of_it() -> None:
-    said = [
-        (one.subject, one.facts, one.only, one.by) for one in event_of("github", pr(by="eve", author="mal")).updates
-    ]
-    of_42 = {"change": "42", "branch": "main"}
-    assert said == [
-        (COMMIT, {}, of_42, ""),
-        (COMMIT, {"review": "own"}, of_42, "eve"),
-        (COMMIT, {"review": "own"}, of_42, "mal"),
-    ]
 
 
 def test_a_merge_group_says_so_of_runs_of_the_queue_alone() -> None:

@@ -57,11 +57,6 @@ def test_a_delivery_becomes_facts_of_its_configured_source() -> None:
     assert (facts.run_id, facts.outcome, facts.auth, facts.source) == ("toys~7~1", "failure", "hmac-sha256", "toys")
 
 
-def test_only_needed_headers_are_passed_on() -> None:
-    names = {name for name, _ in message(body(RUN)).headers}
-    assert names == {"ciml_adapter", "ciml_source", "ciml_auth", "ciml_id", "ciml_header_x-toy-event"}
-
-
 def test_a_payload_cannot_claim_how_it_was_proved() -> None:
     (facts,) = read_event(message(body({**RUN, "auth": "hmac-sha256"}), auth="")).run_facts
     assert facts.auth == ""
@@ -117,12 +112,6 @@ def test_a_delivery_has_at_most_as_many_runs_and_updates_as_the_limit(kind: str)
     with pytest.raises(RejectedInput) as caught:
         read_event(message(texts[1]))
     assert caught.value.reason == "too_many_runs"
-
-
-def test_decode_settles_an_ignored_delivery_by_its_rule() -> None:
-    batch = Batch(OffsetRange("ci-events", "", 0, 5, 6), [message('{"kind": "push"}')])
-    (outcome,) = decode(batch, read_event=read_event).settled
-    assert (outcome.kind, outcome.reason, outcome.detail) == ("ignored", "no_run", "a push starts no run")
 
 
 def test_an_adapter_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from ciml.errors import RejectedInput
-from ciml.events.outcomes import NEVER_RAN, normal_word
 from ciml.integrations import tekton
 from tests.integrations.deliveries import event_of
 from tests.integrations.reading import runs_of
@@ -46,11 +45,6 @@ def test_every_fact_of_a_task_run(mode: str) -> None:
             "tekton.dev/pipelineTask": "build",
         },
     }
-
-
-def test_a_pod_that_did_not_run_has_no_telemetry() -> None:
-    assert NEVER_RAN[normal_word("CouldntGetTask")] == NEVER_RAN[normal_word("PodCreationFailed")] == "never_started"
-    assert normal_word("PodEvicted") not in NEVER_RAN
 
 
 def test_earlier_attempts_are_runs_where_their_logs_differ() -> None:

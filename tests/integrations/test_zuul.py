@@ -6,13 +6,9 @@ from typing import Any
 
 import pytest
 
-from ciml.events.records import Batch, OffsetRange
 from ciml.integrations import zuul
-from ciml.integrations.adapter import Delivery
-from ciml.integrations.registry import read_event
-from ciml.transforms.ingest.decode import decode
 from tests.integrations import samples
-from tests.integrations.deliveries import event_of, message_of
+from tests.integrations.deliveries import event_of
 from tests.integrations.reading import runs_of
 from tests.integrations.samples import SHA, delivery, zuul_build, zuul_message
 
@@ -122,11 +118,6 @@ def test_an_old_message_has_the_change_in_its_top_level_alone() -> None:
     assert (run.project, run.change, run.patchset, run.owner, run.head) == ("openstack/nova", "903450", "3", "ada", SHA)
     assert run.subjects == ("change:openstack%2Fnova/903450/3", "change:openstack%2Fnova/903450")
     assert run.log_url == "https://logs.example/b1/"
-
-
-def test_a_pull_request_of_github_has_its_head_commit() -> None:
-    run = one(zuul_message(zuul_build(), change=12, patchset=SHA, project="acme/app"))
-    assert run.subjects == (f"change:acme%2Fapp/12/{SHA}", "change:acme%2Fapp/12", f"sha:acme/app/{SHA}")
 
 
 def change(number: str) -> dict[str, str]:
@@ -239,18 +230,3 @@ def test_a_fault_of_a_build_costs_that_build_alone(changed: dict[str, Any], reas
     ((facts, fault),) = event.rejections
     assert (facts.build_uuid, fault.reason) == ("b1", reason)
     assert where in fault.detail
-
-
-def test_ingest_settles_the_builds_of_a_real_check() -> None:
-    message = message_of("zuul", delivery(samples.zuul("check-failure"), {"topic": "zuul/demo"}), "zuul", "mqtt-user")
-    batch = decode(Batch(OffsetRange("ci-events", "", 0, 5, 6), [message]), read_event=read_event)
-    settled = {(each.mention.build_name, each.reason) for each in batch.settled if each.mention}
-    assert settled == {("after-fails", "skipped")}
-    pending = sorted(each.mention.build_name for each in batch.pending_runs)
-    assert pending == ["fails", "measured", "retried", "retried", "too-long"]
-    assert {each.mention.auth for each in batch.pending_runs} == {"mqtt-user"}
-
-
-def test_a_topic_is_passed_on() -> None:
-    assert zuul.ADAPTER.headers == ("topic",)
-    assert event_of("zuul", Delivery(delivery(samples.zuul("gate-success")).body, {"topic": "t"})).run_facts

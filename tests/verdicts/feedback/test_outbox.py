@@ -107,14 +107,6 @@ def test_jobs_of_a_patch_set_become_one_message_that_does_not_wait_for_ever(
     assert text in body
 
 
-def test_a_later_job_is_added_to_the_message(world: World) -> None:
-    world.say(prediction(1))
-    world.say(prediction(2, build_name="lint", verdict={"cause": "code"}))
-    (message,) = world.review.messages
-    assert [text.count("“lint”") for text in message.texts] == [0, 1]
-    assert world.outcomes == {"posted": 1, "edited": 1}
-
-
 def test_an_older_patch_set_gets_no_message_and_the_next_one_edits_it_in_place(world: World) -> None:
     world.say(prediction(1))
     world.review.heads["org/project", "12"] = Head("open", "12", "4", "b2" * 20)
