@@ -11,7 +11,7 @@ from ciml.integrations.gerrit import adapter
 from tests.integrations import samples
 from tests.integrations.deliveries import event_of
 from tests.integrations.reading import updates_of
-from tests.integrations.samples import PARENT, SHA, account, delivery, vote
+from tests.integrations.samples import PARENT, SHA, account, delivery, ref_update, vote
 
 CHANGE = "change:demo%2Fapp/7"
 PATCHSET, BEFORE = f"{CHANGE}/2", f"{CHANGE}/1"
@@ -160,3 +160,19 @@ def test_a_vote_that_is_given_again_is_another_event() -> None:
         {"comment": "Patch Set 2: Code-Review+2"},
     ):  # fmt: skip
         assert _id("comment-added", **first) != _id("comment-added", **{**first, **other})
+
+
+def test_a_first_patch_set_has_none_before() -> None:
+    assert list(submitted(number=1)) == [BEFORE, MERGED]
+
+
+def test_a_merge_and_a_branch_s_update_name_the_commits_of_the_branch() -> None:
+    tip = "c" * 40
+    assert list(read("change-merged", newRev=tip)) == [PATCHSET, MERGED, f"merged:demo%2Fapp/main/{tip}"]
+    before = f"merged:demo%2Fapp/stable%2F1/{PARENT}"
+    assert read("ref-updated", refUpdate=ref_update("refs/heads/stable/1", tip)) == {
+        before: {"review": "merged"},
+        f"merged:demo%2Fapp/stable%2F1/{tip}": {"review": "merged"},
+    }
+    created = ref_update("refs/heads/stable/1", tip, "0" * 40)
+    assert list(read("ref-updated", refUpdate=created)) == [f"merged:demo%2Fapp/stable%2F1/{tip}"]

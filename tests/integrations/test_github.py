@@ -15,6 +15,7 @@ from tests.integrations.github_samples import (
     SHA,
     check_run,
     job,
+    pr,
     pull,
     queue,
     workflow_run,
@@ -215,3 +216,15 @@ def test_no_secret_becomes_a_fact() -> None:
     assert token not in repr(event)
     assert "hunter2" not in repr(event)
     assert token in event.addresses["ci~5001~1"]  # the first fetch needs it
+
+
+def test_an_opened_pull_request_says_whose_it_is_and_which_runs_may_be_of_it() -> None:
+    said = [
+        (one.subject, one.facts, one.only, one.by) for one in event_of("github", pr(by="eve", author="mal")).updates
+    ]
+    of_42 = {"change": "42", "branch": "main"}
+    assert said == [
+        (COMMIT, {}, of_42, ""),
+        (COMMIT, {"review": "own"}, of_42, "eve"),
+        (COMMIT, {"review": "own"}, of_42, "mal"),
+    ]
