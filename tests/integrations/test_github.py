@@ -32,10 +32,6 @@ def run_of(given: Delivery) -> RunFacts:
     return facts
 
 
-def settled(given: Delivery) -> list[tuple[str, str, str]]:
-    return settled_of("github", given)
-
-
 def test_a_completed_job_is_a_run() -> None:
     assert run_of(job()) == RunFacts(
         run_id="ci~4001~1",
@@ -189,7 +185,7 @@ def test_a_workflow_run_without_jobs_is_accounted_for(conclusion: str, ignored: 
         "ada",
     )
     assert event.updates[0].facts["fork"] == "yes"
-    assert [(kind, reason) for kind, reason, _ in settled(given)] == [("update", ""), ("ignored", ignored)]
+    assert [(kind, reason) for kind, reason, _ in settled_of("github", given)] == [("update", ""), ("ignored", ignored)]
 
 
 def test_an_approved_run_of_a_fork_is_another_attempt() -> None:

@@ -26,10 +26,6 @@ def updates_of(given: Delivery) -> dict[str, dict[str, str]]:
     return {update.subject: dict(update.facts) for update in event.updates if not update.only}
 
 
-def settled(given: Delivery) -> list[tuple[str, str, str]]:
-    return settled_of("gitlab", given)
-
-
 def test_a_finished_job_is_a_run() -> None:
     assert run_of(job()) == RunFacts(
         run_id="ci~9001~1",
@@ -112,7 +108,7 @@ def test_the_reason_of_a_failure_is_a_label() -> None:
 def test_a_skipped_job_has_the_time_of_its_creation() -> None:
     given = job(build_status="skipped", build_started_at=None, build_finished_at=None)
     assert (run_of(given).start_us, run_of(given).end_us) == (None, 1795521540000000)
-    assert settled(given) == [("ignored", "skipped", "")]
+    assert settled_of("gitlab", given) == [("ignored", "skipped", "")]
 
 
 def test_a_pipeline_updates_its_jobs_and_reports_none_of_them() -> None:

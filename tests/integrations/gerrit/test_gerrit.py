@@ -142,7 +142,8 @@ def test_a_host_key_is_pinned_and_a_key_may_be_refused(gerrit: FakeGerrit, tmp_p
         ({"in_flight": 5000}, "source zuul: in_flight: 5000 is not between 1 and 1024"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, gerrit: FakeGerrit, changes: dict[str, object], said: str) -> None:
+def test_a_mistake_is_one_line(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    gerrit = FakeGerrit(tmp_path / "gerrit")  # which need not listen
     config = tmp_path / "receivers.toml"
     config.write_text(source(gerrit.folder, gerrit.ssh, gerrit.rest, **changes))
     with pytest.raises(CimlError) as caught:

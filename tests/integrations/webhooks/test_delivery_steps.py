@@ -66,14 +66,8 @@ class Hooks:
             raise self.outcomes.pop(0)
         self.messages.append((value, dict(headers)))
 
-    def post(
-        self,
-        headers: Mapping[str, str] | list[tuple[str, str]],
-        path: str = "/hooks/hub",
-        address: str = "10.1.2.3",
-        body: bytes = BODY,
-    ) -> int:
-        self.answer = asyncio.run(self.request(headers, path, address, body))
+    def post(self, headers: Mapping[str, str] | list[tuple[str, str]], path: str = "/hooks/hub", **more: Any) -> int:
+        self.answer = asyncio.run(self.request(headers, path, **more))
         return self.answer.status_code
 
     async def request(

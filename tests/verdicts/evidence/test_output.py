@@ -36,6 +36,7 @@ from tests.verdicts.evidence.test_line import FAILING, PASSING, SAID
 HOUR_US = 3_600_000_000
 NOW_US = 1_795_000_000_000_000
 DOWN = "collecting\nerror: could not reach the mirror of packages\n"
+KILLED = "It was ended by SIGKILL (exit status -9) after 59 s; passing runs take 54 to 64 s."
 TEST = "The test “tests/test_io.py::test_read” failed."
 
 
@@ -238,25 +239,16 @@ def test_telemetry_follows_the_output_and_a_damaged_output_costs_its_sentences_a
     (text,) = [path for path in data.raw.list(TEXTS) if FAILED.run_id in path]
     data.raw.replace(text, b"damaged")
     (path,) = [path for path in data.raw.list() if path.startswith("runs/") and FAILED.run_id in path]
-    assert said[2:] == (
-        "It was ended by SIGKILL (exit status -9) after 59 s; passing runs take 54 to 64 s.",
-        "From second 20, steal was 41 %; passing runs have 0 %.",
-    )
+    assert said[2:] == (KILLED, "From second 20, steal was 41 %; passing runs have 0 %.")
     assert evidence_of(data, prediction(FAILED, path)).observations == said[2:]
     assert "no evidence of its output" in caplog.text
-
-
-KILLED = "It was ended by SIGKILL (exit status -9) after 59 s; passing runs take 54 to 64 s."
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (FAILING, "The machine behaved as usual."),
-        (
-            f"{PASSING}OSError: [Errno 28] No space left on device\n",
-            "It was ended by SIGKILL (exit status -9) after 59 s; passing runs take 54 to 64 s.",
-        ),
+        (f"{PASSING}OSError: [Errno 28] No space left on device\n", KILLED),
         ("collecting\n", "CPU, load, memory, disk and network were as in 20 passing runs of this job."),
     ],
 )
