@@ -115,6 +115,7 @@ def test_the_program_ends_with_the_exit_code_of_the_error(tmp_path: Path):
     assert done.stderr.count("\n") == 1
 
 
+TRAIN = ("-m", "ciml", "experiment", "train")
 TALK_SCRIPT = ("-c", "from ciml.cli.talk_scripts import train_model; train_model()")
 
 
@@ -128,8 +129,14 @@ def test_a_closed_pipe_ends_a_program_quietly(program: tuple[str, ...]):
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.parametrize(("value", "is_on"), [(None, False), ("", False), ("0", False), ("False", False), ("1", True)])
-@pytest.mark.parametrize("program", [("-m", "ciml", "experiment", "train"), TALK_SCRIPT])
+@pytest.mark.parametrize(
+    ("program", "value", "is_on"),
+    [
+        *((TRAIN, value, is_on) for value, is_on in ((None, False), ("", False), ("0", False), ("1", True))),
+        (TALK_SCRIPT, "False", False),
+        (TALK_SCRIPT, "1", True),
+    ],
+)
 def test_a_variable_switches_tracebacks_on(program: tuple[str, ...], value: str | None, is_on: bool):
     environment = {name: text for name, text in os.environ.items() if name != "CIML_DEBUG"}
     environment |= {} if value is None else {"CIML_DEBUG": value}

@@ -135,10 +135,12 @@ def test_visualize_draws_what_plot_draws(
     assert build(*line, "--visualize").stdout.splitlines()[-1] == f"  plots     {plots.url()}/index.html"
     dataset = DataRoot.open(root).dataset("x")
     assert verify_dataset(dataset) == []
-    plot_dataset(dataset, tmp_path / "plots")
     drawn = {path: plots.read(path) for path in plots.list()}
-    assert drawn == {path.name: path.read_bytes() for path in (tmp_path / "plots").iterdir()}
     assert {"index.html", "classes.png", "course-001-usr.svg"} <= set(drawn)
+    assert all(drawn.values())
+    if target == "local":  # each store gets the same bytes
+        plot_dataset(dataset, tmp_path / "plots")
+        assert drawn == {path.name: path.read_bytes() for path in (tmp_path / "plots").iterdir()}
     build(*line, "--slicer", ":20", "--force")
     assert plots.list() == []
 
