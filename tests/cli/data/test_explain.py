@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from ciml.cli.commands.data.runs import _output_text
-from ciml.cli.main import cli
 from ciml.data_root import DataRoot
 from ciml.events.records import OutputFile
 from ciml.transforms.logs import keep, prepare
+from tests.cli.calling import ciml
 from tests.project.test_startup import loaded_by
 from tests.runs.compacting import run, squeeze
 from tests.runs.scenes import TRUSTED, UNTRUSTED, RawStore
@@ -25,10 +24,8 @@ FAILING = (
 )
 
 
-def explain(*words: object) -> str:
-    result = CliRunner().invoke(cli, ["explain", *map(str, words)])
-    assert result.exit_code == 0, result.output
-    return result.output
+def explain(*words: object, code: int = 0) -> str:
+    return ciml("explain", *words, code=code).output
 
 
 @pytest.fixture
@@ -97,10 +94,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
     path = tmp_path / "output.gz"
     if content is not None:
         path.write_bytes(content)
-    result = CliRunner().invoke(cli, ["explain", str(path)])
-    assert result.exit_code == 2, result.output
-    assert "output.gz" in result.output + str(result.exception)
-    assert said in result.output + str(result.exception)
+    output = explain(path, code=2)
+    assert "output.gz" in output
+    assert said in output
 
 
 def test_a_stored_run_is_compared_with_passing_runs_of_its_job(tmp_path: Path) -> None:
@@ -113,8 +109,8 @@ def test_a_stored_run_is_compared_with_passing_runs_of_its_job(tmp_path: Path) -
     for number, facts, trust in ((7, {}, UNTRUSTED), (8, {"build_name": "other"}, TRUSTED), (9, {}, TRUSTED)):
         other = run(number, **{"outcome": "failure" if number == 9 else "success", **facts})
         raw.add([other], trust=trust, outputs={other[0].run_id: FAILING.encode()})
-    result = CliRunner().invoke(cli, ["runs", "show", failed.run_id, "--data-path", str(tmp_path)])
-    assert "output     14 lines: outputs/text/job=unit-tests/" in result.output
+    shown_run = ciml("runs", "show", failed.run_id, "--data-path", tmp_path).output
+    assert "output     14 lines: outputs/text/job=unit-tests/" in shown_run
     shown = explain(failed.run_id, "--data-path", tmp_path, "--characters", 75).splitlines()
     assert shown[:3] == [
         " 1 +fatal: no setup",
@@ -169,10 +165,8 @@ def test_a_run_without_output_is_an_error_with_the_reason(tmp_path: Path, output
     )
     if output == "text":
         squeeze(raw.store, keep_outputs_s=0)
-    result = CliRunner().invoke(cli, ["explain", facts.run_id, "--data-path", str(tmp_path)])
-    assert said.format(run=facts.run_id) in result.output + str(result.exception)
-    result = CliRunner().invoke(cli, ["explain", "zuul~none~1", "--data-path", str(tmp_path)])
-    assert "no file and no run 'zuul~none~1'" in result.output + str(result.exception)
+    assert said.format(run=facts.run_id) in explain(facts.run_id, "--data-path", tmp_path, code=2)
+    assert "no file and no run 'zuul~none~1'" in explain("zuul~none~1", "--data-path", tmp_path, code=2)
 
 
 def test_its_help_imports_no_arrow() -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from ciml.cli.main import cli
 from ciml.settings import parse_toml
 from ciml.training.sweeps.definition import Sweep
+from tests.cli.calling import ciml
 
 ROOT = Path(__file__).parents[3]
 
 
-def run(*words: object) -> Result:
-    return CliRunner().invoke(cli, ["experiment", "sweep", *map(str, words)])
+sweep = partial(ciml, "experiment", "sweep")
 
 
 def test_the_document_shows_the_example_and_names_every_key() -> None:
@@ -33,7 +32,7 @@ def test_the_document_shows_the_example_and_names_every_key() -> None:
     assert len(example.grid) == 16
     named = set(re.findall(r"^\| `([a-z_]+)` \| ", text.partition("## Output")[0], re.M))
     assert named == set(Sweep.__struct_fields__) - {"dataset", "experiment", "vary"}
-    help_text = " ".join(run("--help").output.split())
+    help_text = " ".join(sweep("--help").output.split())
     assert "ciml experiment sweep examples/sweep.toml --data-path DATA" in help_text
     assert "the test runs are never read" in help_text
 
@@ -54,11 +53,10 @@ def test_a_mistake_is_one_line_and_nothing_is_left_of_it(text: str, line: str, t
     file.write_text(text)
     data.mkdir()
     (data / "other").touch()
-    done = run(file, "--data-path", data, "--output", tmp_path / "page")
-    assert (done.exit_code, done.stdout) == (2, "")
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith(f"ciml: {line}" if line.startswith("no raw") else f"ciml: {file}")
-    assert line in lines[0]
+    done = sweep(file, "--data-path", data, "--output", tmp_path / "page", code=2)
+    assert done.stdout == ""
+    (error,) = done.stderr.splitlines()
+    assert error.startswith(f"ciml: {line}" if line.startswith("no raw") else f"ciml: {file}")
+    assert line in error
     assert not (tmp_path / "page").exists()
     assert [path for path in data.rglob("*") if path.is_file()] == [data / "other"]
