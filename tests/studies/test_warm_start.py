@@ -41,9 +41,10 @@ def test_converted_weights_are_the_same_function_of_the_recorded_values() -> Non
 def test_each_refresh_but_the_first_is_tested_on_the_runs_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm_start, "Experiment", lambda seed: SMALL.replace(seed=seed))
     monkeypatch.setattr(warm_start, "FEW", 1)
+    monkeypatch.setattr(warm_start, "REFRESHES", 3)
     fits = refreshes(rows(90), 2, 0)
-    assert [fit.method for fit in fits] == [COLD, COLD_FEW, WARM] * 5
-    assert [len(fit.right) for fit in fits[::3]] == [10, 10, 10, 10, 10]
+    assert [fit.method for fit in fits] == [COLD, COLD_FEW, WARM] * 2
+    assert [fit.rows.tolist() for fit in fits[::3]] == [[*range(40, 50)], [*range(50, 90)]]
     text = table(fits)
     assert text.count("\n| ") == 3
-    assert "50 answers in 5 refreshes" in text
+    assert "50 answers in 2 refreshes" in text
