@@ -33,9 +33,10 @@ MODULES = """
     transforms.examples.downsample serving.client serving.predict.predictor
     api.predictions serving.predict.remote
     transforms.examples.prepare transforms.drift.compare transforms.drift.statistics transforms.results.convert
-    transforms.results.table training.data.examples pipelines.backfill.load pipelines.datasets.build
-    pipelines.datasets.validate cli.commands.data.load cli.commands.data.drift cli.commands.data.tables
-    cli.commands.operate.adapter cli.commands.operate.connect
+    transforms.results.table training.data.examples training.data.materialise training.data.snapshot
+    training.evaluation.gate training.evaluation.metrics training.refresh pipelines.backfill.load
+    pipelines.datasets.build pipelines.datasets.validate cli.commands.data.load cli.commands.data.drift
+    cli.commands.data.tables cli.commands.operate.adapter cli.commands.operate.connect
 """.split()
 
 

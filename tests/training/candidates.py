@@ -16,6 +16,9 @@ from ciml.training.estimators.scikit import FittedScikit
 from ciml.training.kept import keep
 from tests.serving.models_fixture import DEFINITION, C, F, L
 
+#: Names the folder of a candidate at its trainer.
+KEY = "0123456789abcdef01234567"
+
 
 def fitted(model: Any, seed: int = 0) -> FittedScikit:
     """Return an estimator that was fitted on random runs of `DEFINITION`."""
@@ -30,11 +33,12 @@ def neighbours(seed: int = 0) -> FittedScikit:
     return fitted(KNeighborsClassifier(3), seed)
 
 
-def record(data: DataRoot, folder: Path, *reasons: str, model: str = "m") -> CandidateNotice:
-    """Record a candidate that the gate rejects for these reasons."""
-    registry = Registry(data, model)
-    candidate = registry.record_candidate(open_store(folder))
-    registry.record_decision(candidate.id, Decision(False, reasons))
+def record(data: DataRoot, folder: Path, *reasons: str) -> CandidateNotice:
+    """Record a candidate that the gate rejects for these reasons; without any, it has no decision."""
+    registry = Registry(data, "m")
+    candidate = registry.record_candidate(open_store(folder), {"refresh": KEY})
+    if reasons:
+        registry.record_decision(candidate.id, Decision(False, reasons))
     return registry.last_candidate()[1]
 
 

@@ -12,6 +12,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.pipelines.datasets.update import create_dataset, update_dataset
+from ciml.training.data.examples import InMemoryDataset, read_dataset
 from ciml.training.data.materialise import Materialised, materialise
 from ciml.training.data.snapshot import Snapshot, make_snapshot
 from ciml.training.estimators.networks import Trained
@@ -62,6 +63,16 @@ def data(made: Path, tmp_path: Path) -> DataRoot:
     return DataRoot.open(tmp_path / "data")
 
 
+#: A data root that version 0.1.0 wrote.
+GOLDEN = Path(__file__).parents[1] / "golden" / "data_root" / "data"
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> DataRoot:
+    """Copy a data root of an older version, whose model ``provider`` has one version that learned from its runs."""
+    return DataRoot.open(shutil.copytree(GOLDEN, tmp_path / "golden" / "data"))
+
+
 @pytest.fixture(scope="session")
 def snapshot(made: Path) -> Snapshot:
     return make_snapshot(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
@@ -72,6 +83,11 @@ def materialised(made: Path, snapshot: Snapshot, tmp_path_factory: pytest.TempPa
     dataset = DataRoot.open(made).dataset("providers").store
     folder = shared(tmp_path_factory, "materialised", lambda folder: materialise(dataset, snapshot, folder))
     return Materialised(folder=folder, **json.loads((folder / "materialised.json").read_text()))
+
+
+@pytest.fixture(scope="session")
+def dataset(made: Path) -> InMemoryDataset:
+    return read_dataset(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import RunFacts
 from ciml.settings import seconds_of
-from ciml.tensorflow import load_tensorflow
 from ciml.training.data.examples import read_facts, read_snapshot_dataset, read_snapshot_examples
 from ciml.training.data.materialise import Materialised
 from ciml.training.data.snapshot import (
@@ -26,13 +25,12 @@ from ciml.training.data.snapshot import (
 from ciml.training.data.snapshot import _newest_training_us as newest_training_us
 from ciml.training.estimators import Rows, check_experiment, check_use, fit
 from ciml.training.estimators.boosted import BoostedViews
-from ciml.training.estimators.networks import Streamed, Trained, fit_network
+from ciml.training.estimators.networks import Trained
 from ciml.training.experiment import Experiment
 from ciml.training.experiments.results import experiment_of
 from ciml.training.refresh import Candidate, TrainConfig, refresh
 from ciml.training.train import NormalisedRows, train
 from ciml.trust import TrustPolicy
-from tests.training.networks import build_model
 
 POLICY = TrustPolicy.load()
 FOREST = Experiment(name="forest", estimator="random_forest", parameters={"n_estimators": 5})
@@ -105,11 +103,6 @@ def test_age_counts_from_the_newest_run_that_is_trained_on() -> None:
     assert newest_training_us([*runs, judged(10 + day_s, "train")], 9_000_000) == 9_000_000  # of a wrong clock
 
 
-def test_a_snapshot_of_all_runs_is_stored_as_before(snapshot: Snapshot) -> None:
-    assert not {"window", "half_life"} & snapshot.to_json().keys()
-    assert all("weights" not in span for span in snapshot.to_json()["spans"])
-
-
 def test_the_rows_of_a_snapshot_have_its_weights_in_each_order(
     data: DataRoot, snapshot: Snapshot, materialised: Materialised
 ) -> None:
@@ -179,32 +172,21 @@ def test_boosted_summaries_and_pipelines_pass_the_weights_on(rows: Rows, monkeyp
     assert differs.any()
 
 
-def test_streamed_rows_are_weighted_as_those_in_memory(rows: Rows) -> None:
-    tf = load_tensorflow()
-    few = weighted(rows.take(np.arange(40)), np.linspace(0.1, 1, 40))
-    experiment = NETWORK.replace(epochs=2, batch_size=40)
-    features = {"inputs": few.inputs, "n_windows": few.n_windows, "weights": few.sample_weights()}
-    read = tf.data.Dataset.from_tensor_slices((features, few.labels))
-    batches = Streamed(read, np.bincount(few.labels), 40)
-    model = build_model(experiment, *few.inputs.shape[1:], 4)
-    streamed = fit_network(experiment, model, batches, None)
-    resident = fit(experiment, few, None, 4)
-    assert isinstance(resident, Trained)
-    assert streamed.history["loss"] == pytest.approx(resident.history["loss"], abs=1e-5)
-    unweighted = fit(experiment, few.take(np.arange(40)), None, 4)
-    assert unweighted.to_json() == resident.to_json()
-
-
-def test_rows_that_do_not_fit_into_memory_have_weights_with_a_mean_of_1(
-    materialised: Materialised, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("are_weighted", [False, True])
+def test_rows_that_do_not_fit_into_memory_are_trained_on_as_those_that_do(
+    materialised: Materialised, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, are_weighted: bool
 ) -> None:
-    weights = np.linspace(0.1, 1, sum(1 for _ in snapshot.runs()), dtype=np.float32)
+    weights = np.linspace(0.1, 1, sum(1 for _ in snapshot.runs()), dtype=np.float32) if are_weighted else None
     source = NormalisedRows(materialised, snapshot.resolved, weights)
-    experiment = NETWORK.replace(epochs=1, batch_size=1000)  # one step, whatever the order
-    resident = train(experiment, source, snapshot.resolved)
+    # Each epoch is one step, whatever the order.
+    experiment = NETWORK.replace(epochs=3, batch_size=1000, class_weights="balanced")
+    resident = train(experiment, source, snapshot.resolved, dev_from_train=True)
     monkeypatch.setattr("ciml.training.train._MAX_RESIDENT_BYTES", 1)
-    streamed = train(experiment, source, snapshot.resolved)
-    assert streamed.to_json()["history"]["loss"] == pytest.approx(resident.to_json()["history"]["loss"], abs=1e-5)
+    streamed = train(experiment, source, snapshot.resolved, dev_from_train=True)
+    assert isinstance(resident, Trained)
+    assert isinstance(streamed, Trained)
+    assert streamed.history["loss"] == pytest.approx(resident.history["loss"], abs=1e-5)
+    assert streamed.runs == resident.runs == materialised.counts["train"] + materialised.counts["dev"]
 
 
 @pytest.mark.parametrize(

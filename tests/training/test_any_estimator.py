@@ -25,10 +25,11 @@ from ciml.serving.predict.answers import Answer
 from ciml.serving.registry import CandidateNotice
 from ciml.storage import LocalStore
 from ciml.training.candidate_model import CandidateModel
-from ciml.training.data.examples import read_dataset, read_snapshot_examples
+from ciml.training.data.examples import InMemoryDataset, read_snapshot_examples
 from ciml.training.estimators import check_experiment, fit, identified, inputs_for, modules_named
 from ciml.training.estimators.description import build
 from ciml.training.evaluation.cross_validation import cross_validate
+from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.experiment import Experiment
 from ciml.training.experiments.results import create_experiment, experiment_of
 from ciml.training.experiments.trials import Trial
@@ -38,7 +39,6 @@ from ciml.training.refresh import Candidate, TrainConfig, refresh
 from ciml.training.train import train
 from ciml.training.trainer import run_once
 from ciml.transforms.examples.prepare import prepare_many
-from ciml.trust import TrustPolicy
 from tests.tier import part
 from tests.transforms.samples import corpus
 
@@ -68,7 +68,9 @@ KEPT: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 def refreshed(data: DataRoot, experiment: Experiment) -> Candidate:
-    config = TrainConfig(data, "providers", "m", experiment, allow_modules=modules_named(experiment))
+    without_second_training = GatePolicy(min_agreement=0.0)
+    allowed = modules_named(experiment)
+    config = TrainConfig(data, "providers", "m", experiment, gate=without_second_training, allow_modules=allowed)
     candidate = refresh(config)
     assert isinstance(candidate, Candidate)
     return candidate
@@ -90,7 +92,9 @@ def test_an_estimator_is_exported_and_its_export_gives_its_own_probabilities(dat
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_an_estimator_without_a_conversion_is_kept_but_never_pushed(data: DataRoot, name: str):
+def test_an_estimator_without_a_conversion_is_kept_but_never_pushed(
+    data: DataRoot, dataset: InMemoryDataset, name: str
+):
     estimator, keys, step = KEPT[name]
     experiment = experiment_of(estimator, keys, "tried")
     allowed = modules_named(experiment)
@@ -100,7 +104,6 @@ def test_an_estimator_without_a_conversion_is_kept_but_never_pushed(data: DataRo
     assert "cannot be converted" in result.reasons[0]
     assert result.folder is not None
     kept = load_kept(result.folder, allowed)
-    dataset = read_dataset(data.dataset("providers"), TrustPolicy.load())
     test = dataset.rows.take(dataset.of("test"))
     right = (kept.predict(test.inputs, test.n_windows).argmax(axis=1) == test.labels).sum()
     assert right == result.metrics["evaluation"]["accuracy"]["right"] > len(test) / 2
@@ -144,7 +147,7 @@ def test_a_stored_experiment_imports_a_module_only_if_that_is_allowed(data: Data
     assert create_experiment(data.experiments, experiment, [USER])
 
 
-def test_an_experiment_is_identified_by_class_parameters_and_versions(data: DataRoot):
+def test_an_experiment_is_identified_by_class_parameters_and_versions(dataset: InMemoryDataset):
     by_name = experiment_of("LogisticRegression", {"parameters": {"C": 0.1}})
     by_object = experiment_of(LogisticRegression(C=0.1))
     assert by_name == by_object
@@ -156,7 +159,7 @@ def test_an_experiment_is_identified_by_class_parameters_and_versions(data: Data
     nested = make_pipeline(StandardScaler(), LogisticRegression())
     deep = {"steps": experiment_of(nested).parameters["steps"], "logisticregression__C": 0.1}
     labels = np.arange(40) % 2
-    rows = read_dataset(data.dataset("providers"), TrustPolicy.load()).rows.take(np.arange(40))
+    rows = dataset.rows.take(np.arange(40))
     rows = type(rows)(rows.inputs, rows.n_windows, labels, rows.ordinals)
     fitted = fit(experiment_of("sklearn.pipeline:Pipeline", {"parameters": deep}), rows, None, 2)
     assert fitted.model[1].C == 0.1  # type: ignore[attr-defined]
@@ -166,8 +169,7 @@ def test_an_experiment_is_identified_by_class_parameters_and_versions(data: Data
         experiment_of(LogisticRegression(), {"parameters": {"C": 1}})
 
 
-def test_equal_seeds_give_equal_models_and_every_random_state_follows_from_the_seed(data: DataRoot):
-    dataset = read_dataset(data.dataset("providers"), TrustPolicy.load())
+def test_equal_seeds_give_equal_models_and_every_random_state_follows_from_the_seed(dataset: InMemoryDataset):
     rows = dataset.rows.take(dataset.of("train"))
     answers = []
     for seed in (0, 0, 1):
@@ -204,8 +206,7 @@ def test_the_model_of_another_seed_differs_where_an_estimator_sets_its_own_seed(
     assert states == [(0, 7, 42), (1, 8, 43)]
 
 
-def test_names_of_columns_reach_an_estimator_that_takes_frames(data: DataRoot):
-    dataset = read_dataset(data.dataset("providers"), TrustPolicy.load())
+def test_names_of_columns_reach_an_estimator_that_takes_frames(dataset: InMemoryDataset):
     rows = dataset.rows.take(dataset.of("train"))
     features = dataset.snapshot.resolved.features
     fitted = fit(experiment_of(ExtraTreesClassifier(5)), rows, None, 4, features=features)
@@ -215,8 +216,7 @@ def test_names_of_columns_reach_an_estimator_that_takes_frames(data: DataRoot):
     assert len(names) == rows.inputs.shape[1] * rows.inputs.shape[2] + 1
 
 
-def test_trials_and_cross_validation_take_any_estimator(data: DataRoot):
-    dataset = read_dataset(data.dataset("providers"), TrustPolicy.load())
+def test_trials_and_cross_validation_take_any_estimator(data: DataRoot, dataset: InMemoryDataset):
     experiment = experiment_of(f"{USER}:Shares", {}, "shares")
     trial = Trial(data.experiments, experiment, dataset, allow_modules=(USER,))
     result, new = trial.run()
@@ -236,14 +236,16 @@ def test_trials_and_cross_validation_take_any_estimator(data: DataRoot):
         ({"estimator": f"{USER}:network", "parameters": {"unit": 3}}, "unexpected keyword argument 'unit'"),
         ({"estimator": f"{USER}:nothing"}, "has no class or function nothing"),
         ({"estimator": "LinearRegression"}, "predicts no probabilities of classes"),
-        ({"estimator": "LogisticRegression", "parameters": {"c": 1}}, "c"),
+        ({"estimator": "LogisticRegression", "parameters": {"c": 1}}, r"parameters\.c: .*; did you mean C\?"),
         ({"estimator": "LogisticRegression", "epochs": 3}, "experiment: epochs: not used by estimator"),
-        ({"estimator": "random_forest", "view": "image"}, "view"),
+        (
+            {"estimator": "random_forest", "view": "image"},
+            "experiment: view: 'image' is unknown; choose from windows",
+        ),
         ({"estimator": "dnn", "view": "flat"}, "experiment: view: not used by estimator dnn"),
     ],
 )
-def test_what_an_estimator_cannot_take_is_reported(data: DataRoot, keys: dict[str, Any], line: str):
-    dataset = read_dataset(data.dataset("providers"), TrustPolicy.load())
+def test_what_an_estimator_cannot_take_is_reported(dataset: InMemoryDataset, keys: dict[str, Any], line: str):
 
     def tried() -> None:
         experiment = identified(Experiment.from_json(keys), [USER])

@@ -11,33 +11,23 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError, UnknownModelError
 from ciml.serving.predict.answers import Answer
-from ciml.serving.registry import CandidateNotice, Decision, Registry
-from ciml.storage import open_store
+from ciml.serving.registry import CandidateNotice
 from ciml.training.candidate_model import CandidateModel
 from ciml.transforms.examples.prepare import prepare_many
 from tests.pipelines.predict.predicting import telemetry
 from tests.serving.models_fixture import DEFINITION, direct, push_models, save_model
-
-KEY = "0123456789abcdef01234567"
-
-
-def record(data: DataRoot, folder: Path, *reasons: str) -> str:
-    """Record a candidate that the gate rejects for these reasons; without any, it has no decision."""
-    registry = Registry(data, "m")
-    candidate = registry.record_candidate(open_store(folder), {"refresh": KEY})
-    if reasons:
-        registry.record_decision(candidate.id, Decision(False, reasons))
-    return candidate.id
+from tests.training.candidates import KEY, record
 
 
 def test_a_rejected_candidate_answers_what_tensorflow_answers(tmp_path: Path) -> None:
     data = DataRoot.open(tmp_path / "data")
     push_models(data, save_model(tmp_path / "served", 1))
     folder = save_model(tmp_path / "candidate", 2)
-    name = record(data, folder, "too few runs", "no better than the base rate")
+    reasons = ("too few runs", "no better than the base rate")
+    notice = record(data, folder, *reasons)
     model = CandidateModel(data, "m")
     assert (model.version, model.names_classes) == (None, False)
-    assert model.candidate == CandidateNotice(name, False, ("too few runs", "no better than the base rate"))
+    assert model.candidate == CandidateNotice(notice.id, False, reasons)
     tables = [telemetry(number, 5 + number) for number in range(4)]
     inputs, n_windows, _ = prepare_many(tables, DEFINITION)
     for answer, expected in zip(model.predict(tables), direct(folder, inputs, n_windows), strict=True):

@@ -70,17 +70,6 @@ def test_announced_runs_get_the_own_probabilities_of_an_estimator_that_cannot_be
     assert source.ready() == f"candidate {notice.id}, rejected by the gate, not served"
 
 
-def test_announced_runs_are_predicted_by_an_exported_candidate_that_the_gate_rejected(
-    place: Place, tmp_path: Path
-) -> None:
-    folder = save_model(tmp_path / "candidate", 2)
-    record(place.data, folder, "too few runs")
-    source = Candidates(place.data, "m")
-    records = place.predict(source)
-    np.testing.assert_allclose(shares_of(records), direct(folder, *place.inputs()), atol=1e-6)
-    source.close()
-
-
 def test_the_next_candidate_predicts_without_a_restart_and_has_other_ids(place: Place, tmp_path: Path) -> None:
     first, second = neighbours(1), neighbours(2)
     record_kept(place.data, tmp_path / "first", first, "no")
@@ -172,11 +161,14 @@ def test_a_damaged_candidate_is_not_read_again_and_again_and_the_next_one_predic
     np.testing.assert_array_equal(shares_of(place.predict(source)), expected(second, place.inputs()[0]))
 
 
-def test_an_exported_candidate_whose_process_was_killed_is_loaded_again(place: Place, tmp_path: Path) -> None:
+def test_an_exported_candidate_predicts_and_is_loaded_again_if_its_process_was_killed(
+    place: Place, tmp_path: Path
+) -> None:
     folder = save_model(tmp_path / "candidate", 2)
     record(place.data, folder, "no")
     source = Candidates(place.data, "m")
     first = place.predict(source)
+    np.testing.assert_allclose(shares_of(first), direct(folder, *place.inputs()), atol=1e-6)
     model = source.current()
     assert isinstance(model, LoadedCandidate)
     model._model._loaded.process.end()  # type: ignore[attr-defined]

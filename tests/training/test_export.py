@@ -14,7 +14,6 @@ from ciml.manifest.log import ManifestLog
 from ciml.runs.reader import read_runs
 from ciml.runs.run_log import stored_rows
 from ciml.serving.contract import check_candidate
-from ciml.serving.server.model.loaded_model import load_model
 from ciml.storage import LocalStore
 from ciml.tensorflow import load_tensorflow
 from ciml.training.data.examples import Examples
@@ -66,9 +65,10 @@ def test_the_model_in_memory_both_signatures_and_the_model_server_answer_the_sam
         serialized.append(example.SerializeToString())
     of_examples = model.signatures["examples"](examples=tf.constant(serialized))["probabilities"].numpy()
     assert check_candidate(LocalStore(folder)) == snapshot.resolved
-    served = load_model(LocalStore(folder))
-    by_server = served.predict("", {"inputs": tested.inputs, "n_windows": tested.n_windows})["probabilities"]
-    served.close()
+    with load_served(folder) as served:
+        by_server = served.predict(tested.inputs, tested.n_windows)
+        assert served.predict(tested.inputs[:0], tested.n_windows[:0]).shape == (0, 2)
+        assert served.latency_ms(tested.inputs, tested.n_windows, calls=3) > 0
     for others in (in_memory, by_numpy, of_examples, by_server):
         np.testing.assert_allclose(others, answers, rtol=0, atol=1e-5)
 
@@ -173,17 +173,6 @@ def test_warm_up_requests_are_those_of_a_server(folder: Path, snapshot: Snapshot
         ("classify", (1, *shape)),
     ]
     assert [tf.make_ndarray(request.inputs["n_windows"]).dtype for request in requests] == [np.int32] * 3
-
-
-def test_a_served_model_answers_as_the_loaded_one(folder: Path, tested: Examples) -> None:
-    with load_served(folder) as served:
-        np.testing.assert_allclose(
-            served.predict(tested.inputs, tested.n_windows),
-            load_exported(folder).predict(tested.inputs, tested.n_windows),
-            atol=1e-6,
-        )
-        assert served.predict(tested.inputs[:0], tested.n_windows[:0]).shape == (0, 2)
-        assert served.latency_ms(tested.inputs, tested.n_windows, calls=3) > 0
 
 
 def test_a_model_that_hangs_is_killed_and_one_that_reads_files_is_not_loaded(tmp_path: Path) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from pathlib import Path
-
-import pytest
 
 from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
@@ -16,15 +12,7 @@ from ciml.training.data.snapshot import Snapshot, make_snapshot
 from ciml.training.policy_effect import policy_effect
 from ciml.trust import TrustPolicy
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "data_root" / "data"
 NOBODY = TrustPolicy.parse('[[rule]]\nname = "closed"\ntrusted = false\n')
-
-
-@pytest.fixture
-def old(tmp_path: Path) -> DataRoot:
-    """Copy a data root that an older version wrote, with a model that learned from its runs."""
-    shutil.copytree(GOLDEN, tmp_path / "old")
-    return DataRoot.open(tmp_path / "old")
 
 
 def by_run(snapshot: Snapshot) -> dict[str, tuple[str, str, str]]:
@@ -61,13 +49,13 @@ def test_runs_beyond_a_cap_leave_by_it(data: DataRoot):
     assert effect.changes.total() == capped.withheld["cap: author"]
 
 
-def test_versions_that_learned_from_leaving_runs_are_named(old: DataRoot):
-    effect = policy_effect(old, TrustPolicy.load(), NOBODY)
+def test_versions_that_learned_from_leaving_runs_are_named(golden: DataRoot):
+    effect = policy_effect(golden, TrustPolicy.load(), NOBODY)
     learned = sum(number for change, number in effect.changes.items() if change.role != "test")
     (version,) = effect.versions
     assert (version.model, version.version, version.labels, len(version.runs)) == ("provider", 1, ("stable",), learned)
     assert effect.to_json()["models"][0]["runs"] == learned
-    assert not policy_effect(old, NOBODY, TrustPolicy.load()).versions  # they join
+    assert not policy_effect(golden, NOBODY, TrustPolicy.load()).versions  # they join
 
 
 def test_a_damaged_data_set_hides_no_other(data: DataRoot):

@@ -30,6 +30,7 @@ from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot
 from ciml.training.evaluation.candidate import Champion, champion_probabilities, changes_of_test_runs
 from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.evaluation.metrics import accuracy, predicted_classes
+from ciml.training.experiment import Experiment
 from ciml.training.export import UnservedError, load_exported
 from ciml.training.refresh import Candidate, Skipped, TrainConfig, _work_folder, refresh
 from ciml.trust import TrustPolicy
@@ -268,13 +269,14 @@ def test_a_second_model_is_trained_only_for_a_candidate_that_passes_all_else(fir
     assert done.decision.blessed
     assert done.metrics["stability"]["seed"] == 1
     assert done.metrics["stability"]["runs"] == done.metrics["evaluation"]["runs"]
-    data = DataRoot.open(shutil.copytree(DataRoot.open(first[0].url).url, tmp_path / "data"))
-    few = refreshed(TrainConfig(data, "providers", "few", QUICK, gate=GatePolicy(min_test_runs=1000)))
+    data = DataRoot.open(shutil.copytree(first[0].url, tmp_path / "data"))
+    fast = Experiment(estimator="LogisticRegression")
+    few = refreshed(TrainConfig(data, "providers", "few", fast, gate=GatePolicy(min_test_runs=1000)))
     assert "stability" not in few.timings
     (reason,) = few.decision.reasons
     assert "held-out runs are too few; at least 1000 are needed" in reason
     assert "cross-validated over" in reason
-    off = refreshed(TrainConfig(data, "providers", "off", QUICK, gate=GatePolicy(min_agreement=0.0)))
+    off = refreshed(TrainConfig(data, "providers", "off", fast, gate=GatePolicy(min_agreement=0.0)))
     assert off.decision.blessed
     assert "stability" not in off.timings
 

@@ -1,4 +1,4 @@
-"""A data root on S3: the automatic length, and exclusions that a training honours, are those of a local folder."""
+"""A data root on S3: snapshots, the automatic length and exclusions are those of a local folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from click.testing import CliRunner
 import ciml
 from ciml.cli.main import cli
 from ciml.data_root import DataRoot
-from ciml.training.data.snapshot import Snapshot, make_snapshot
+from ciml.storage import LocalStore
+from ciml.training.data.snapshot import Snapshot, make_snapshot, read_snapshot
+from ciml.training.export import load_exported
+from ciml.training.refresh import Candidate, TrainConfig, refresh
 from ciml.trust import TrustPolicy
 from tests.pipelines.datasets.test_auto_windows import run_of
 from tests.runs.scenes import RawStore
+from tests.training.conftest import QUICK
 
 pytestmark = pytest.mark.engines
 
@@ -63,3 +67,23 @@ def test_they_equal_those_of_a_folder(s3: Any, tmp_path: Path, monkeypatch: pyte
     assert after.digest != before.digest
     assert both(lambda url: command(url, "exclude", "revert", "1")).startswith("reverted 1: ")
     assert both(snapshot_of) == before
+
+
+def test_a_data_path_on_s3_gives_the_same_snapshot_and_keeps_its_records_there(
+    s3: Any, made: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    local, data = LocalStore(made), DataRoot.open(s3.bucket())
+    for path in local.list():
+        assert data.store.create(path, local.read(path))
+    done = refresh(TrainConfig(data, "providers", "m", QUICK))
+
+    assert isinstance(done, Candidate)
+    assert done.snapshot == snapshot
+    assert done.decision.blessed, done.decision.reasons
+    assert done.folder.is_relative_to(tmp_path / "ciml/trainer")
+    assert load_exported(done.folder).definition == snapshot.resolved
+    trainer = data.trainer("m")
+    assert read_snapshot(trainer, snapshot.digest) == snapshot
+    assert sorted({path.split("/")[0] for path in trainer.list()}) == ["analyses", "metrics", "snapshots"]
+    assert len(trainer.list("analyses")) == 1

@@ -33,7 +33,6 @@ def exact(calibrated: int, tests: int, coverage: float) -> np.ndarray:
     ("calibrated", "tests", "coverage"),
     [
         (13, 18, 0.8),
-        pytest.param(30, 18, 0.8, marks=pytest.mark.whole),
         pytest.param(40, 25, 0.9, marks=pytest.mark.whole),
         (8, 9, 0.9),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ciml.data_root import DataRoot
+from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError, NoTrainingDataError
 from ciml.events.records import RunFacts
@@ -127,9 +127,10 @@ def test_training_runs_of_one_class_are_named_before_a_training(snapshot: Snapsh
     check_trainable(snapshot, "train", "dev")
 
 
-def test_a_snapshot_without_withheld_runs_is_stored_as_before(snapshot: Snapshot):
+def test_a_snapshot_of_all_trusted_runs_is_stored_as_before(snapshot: Snapshot):
     stored = snapshot.to_json()
-    assert "withheld" not in stored
+    assert not {"withheld", "window", "half_life"} & stored.keys()
+    assert all("weights" not in span for span in stored["spans"])
     assert Snapshot.from_json(stored).digest == snapshot.digest
 
 
@@ -165,16 +166,21 @@ def test_no_snapshot_no_span_no_data_set_no_raw_manifest(data: DataRoot):
         make_snapshot(data.dataset("providers"), OPEN)
 
 
-def test_a_corrected_label_is_a_new_version_of_its_span_and_a_new_snapshot(data: DataRoot):
-    definition = DatasetDefinition(name="status", max_windows=4, span_runs=80, classes=("passed", "failed"))
-    create_dataset(data, definition)
+@pytest.fixture
+def status(data: DataRoot) -> StoredDataset:
+    """A data set of two spans, whose label is the status."""
+    create_dataset(data, DatasetDefinition(name="status", max_windows=4, span_runs=80, classes=("passed", "failed")))
     update_dataset(data.dataset("status"))
-    before = make_snapshot(data.dataset("status"), OPEN)
+    return data.dataset("status")
+
+
+def test_a_corrected_label_is_a_new_version_of_its_span_and_a_new_snapshot(data: DataRoot, status: StoredDataset):
+    before = make_snapshot(status, OPEN)
     run_id = next(run.run_id for run in before.spans[1].runs if run.label == 0)
     corrected = RunFacts.from_json(facts(data)[run_id]).replace(outcome="failure", result="FAILURE")
     RawStore(data).add(corrections=[corrected])
-    update_dataset(data.dataset("status"))
-    after = make_snapshot(data.dataset("status"), OPEN)
+    update_dataset(status)
+    after = make_snapshot(status, OPEN)
     assert [(span.span, span.version) for span in before.spans] == [(1, 1), (2, 1)]
     assert [(span.span, span.version) for span in after.spans] == [(1, 1), (2, 2)]
     assert (after.digest != before.digest, before.spans[0] == after.spans[0]) == (True, True)
@@ -184,20 +190,17 @@ def test_a_corrected_label_is_a_new_version_of_its_span_and_a_new_snapshot(data:
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
-def test_not_one_row_of_an_untrusted_source_is_learned(data: DataRoot, share: float):
-    definition = DatasetDefinition(name="status", max_windows=4, span_runs=80, classes=("passed", "failed"))
-    create_dataset(data, definition)
-    update_dataset(data.dataset("status"))
-    clean = make_snapshot(data.dataset("status"), OPEN)
-    _, before = read_snapshot_examples(data.dataset("status").store, clean)
+def test_not_one_row_of_an_untrusted_source_is_learned(data: DataRoot, status: StoredDataset, share: float):
+    clean = make_snapshot(status, OPEN)
+    _, before = read_snapshot_examples(status.store, clean)
     forged = []
     for number, (run, table) in enumerate(zip(*corpus(round(share * RUNS))[:2], strict=True)):
         origin = {"source": "forged", "pipeline": "gate", "change": f"change-{number}"}
         forged.append((run.replace(run_id=f"forged~{number}~1", outcome="failure", result="FAILURE", **origin), table))
     RawStore(data).add(forged)
-    update_dataset(data.dataset("status"), seal=True)
-    after = make_snapshot(data.dataset("status"), OPEN)
-    runs, learned = read_snapshot_examples(data.dataset("status").store, after)
+    update_dataset(status, seal=True)
+    after = make_snapshot(status, OPEN)
+    runs, learned = read_snapshot_examples(status.store, after)
     assert not [run.run_id for run in runs if run.run_id.startswith("forged")]
     assert after.untrusted == {"no rule": len(forged)}
     assert (list(after.runs()), learned.labels.tolist()) == (list(clean.runs()), before.labels.tolist())

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 
-from ciml.errors import CimlError
 from ciml.training.estimators.boosted import BoostedViews, boosted_summaries
 from ciml.training.estimators.views import Windows
 from ciml.training.experiment import Experiment
@@ -42,11 +40,3 @@ def test_members_learn_by_the_weights_of_runs_and_of_classes() -> None:
     heavy = np.where(LABELS == 1, 3.0, 1.0).astype(np.float32)
     for model in (fitted(heavy), fitted(class_weights="balanced")):  # as if half of the runs were of the class
         assert model.predict_proba(RUNS)[:, 1].mean() > share + 0.15
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("levels", 101), ("shapes", -1), ("columns", 1.01), ("columns", 0), ("columns", True)]
-)
-def test_a_number_beyond_its_limits_is_named(key: str, value: float) -> None:
-    with pytest.raises(CimlError, match=f"parameters.{key}: invalid"):
-        fitted(**{key: value})

@@ -65,10 +65,16 @@ from ciml.training.estimators.description import KerasFunction, build, describe,
 from ciml.training.estimators.names import find_class
 from ciml.training.estimators.values import Decoder
 from ciml.training.experiment import Experiment
-from tests.training.estimators import own_estimators
-from tests.training.estimators.own_estimators import MeanThreshold, Plain, Secretive, halved, small_network
+from tests.training.estimators import user_models
+from tests.training.estimators.user_models import MeanThreshold, Plain, Secretive, halved, network
 
-OWN = own_estimators.__name__
+OWN = user_models.__name__
+KERNELS = "sklearn.gaussian_process.kernels"
+
+
+def spec(kind: str, **parameters: Any) -> dict[str, Any]:
+    """Return the description of an object of a class."""
+    return {"class": kind, "parameters": parameters}
 
 
 def _xgboost() -> Any:
@@ -94,8 +100,8 @@ def _columns() -> ColumnTransformer:
 
 def _grid() -> GridSearchCV:
     steps = Pipeline([("scale", StandardScaler()), ("model", LogisticRegression())])
-    grid = {"model__C": np.logspace(-1, 1, 3), "scale": [StandardScaler(), RobustScaler(), "passthrough"]}
-    return GridSearchCV(steps, grid, cv=StratifiedKFold(3, shuffle=True, random_state=1), scoring="f1")
+    grid = {"model__C": np.logspace(-1, 1, 3), "scale": [RobustScaler(), "passthrough"]}
+    return GridSearchCV(steps, grid, cv=StratifiedKFold(2, shuffle=True, random_state=1), scoring="f1")
 
 
 def _random_search() -> RandomizedSearchCV:
@@ -151,7 +157,7 @@ ESTIMATORS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "sklearn.ensemble:AdaBoostClassifier": (
         lambda: AdaBoostClassifier(DecisionTreeClassifier(max_depth=2), n_estimators=3, random_state=0),
         {
-            "estimator": {"class": "sklearn.tree:DecisionTreeClassifier", "parameters": {"max_depth": 2}},
+            "estimator": spec("sklearn.tree:DecisionTreeClassifier", max_depth=2),
             "n_estimators": 3,
             "random_state": 0,
         },
@@ -164,30 +170,20 @@ ESTIMATORS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "sklearn.gaussian_process:GaussianProcessClassifier": (
         lambda: GaussianProcessClassifier(1.0 * RBF([1.0, 1, 1, 1]) + WhiteKernel(noise_level_bounds="fixed")),
         {
-            "kernel": {
-                "class": "sklearn.gaussian_process.kernels:Sum",
-                "parameters": {
-                    "k1": {
-                        "class": "sklearn.gaussian_process.kernels:Product",
-                        "parameters": {
-                            "k1": {"class": "sklearn.gaussian_process.kernels:ConstantKernel", "parameters": {}},
-                            "k2": {
-                                "class": "sklearn.gaussian_process.kernels:RBF",
-                                "parameters": {"length_scale": [1.0, 1, 1, 1]},
-                            },
-                        },
-                    },
-                    "k2": {
-                        "class": "sklearn.gaussian_process.kernels:WhiteKernel",
-                        "parameters": {"noise_level_bounds": "fixed"},
-                    },
-                },
-            }
+            "kernel": spec(
+                f"{KERNELS}:Sum",
+                k1=spec(
+                    f"{KERNELS}:Product",
+                    k1=spec(f"{KERNELS}:ConstantKernel"),
+                    k2=spec(f"{KERNELS}:RBF", length_scale=[1.0, 1, 1, 1]),
+                ),
+                k2=spec(f"{KERNELS}:WhiteKernel", noise_level_bounds="fixed"),
+            )
         },
     ),
     "sklearn.calibration:CalibratedClassifierCV": (
         lambda: CalibratedClassifierCV(LinearSVC(C=2), cv=3),
-        {"cv": 3, "estimator": {"class": "sklearn.svm:LinearSVC", "parameters": {"C": 2}}},
+        {"cv": 3, "estimator": spec("sklearn.svm:LinearSVC", C=2)},
     ),
     "xgboost:XGBClassifier": (
         _xgboost,
@@ -265,7 +261,7 @@ def test_a_description_names_the_public_class_and_what_differs_from_its_defaults
 ) -> None:
     make, parameters = ESTIMATORS[name]
     description = _check_round_trip(make, rows)
-    assert description == {"class": name, "parameters": parameters}
+    assert description == spec(name, **parameters)
     assert json.dumps(description["parameters"], sort_keys=True) == json.dumps(
         parameters, sort_keys=True
     )  # 1 is not 1.0
@@ -285,30 +281,21 @@ def test_columns_by_name_and_selector_are_described() -> None:
     description = describe(columns)
     assert describe(build(description)) == description
     assert description["parameters"]["transformers"] == [
-        [
-            "a",
-            {"class": "sklearn.preprocessing:OneHotEncoder", "parameters": {"dtype": {"type": "float32"}}},
-            ["usr[0]"],
-        ],
-        ["b", "passthrough", {"class": "sklearn.compose:make_column_selector", "parameters": {"pattern": "1m"}}],
+        ["a", spec("sklearn.preprocessing:OneHotEncoder", dtype={"type": "float32"}), ["usr[0]"]],
+        ["b", "passthrough", spec("sklearn.compose:make_column_selector", pattern="1m")],
     ]
 
 
 def test_people_write_bare_names_and_deep_parameters() -> None:
-    written = {
-        "class": "Pipeline",
-        "parameters": {
-            "steps": [["scale", {"class": "RobustScaler"}], ["model", {"class": "LogisticRegression"}]],
-            "scale__quantile_range": [5.0, 95.0],
-            "model__C": 0.5,
-        },
-    }
+    written = spec(
+        "Pipeline",
+        steps=[["scale", {"class": "RobustScaler"}], ["model", {"class": "LogisticRegression"}]],
+        scale__quantile_range=[5.0, 95.0],
+        model__C=0.5,
+    )
     steps = [("scale", RobustScaler(quantile_range=(5.0, 95.0))), ("model", LogisticRegression(C=0.5))]
     assert describe(build(written)) == describe(Pipeline(steps))
-    nested = {
-        "class": "GridSearchCV",
-        "parameters": {"estimator": written, "param_grid": {}, "estimator__model__C": 2.0},
-    }
+    nested = spec("GridSearchCV", estimator=written, param_grid={}, estimator__model__C=2.0)
     assert build(nested).estimator.named_steps["model"].C == 2.0
 
 
@@ -385,7 +372,7 @@ def test_a_module_is_imported_only_if_it_or_its_package_is_allowed(
         "from sklearn.tree import DecisionTreeClassifier\nclass Tree(DecisionTreeClassifier): pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    description = {"class": "described_models.trees:Tree", "parameters": {"max_depth": 2}}
+    description = spec("described_models.trees:Tree", max_depth=2)
     assert modules_of(description) == ("described_models.trees",)
     for allowed in ((), ("described",), ("described_models.trees.more",)):
         with pytest.raises(InvalidSettingError, match=r"module described_models\.trees is not allowed"):
@@ -405,7 +392,7 @@ def test_packages_are_named_with_their_version_or_the_digest_of_their_source(row
     own = packages_of(describe(make_pipeline(FunctionTransformer(halved), GaussianNB())))
     assert own.keys() == {"scikit-learn", OWN}
     assert own[OWN].startswith("sha256:")
-    assert packages_of(describe(small_network)).keys() == {OWN}
+    assert packages_of(describe(network)).keys() == {OWN}
 
 
 def test_a_class_is_found_by_its_bare_name() -> None:
@@ -456,9 +443,9 @@ def test_a_keras_model_is_its_architecture(rows: tuple[Any, Any]) -> None:
 
 
 def test_a_function_makes_a_keras_model() -> None:
-    description = describe(KerasFunction(small_network, {"units": 3}))
-    assert description == {"class": f"{OWN}:small_network", "parameters": {"units": 3}}
+    description = describe(KerasFunction(network, {"units": 3}))
+    assert description == spec(f"{OWN}:network", units=3)
     built = build(description, (OWN,))
     assert describe(built) == description
     assert built((5, 2), 3).output_shape == (None, 3)
-    assert describe(small_network) == {"class": f"{OWN}:small_network", "parameters": {}}
+    assert describe(network) == spec(f"{OWN}:network")

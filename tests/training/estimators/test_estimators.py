@@ -15,12 +15,18 @@ from tests.training.networks import build_model
 L, F = 12, 3
 
 
+#: Parameters that make an estimator fast.
+SMALL = {
+    "random_forest": {"n_estimators": 30},
+    "hist_gradient_boosting": {"max_iter": 20},
+    "boosted_summaries": {"max_iter": 20},
+}
+
+
 def experiment(name: str, **keys: Any) -> Experiment:
-    small: dict[str, Any] = {}
+    small: dict[str, Any] = {"parameters": SMALL.get(name, {})}
     if ESTIMATORS[name].reports_epochs:
         small = {"hidden_layers": (8,), "epochs": 40, "learning_rate": 0.02, "l2": 0.0, "batch_size": 16}
-    elif name == "hist_gradient_boosting":
-        small = {"parameters": {"max_iter": 20}}
     return Experiment.from_json({"estimator": name, **small, **keys})
 
 

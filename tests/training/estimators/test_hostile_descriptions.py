@@ -12,24 +12,18 @@ import pytest
 from ciml.errors import InvalidSettingError
 from ciml.limits import MAX_DESCRIPTION_BYTES, MAX_JSON_DEPTH
 from ciml.training.estimators.description import build
-from tests.training.estimators import own_estimators
-
-OWN = own_estimators.__name__
-
-
-def _of(kind: str, **parameters: Any) -> dict[str, Any]:
-    return {"class": kind, "parameters": parameters}
+from tests.training.estimators.test_description import OWN, spec
 
 
 def _nested(depth: int) -> dict[str, Any]:
-    description = _of("GaussianNB")
+    description = spec("GaussianNB")
     for _ in range(depth):
-        description = _of("RFE", estimator=description)
+        description = spec("RFE", estimator=description)
     return description
 
 
 def _function(name: str) -> dict[str, Any]:
-    return _of("FunctionTransformer", func={"function": name})
+    return spec("FunctionTransformer", func={"function": name})
 
 
 def _layer(name: str, module: str = "keras.layers", **further: Any) -> dict[str, Any]:
@@ -37,54 +31,57 @@ def _layer(name: str, module: str = "keras.layers", **further: Any) -> dict[str,
     first = {"module": "keras.layers", "class_name": "InputLayer", "config": {"batch_shape": [None, 2]}}
     layer = {"module": module, "class_name": name, "config": {}, **further}
     config = {"name": "m", "layers": [first, layer]}
-    return _of("keras:Model", config={"module": "keras", "class_name": "Sequential", "config": config})
+    return spec("keras:Model", config={"module": "keras", "class_name": "Sequential", "config": config})
 
 
 _EVAL = {"module": "builtins", "class_name": "function", "config": "eval", "registered_name": "function"}
-_PIPELINE = _of("Pipeline", steps=[["model", {"class": "SVC"}]])
+_PIPELINE = spec("Pipeline", steps=[["model", {"class": "SVC"}]])
 _TEST = {"distribution": "ttest_ind", "arguments": [], "keywords": {}}
 
 #: Descriptions that must not be built, with a part of the message.
 HOSTILE: dict[str, tuple[Any, str]] = {
-    "command": (_of("os:system", command="touch PATH"), "module os is not allowed"),
-    "process": (_of("subprocess:Popen", args=["touch", "PATH"]), "module subprocess is not allowed"),
-    "exported function": (_of("sklearn.pipeline:deepcopy"), "is not an estimator"),
-    "private module": (_of("sklearn.utils._testing:check_call"), "is not an estimator"),
-    "download": (_of("sklearn.datasets:fetch_file", url="http://localhost"), "is not an estimator"),
+    "command": (spec("os:system", command="touch PATH"), "module os is not allowed"),
+    "process": (spec("subprocess:Popen", args=["touch", "PATH"]), "module subprocess is not allowed"),
+    "exported function": (spec("sklearn.pipeline:deepcopy"), "is not an estimator"),
+    "private module": (spec("sklearn.utils._testing:check_call"), "is not an estimator"),
+    "download": (spec("sklearn.datasets:fetch_file", url="http://localhost"), "is not an estimator"),
     "function of another module": (_function(f"{OWN}:system"), "has no class or function system"),
-    "class of another module": (_of(f"{OWN}:BaseEstimator"), "is defined in sklearn.base"),
-    "module in a module": (_of(f"{OWN}:np"), "has no class or function np"),
-    "attribute of a class": (_of("sklearn.svm:SVC.__init__"), "is not a name of the form"),
+    "class of another module": (spec(f"{OWN}:BaseEstimator"), "is defined in sklearn.base"),
+    "module in a module": (spec(f"{OWN}:np"), "has no class or function np"),
+    "attribute of a class": (spec("sklearn.svm:SVC.__init__"), "is not a name of the form"),
     "builtin": (_function("builtins:eval"), "module builtins is not allowed"),
     "reader of numpy": (_function("numpy:load"), "is not an estimator or function"),
     "maker of functions": (_function("numpy:frompyfunc"), "is not an estimator or function"),
     "reader of joblib": (_function("joblib:load"), "module joblib is not allowed"),
-    "bundled module": (_of("sklearn.externals._packaging:version"), "is not an estimator"),
+    "bundled module": (spec("sklearn.externals._packaging:version"), "is not an estimator"),
     "class as function": (_function("sklearn.svm:SVC"), "is a class, not a function"),
-    "loss": (_of("xgboost:XGBClassifier", objective={"function": "os:system"}), "module os is not allowed"),
+    "loss": (spec("xgboost:XGBClassifier", objective={"function": "os:system"}), "module os is not allowed"),
     "callback": (
-        _of("xgboost:XGBClassifier", callbacks=[_of("xgboost.callback:TrainingCheckPoint", directory="PATH")]),
+        spec("xgboost:XGBClassifier", callbacks=[spec("xgboost.callback:TrainingCheckPoint", directory="PATH")]),
         "is not an estimator",
     ),
-    "file of lightgbm": (_of("lightgbm:LGBMClassifier", forcedsplits_filename="PATH"), "no parameter of this name"),
-    "network of lightgbm": (_of("lightgbm:LGBMClassifier", machines="localhost:1"), "no parameter of this name"),
-    "cache of pickles": (_of("Pipeline", steps=[], memory="PATH"), "stores pickles"),
-    "deep cache": (_of("GridSearchCV", estimator=_PIPELINE, estimator__memory="PATH"), "stores pickles"),
-    "expression": (_of("GridSearchCV", estimator=_PIPELINE, pre_dispatch="9**9**9"), "joblib evaluates"),
+    "file of lightgbm": (
+        spec("lightgbm:LGBMClassifier", forcedsplits_filename="PATH"),
+        "no parameter of this name",
+    ),
+    "network of lightgbm": (spec("lightgbm:LGBMClassifier", machines="localhost:1"), "no parameter of this name"),
+    "cache of pickles": (spec("Pipeline", steps=[], memory="PATH"), "stores pickles"),
+    "deep cache": (spec("GridSearchCV", estimator=_PIPELINE, estimator__memory="PATH"), "stores pickles"),
+    "expression": (spec("GridSearchCV", estimator=_PIPELINE, pre_dispatch="9**9**9"), "joblib evaluates"),
     "depth": (_nested(MAX_JSON_DEPTH), "nest deeper than 32"),
-    "size": (_of("SVC", kernel="x" * MAX_DESCRIPTION_BYTES), "at most 262,144"),
+    "size": (spec("SVC", kernel="x" * MAX_DESCRIPTION_BYTES), "at most 262,144"),
     "keys": ({"class": "SVC", "parameters": {1: 2}}, "keys of a description must be texts"),
-    "NaN": (_of("SVC", C=float("nan")), "JSON has no NaN"),
-    "object": (_of("SVC", C=Path("table.csv")), "PosixPath is not a JSON value"),
+    "NaN": (spec("SVC", C=float("nan")), "JSON has no NaN"),
+    "object": (spec("SVC", C=Path("table.csv")), "PosixPath is not a JSON value"),
     "text": ("SVC", "expected an object with the keys class and parameters"),
     "further key": ({"class": "SVC", "state": {}}, "expected an object with the keys class and parameters"),
     "misspelled": (
-        _of("SVC", kernle="rbf"),
+        spec("SVC", kernle="rbf"),
         "parameters.kernle: SVC has no parameter of this name; did you mean kernel?",
     ),
-    "private attribute": (_of("SVC", __class__="rbf"), "no part"),
-    "array of objects": (_of("SVC", C={"array": ["x"], "dtype": "object"}), "not a valid form of array"),
-    "distribution": (_of("SVC", C=_TEST), "is not a distribution of scipy.stats"),
+    "private attribute": (spec("SVC", __class__="rbf"), "no part"),
+    "array of objects": (spec("SVC", C={"array": ["x"], "dtype": "object"}), "not a valid form of array"),
+    "distribution": (spec("SVC", C=_TEST), "is not a distribution of scipy.stats"),
     "layer with code": (_layer("Lambda", config={"function": {"class_name": "__lambda__"}}), "Lambda is not a layer"),
     "layer with a file": (_layer("StringLookup", config={"vocabulary": "PATH"}), "StringLookup is not a layer"),
     "layer with a model": (_layer("TFSMLayer", config={"filepath": "PATH"}), "TFSMLayer is not a layer"),

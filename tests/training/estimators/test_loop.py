@@ -13,7 +13,7 @@ from ciml.training.estimators import Rows, fit
 from ciml.training.estimators.base import class_weights
 from ciml.training.estimators.networks import Resident, Streamed, Trained, fit_network, optimizer_of
 from ciml.training.experiment import Experiment
-from ciml.training.train import NormalisedRows, predict_in_memory, train
+from ciml.training.train import NormalisedRows
 from tests.training.networks import build_model
 
 #: The talk's network, smaller and with fewer epochs.
@@ -90,20 +90,6 @@ def test_rows_that_are_read_from_disk_are_trained_on_as_those_in_memory(rows: Ro
     other = fit_network(experiment, build_model(experiment, *shape(rows)), resident, None)
     assert (one.epochs, one.steps) == (other.epochs, other.steps) == (2, 4)
     assert one.history["loss"][0] == pytest.approx(other.history["loss"][0], abs=1e-5)
-
-
-@pytest.mark.whole
-def test_more_than_fits_into_memory_is_read_in_each_epoch(
-    materialised: Materialised, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ciml.training.train._MAX_RESIDENT_BYTES", 0)
-    experiment = Experiment(hidden_layers=(32,), epochs=12, learning_rate=0.02, class_weights="balanced")
-    one = train(experiment, NormalisedRows(materialised, snapshot.resolved), snapshot.resolved, dev_from_train=True)
-    assert one.runs == materialised.counts["train"] + materialised.counts["dev"]
-    assert one.history["accuracy"][-1] > 0.8
-    found = predict_in_memory(one, NormalisedRows(materialised, snapshot.resolved), "test")
-    test = NormalisedRows(materialised, snapshot.resolved).rows("test")
-    np.testing.assert_allclose(one.predict(test.inputs, test.n_windows), found, atol=1e-6)
 
 
 def test_one_class_teaches_nothing_and_weights_that_grow_without_bound_end_it(rows: Rows):

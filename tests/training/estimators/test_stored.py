@@ -29,10 +29,10 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.storage.json_files import read_json, write_json
 from ciml.training.estimators import stored
 from tests.durable import Disk
-from tests.training.estimators import own_estimators
-from tests.training.estimators.own_estimators import MeanThreshold, Plain, halved
+from tests.training.estimators import user_models
+from tests.training.estimators.user_models import MeanThreshold, Plain, halved
 
-OWN = own_estimators.__name__
+OWN = user_models.__name__
 
 
 def _xgboost() -> Any:

@@ -28,20 +28,6 @@ def test_levels_are_those_of_numpy_over_the_runs_own_windows():
     np.testing.assert_allclose(levels, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("view", ["levels", "shapes"])
-def test_padding_and_the_other_runs_are_not_seen(view: View):
-    rng = np.random.default_rng(0)
-    inputs = rng.gamma(1.0, 20.0, (6, 9, 3)).astype(np.float32)
-    n_windows = np.array([1, 2, 3, 5, 8, 9], np.int32)
-    summary = summarise(inputs, n_windows, view)
-    longer = np.concatenate([inputs, np.full((6, 4, 3), 99.0, np.float32)], axis=1)
-    longer[:, :9][np.arange(9) >= n_windows[:, None]] = -7.0
-    np.testing.assert_array_equal(summarise(longer, n_windows, view), summary)
-    for run, count in enumerate(n_windows):
-        alone = summarise(inputs[run : run + 1, :count], n_windows[run : run + 1], view)
-        np.testing.assert_allclose(alone[0], summary[run], rtol=1e-6)
-
-
 def test_ratios_stay_when_the_whole_machine_is_larger():
     rng = np.random.default_rng(1)
     inputs = (50 + rng.random((4, 20, 2)) * 100).astype(np.float32)
@@ -79,13 +65,16 @@ def test_numbers_that_a_run_is_too_short_for_are_nan_and_none_is_infinite():
     ("parameters", "line"),
     [
         ({"levels": -1}, "experiment: parameters.levels: invalid number of members -1; use 0 to 100"),
+        ({"levels": 101}, "experiment: parameters.levels: invalid number of members 101; use 0 to 100"),
         ({"shapes": True}, "experiment: parameters.shapes: invalid number of members True; use 0 to 100"),
         ({"levels": 0, "shapes": 0}, "experiment: parameters: levels and shapes are both 0: the ensemble has no"),
         ({"columns": 0}, "experiment: parameters.columns: invalid share 0; use more than 0 and at most 1"),
+        ({"columns": 1.01}, "experiment: parameters.columns: invalid share 1.01"),
+        ({"columns": True}, "experiment: parameters.columns: invalid share True"),
         ({"trees": 3}, "boosted_summaries: .*unexpected keyword argument 'trees'"),
     ],
 )
-def test_a_wrong_ensemble_is_rejected(parameters: dict[str, int], line: str):
+def test_a_wrong_ensemble_is_rejected(parameters: dict[str, float], line: str):
     with pytest.raises(CimlError, match=line):
         check_experiment(Experiment(estimator="boosted_summaries", parameters=parameters))
 

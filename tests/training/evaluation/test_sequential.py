@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import product
 
@@ -159,12 +160,16 @@ def test_the_bets_on_a_version_gain_nothing_on_average_while_it_is_as_good(
     monkeypatch.setattr(sequential, "_STARTS", 3)
     expected = np.zeros(12)
     share = AccuracyDrop(Arm(9, 12)).least + above
-    for outcomes in product((True, False), repeat=12):
-        drop = AccuracyDrop(Arm(9, 12))
-        chance = math.prod(share if is_right else 1 - share for is_right in outcomes)
-        for number, is_right in enumerate(outcomes):
+
+    def add_runs(earlier: AccuracyDrop, chance: float) -> None:
+        for is_right, likelihood in ((True, share), (False, 1 - share)):
+            drop = copy.deepcopy(earlier)
             drop.add(is_right=is_right)
-            expected[number] += chance * drop.evidence
+            expected[drop.served.runs - 1] += chance * likelihood * drop.evidence
+            if drop.served.runs < len(expected):
+                add_runs(drop, chance * likelihood)
+
+    add_runs(AccuracyDrop(Arm(9, 12)), 1.0)
     assert expected.max() <= 1 + 1e-9
     assert expected[-1] < 1 if above else expected[-1] == pytest.approx(1)
 

@@ -45,11 +45,6 @@ SMALL = Experiment(name="small", hidden_layers=(16,), epochs=20, learning_rate=0
 pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
-@pytest.fixture(scope="module")
-def dataset(made: Path) -> InMemoryDataset:
-    return read_dataset(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
-
-
 def trial(data: DataRoot, dataset: InMemoryDataset, experiment: Experiment = FOREST) -> Trial:
     create_experiment(data.experiments, experiment)
     return Trial(data.experiments, load_experiment(data.experiments, experiment.name), dataset)

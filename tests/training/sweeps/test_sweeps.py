@@ -16,7 +16,7 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage import open_store
 from ciml.storage.json_files import without_seal
-from ciml.training.data.examples import read_dataset
+from ciml.training.data.examples import InMemoryDataset
 from ciml.training.estimators import Rows, fit
 from ciml.training.estimators.description import build
 from ciml.training.evaluation.baselines import first_memory
@@ -36,9 +36,8 @@ from ciml.training.sweeps.study import (
     store_outcome,
     sweep_store,
 )
-from ciml.trust import TrustPolicy
 
-OWN = "tests.training.estimators.own_estimators"
+OWN = "tests.training.estimators.user_models"
 MANY = list(range(101))  # an axis has at most 100 values
 LARGE = {"max_windows": MANY[1:], "salt": ["a", "b"]}
 LISTED = {"experiment": {"learning_rate": [0.1, 0.2]}}
@@ -103,14 +102,14 @@ def test_parameters_of_parts_vary() -> None:
 
 
 def test_a_sweep_allows_the_modules_that_its_file_names_alone() -> None:
-    names = ["GaussianNB", f"{OWN}:MeanThreshold", f"{OWN}:small_network"]
+    names = ["GaussianNB", f"{OWN}:MeanThreshold", f"{OWN}:network"]
     keys = {"estimator": names, "parameters": {"column": [0, 1], "units": [3]}, "epochs": [5]}
     found = sweep(experiment={}, vary={"experiment": keys})
     assert found.modules == (OWN,)
     cells = {str(cell["estimator"]).rpartition(":")[2]: cell for cell in found.grid}
     assert cells["GaussianNB"].keys() == {"estimator"}
     assert cells["MeanThreshold"].keys() == {"estimator", "parameters.column"}
-    assert cells["small_network"].keys() == {"estimator", "parameters.units", "epochs"}
+    assert cells["network"].keys() == {"estimator", "parameters.units", "epochs"}
     assert sweep(vary=LISTED | {"experiment": {"seed": [1, 2]}}).modules == ()
 
 
@@ -291,8 +290,7 @@ def test_a_sweep_of_an_older_normalisation_is_read_but_trains_no_further_trial(t
         check_normalisation(store, "rates")
 
 
-def test_on_dev_the_base_rate_is_that_of_the_training_runs(made: Path) -> None:
-    dataset = read_dataset(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
+def test_on_dev_the_base_rate_is_that_of_the_training_runs(dataset: InMemoryDataset) -> None:
     labels, dev, train = np.zeros(len(dataset.facts), np.int64), dataset.of("dev"), dataset.of("train")
     labels[dev] = labels[train[: len(train) // 2 - 1]] = 1  # most training runs are of class 0, most of both of class 1
     one = sweep(on="dev", vary={"experiment": {"seed": [0, 1]}})
@@ -304,8 +302,7 @@ def test_on_dev_the_base_rate_is_that_of_the_training_runs(made: Path) -> None:
 
 
 @pytest.mark.whole
-def test_on_dev_a_network_reports_its_epochs_and_its_last_value_is_its_score(made: Path) -> None:
-    dataset = read_dataset(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
+def test_on_dev_a_network_reports_its_epochs_and_its_last_value_is_its_score(dataset: InMemoryDataset) -> None:
     experiment = Experiment(name="tests", hidden_layers=(8,), epochs=3, learning_rate=0.01)
     one = rates(on="dev", report_epochs=2, trials=1, metric="f1")
     reported: list[tuple[int, float]] = []

@@ -26,24 +26,18 @@ from ciml.training import purge as purge_module
 from ciml.training import trainer as trainer_module
 from ciml.training.evaluation.gate import GatePolicy
 from ciml.training.exclusions import Exclusion, Exclusions, add, read_state
+from ciml.training.experiment import Experiment
 from ciml.training.learned import AffectedVersion, parts_of_run, versions_that_learned
 from ciml.training.purge import Purged, purge
 from ciml.training.refresh import Skipped, TrainConfig
 from ciml.training.trainer import TrainResult, run_once
 from tests.durable import Steps
 from tests.runs.conftest import anywhere
-from tests.training.conftest import QUICK
-from tests.training.trainer.test_excluded_models import GOLDEN, runs
+from tests.training.conftest import GOLDEN
+from tests.training.trainer.test_excluded_models import runs
 
 __all__ = ["anywhere"]
 ANN = Signature("ann", "forged results")
-
-
-@pytest.fixture
-def golden(tmp_path: Path) -> DataRoot:
-    """A data root of an older version, whose model ``provider`` has one version."""
-    shutil.copytree(GOLDEN, tmp_path / "data")
-    return DataRoot.open(tmp_path / "data")
 
 
 def forged(data: DataRoot) -> Exclusion:
@@ -191,15 +185,6 @@ def test_who_learned_and_why(golden: DataRoot) -> None:
     assert list(parts_of_run(golden, "zuul~nothing~1")) == []
 
 
-def test_runs_that_were_excluded_while_a_version_was_trained_withdraw_it(golden: DataRoot) -> None:
-    registry = Registry(golden, "provider")
-    assert trainer_module._withdraw_excluded(registry, 1) == ""
-    add(golden.exclusions, [forged(golden)])
-    reason = trainer_module._withdraw_excluded(registry, 1)
-    assert reason == "version 1 learned 1 run that was excluded while it was trained, and is withdrawn; refresh again"
-    assert registry.state.served() == []
-
-
 def test_a_trainer_withdraws_its_own_version_if_runs_were_excluded_meanwhile(
     golden: DataRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +200,8 @@ def test_a_trainer_withdraws_its_own_version_if_runs_were_excluded_meanwhile(
     add(golden.exclusions, [forged(golden)])
     result = run_once(config)
     assert (result.outcome, result.version, registry.state.served()) == ("rejected", None, [])
+    reason = "version 1 learned 1 run that was excluded while it was trained, and is withdrawn; refresh again"
+    assert result.reasons == (reason,)
 
 
 def excluded(data: DataRoot) -> None:
@@ -245,7 +232,7 @@ def test_a_pending_candidate_is_pushed_only_while_its_runs_are_known_and_not_exc
 @pytest.mark.whole
 def test_a_purge_ends_with_a_version_that_never_saw_the_runs(data: DataRoot) -> None:
     gate = GatePolicy(min_test_runs=5, tolerance=1.0, baseline_tolerance=1.0, above_base_rate=-1.0)
-    config = TrainConfig(data, "providers", "m", QUICK, gate=gate)
+    config = TrainConfig(data, "providers", "m", Experiment(estimator="LogisticRegression"), gate=gate)
     assert run_once(config).version == 1
     (learned,) = versions_that_learned(data, Exclusions((Exclusion("all", source="zuul"),)))
     poisoned = Exclusion("forged results", learned.runs[0])
