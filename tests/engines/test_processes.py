@@ -86,15 +86,6 @@ def test_a_wait_for_a_process_does_not_wait_for_a_later_one_with_its_pid(
     processes.end(later)
 
 
-def test_a_process_that_ended_by_itself_is_not_found(tmp_path: Path):
-    process = spawn(tmp_path, (sys.executable, "-c", "print('bye')"))
-    deadline = time.monotonic() + 10
-    while processes.find(process) is not None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert processes.find(process) is None
-    assert processes.last_lines(tmp_path / "log") == "bye"
-
-
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -59,8 +59,8 @@ class Listed:
 
 
 def config(logs: Path | str, data: Path | str, **changes: Any) -> BackfillConfig:
-    place = {"s3_prefixes": (str(logs),)} if str(logs).startswith("s3://") else {"file_roots": (str(logs),)}
-    made = {"reading": Reading("backfill", "zuul", str(logs)), "fetch": FetchPolicy(**place), **changes}
+    fetch = FetchPolicy(file_roots=(str(logs),))
+    made = {"reading": Reading("backfill", "zuul", str(logs)), "fetch": fetch, **changes}
     return BackfillConfig(DataRoot.open(str(data)).raw, **made)
 
 

@@ -246,25 +246,6 @@ def test_a_backfill_that_dies_before_any_step_continues_by_the_manifest_alone(
             assert rows_of(made, data) == expected
 
 
-@pytest.mark.engines
-def test_from_s3_to_s3(s3: Any, tmp_path: Path) -> None:
-    import boto3
-
-    made = listed(tmp_path / "logs", runs=20, tricks=False)
-    bucket = s3.bucket()
-    client = boto3.client("s3")
-    for path in [made.path, *made.folder.rglob("*.gz")]:
-        key = f"ci/{path.relative_to(made.folder)}"
-        client.put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=path.read_bytes())
-    listing = open_listing(f"{bucket}/ci/builds.jsonl")
-    ours = config(f"{bucket}/ci", f"{bucket}/data")
-    tally = backfill(ours, listing)
-    assert tally.counts == made.expected
-    rows = rows_of(made, f"{bucket}/data")
-    run(made, tmp_path / "data")
-    assert rows_of(made, tmp_path / "data") == rows
-
-
 def test_a_listing_that_changes_under_a_worker_stops_it(tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=2, tricks=False)
     listing: Listing = open_listing(str(made.path))
