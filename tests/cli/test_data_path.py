@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner
 
 from ciml.cli.command import make_command
 from ciml.cli.main import cli
 from ciml.cli.options import NewData
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError
+from tests.cli.calling import ciml
 
 ENVIRONMENT = {"CIML_DATA_PATH": "environment"}
 
@@ -40,15 +40,12 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_nearest_data_path_wins(words: list[str], environment: dict[str, str], expected: str) -> None:
-    done = CliRunner().invoke(cli, words, env={"CIML_DATA_PATH": None, **environment})
-    assert (done.exit_code, done.output) == (0, expected)
+    assert ciml(*words, env={"CIML_DATA_PATH": None, **environment}).output == expected
 
 
 @pytest.mark.usefixtures("table")
 def test_a_command_without_data_path_is_wrong_use() -> None:
-    done = CliRunner().invoke(cli, ["show"], env={"CIML_DATA_PATH": None})
-    assert done.exit_code == 2
-    assert "Missing option '--data-path'" in done.output
+    assert "Missing option '--data-path'" in ciml("show", env={"CIML_DATA_PATH": None}, code=2).output
 
 
 def test_every_data_path_accepts_that_of_the_group() -> None:
@@ -114,8 +111,8 @@ def test_no_data_is_an_error_where_nothing_is_created(name: str, command: click.
     ],
 )  # fmt: skip
 def test_no_data_is_an_error_for_a_command_that_checks_later(words: list[str], tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, [*words, "--data-path", str(tmp_path / "none")])
-    assert (done.exit_code, done.stderr.split(";")[0]) == (2, f"ciml: no data at {tmp_path / 'none'}")
+    done = ciml(*words, "--data-path", tmp_path / "none", code=2)
+    assert done.stderr.split(";")[0] == f"ciml: no data at {tmp_path / 'none'}"
     assert not (tmp_path / "none").exists()
 
 
@@ -124,6 +121,5 @@ def test_an_empty_prefix_of_s3_is_no_data(s3: Any) -> None:
     bucket = s3.bucket()
     DataRoot.open(f"{bucket}/full").experiments.create("x", b"")
     for prefix, code in (("full", 0), ("ful", 2), ("full/x", 2)):
-        done = CliRunner().invoke(cli, ["experiment", "show", "--data-path", f"{bucket}/{prefix}"])
-        assert done.exit_code == code, done.output
+        done = ciml("experiment", "show", "--data-path", f"{bucket}/{prefix}", code=code)
         assert (f"ciml: no data at {bucket}/{prefix}; correct --data-path" in done.output) == (code == 2)

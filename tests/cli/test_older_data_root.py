@@ -26,6 +26,7 @@ from ciml.serving.registry import Registry
 from ciml.serving.server.server import ModelServer, ServerOptions
 from ciml.transforms.examples.spans import read_span
 from tests.cli.calling import ciml
+from tests.cli.operate.test_migrate import contents
 from tests.golden import make_logs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data_root"
@@ -42,10 +43,6 @@ def root(tmp_path: Path) -> Path:
 
 def printed(root: Path, *words: str, code: int = 0) -> str:
     return " ".join(ciml("--data-path", root, *words, code=code).output.split())
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def test_it_is_verified_and_nothing_in_it_changes(root: Path) -> None:
