@@ -50,13 +50,6 @@ def body(*runs: dict[str, Any], **more: Any) -> str:
     return json.dumps({"kind": "done", "runs": runs, **more})
 
 
-def test_a_delivery_becomes_facts_of_its_configured_source() -> None:
-    event = read_event(message(body(RUN, time="2026-11-24T12:00:00Z")))
-    assert (event.key, event.type, event.time_us) == ("toys+hmac-sha256 d1", "done", 1795521600000000)
-    (facts,) = event.run_facts
-    assert (facts.run_id, facts.outcome, facts.auth, facts.source) == ("toys~7~1", "failure", "hmac-sha256", "toys")
-
-
 def test_a_payload_cannot_claim_how_it_was_proved() -> None:
     (facts,) = read_event(message(body({**RUN, "auth": "hmac-sha256"}), auth="")).run_facts
     assert facts.auth == ""

@@ -173,7 +173,7 @@ def test_a_wrong_public_address_is_named(url: str) -> None:
         posted_to(url, "github")
 
 
-def test_a_sender_posts_to_the_path_of_its_source_or_to_the_path_that_is_given() -> None:
+def test_a_sender_posts_to_the_path_of_its_source() -> None:
     assert posted_to("https://ci.example.org/", "hub") == "https://ci.example.org/hooks/hub"
 
 

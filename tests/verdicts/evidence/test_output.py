@@ -53,9 +53,8 @@ def raw(data: DataRoot) -> RawStore:
 def passing_runs(data: DataRoot) -> RawStore:
     """A store with three passing runs of the job."""
     raw = RawStore(data)
-    for number in range(3):
-        facts, table = run(number, outcome="success", build_name="unit")
-        raw.add([(facts, table)], outputs={facts.run_id: PASSING.encode()})
+    passing = [run(number, outcome="success", build_name="unit") for number in range(3)]
+    raw.add(passing, outputs={facts.run_id: PASSING.encode() for facts, _ in passing})
     return raw
 
 
