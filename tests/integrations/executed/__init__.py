@@ -2,7 +2,7 @@
 
 A module has a mapping ``SCENARIOS``: what happened -> who sent what. The deliveries pass the real adapter, decode, the
 accounting and a trust policy, in several orders. Only a scenario in which everything that was executed was reviewed may
-be trusted.
+be trusted. An event that is ignored as a whole is a row of `tests.integrations.test_adapters` and no scenario.
 """
 
 from __future__ import annotations
