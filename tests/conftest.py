@@ -51,6 +51,7 @@ LONGEST = (
     "tests/services/test_recovery.py",
     "tests/verdicts/feedback/test_service.py",
     "tests/verdicts/feedback/test_gerrit.py",
+    "tests/ciml/api/test_examples.py",
     "tests/serving/test_hot_swap.py",
     "tests/serving/server/test_endless_models.py",
     "tests/simulation/test_simulation.py",
