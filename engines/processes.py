@@ -177,7 +177,9 @@ def wait_for_end(identity: ProcessId) -> None:
     # The descriptor names one process even after its pid is reused. Only now is it certain which one: opened after the
     # comparison of the start times, it could be that of a later process with the same pid.
     if find(identity) is not None:
-        select.select([descriptor], [], [])
+        poll = select.poll()  # select(2) cannot wait for a descriptor above 1,023
+        poll.register(descriptor, select.POLLIN)
+        poll.poll()
     os.close(descriptor)
 
 

@@ -8,6 +8,7 @@ their order, as MQTT requires.
 from __future__ import annotations
 
 import logging
+import selectors
 import ssl
 import struct
 import threading
@@ -65,6 +66,26 @@ class BoundedClient(mqtt.Client):
         """Raise `HostileBroker` if too many answers are pending: each packet may need one."""
         if len(self._out_packet) > _MAX_ANSWERS:
             raise HostileBroker("more packets than it reads answers")
+
+    def wait(self, most_s: float) -> MQTTErrorCode:
+        """Wait for a packet, then read, write and keep the connection alive.
+
+        paho's own `loop` waits by select(2): it takes a connection for lost whose descriptor is above 1,023.
+        """
+        connection = self.socket()
+        if connection is None:
+            return MQTTErrorCode.MQTT_ERR_NO_CONN
+        has_more = isinstance(connection, ssl.SSLSocket) and connection.pending() > 0  # decrypted already
+        with selectors.PollSelector() as selector:
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.want_write() else 0)
+            selector.register(connection, wanted)
+            events = sum(event for _, event in selector.select(0 if has_more else most_s))  # of one descriptor
+        code = MQTTErrorCode.MQTT_ERR_SUCCESS
+        if has_more or events & selectors.EVENT_READ:
+            code = self.loop_read()
+        if not code and events & selectors.EVENT_WRITE:
+            code = self.loop_write()
+        return code or self.loop_misc()
 
     def _sock_recv(self, bufsize: int) -> bytes:  # the one place where paho reads
         packet = self._in_packet
@@ -175,7 +196,7 @@ class MqttSession(Session):
         """Wait for a message, or only write and keep the connection alive. Raises `Lost`."""
         try:
             if self._is_ending or not inbox.is_full:
-                code = client.loop(_BUSY_S if len(inbox) else _IDLE_S)
+                code = client.wait(_BUSY_S if len(inbox) else _IDLE_S)
             else:
                 time.sleep(_BUSY_S)
                 code = client.loop_write() or client.loop_misc()
@@ -187,13 +208,13 @@ class MqttSession(Session):
         if self._lost_why or code != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise Lost(self._lost_why or f"{self.shown}: {mqtt.error_string(code)}")
 
-    def _drain(self, client: mqtt.Client) -> None:
+    def _drain(self, client: BoundedClient) -> None:
         """Read until the broker waits for acknowledgements: closing with unread data would discard those just sent."""
         deadline = time.monotonic() + _DRAIN_S
         before = -1
         while before != self._dropped_count and time.monotonic() < deadline:
             before = self._dropped_count
-            client.loop(_QUIET_S)
+            client.wait(_QUIET_S)
 
     def _connected(self, client: mqtt.Client, _: Any, __: Any, reason: ReasonCode, properties: Any) -> None:
         if reason.is_failure:

@@ -287,6 +287,8 @@ def _sample_until_end(
       Why the recording can never be sent; "" if it can.
     """
     failure = "" if delivery.recording.plan.has_destination else "no destination: neither --kafka nor --log-dir"
+    waiting = select.poll()
+    waiting.register(pipe, select.POLLIN)
     due_s = time.monotonic()
     while True:
         recorder.tick()
@@ -300,7 +302,7 @@ def _sample_until_end(
             sender.poll()
         now_s = time.monotonic()
         due_s = max(due_s + _INTERVAL_S, now_s)  # missed samples are skipped
-        if select.select([pipe], [], [], due_s - now_s)[0]:
+        if waiting.poll((due_s - now_s) * 1000):
             return failure
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import resource
 import socket
 import threading
 import time
@@ -125,6 +128,20 @@ def test_a_huge_message_costs_only_itself(
     assert one.connections == 1
 
 
+@pytest.fixture
+def open_files() -> Iterator[int]:
+    """Open so many files that the next one has a larger number than select(2) knows; yield its number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(2000, hard)), hard))
+    with open(os.devnull) as file, contextlib.ExitStack() as stack:
+        number = 0
+        while number <= 1100:
+            number = os.dup(file.fileno())
+            stack.callback(os.close, number)
+        yield number
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 BROKEN = {
     "QoS 2": (SUBACK["5"] + publish(GOOD, qos=2), "a message of QoS 2, though QoS 1 was subscribed to"),
     "a huge packet": (
@@ -170,6 +187,18 @@ def test_what_is_not_mqtt_ends_the_connection_alone(
     assert one.address in first
     assert said in first
     assert first.isprintable()
+
+
+def test_a_process_with_many_open_files_keeps_its_connection(
+    tmp_path: Path, broker: Callable[..., Broker], open_files: int
+) -> None:
+    """select(2) knows descriptors up to 1,023 only."""
+    assert open_files > 1100
+    one = broker(publish(GOOD))
+    with running(session_of(tmp_path, broker=one.address)) as kept:
+        wait(lambda: one.read.count(PUBACK) == 1, "it is not acknowledged")
+        assert kept.values == [GOOD]
+    assert one.connections == 1
 
 
 @settings(max_examples=tries(40))
