@@ -14,7 +14,8 @@ from ciml.data_root import DataRoot
 from ciml.runs.run_log import RunRecord
 from ciml.training.exclusions import read_state
 from tests.cli.calling import ciml
-from tests.training.trainer.test_excluded_models import GOLDEN, runs
+from tests.training.conftest import GOLDEN
+from tests.training.trainer.test_excluded_models import runs
 
 
 @pytest.fixture
