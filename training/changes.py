@@ -20,15 +20,13 @@ _IMAGINED = 0.1
 
 def number_changes(runs: Sequence[RunFacts]) -> np.ndarray:
     """Return the number of each run's change, int64 [n], from 0."""
-    return _numbered(np.array([change_of(run) for run in runs], object), len(runs))
+    return numbers_of(np.array([change_of(run) for run in runs], object), len(runs))
 
 
 def numbers_of(changes: np.ndarray | None, runs: int) -> np.ndarray:
     """Return the changes of ``runs`` runs, numbered from 0 without gaps, int64 [n]."""
-    return np.arange(runs) if changes is None else _numbered(changes, runs)
-
-
-def _numbered(changes: np.ndarray, runs: int) -> np.ndarray:
+    if changes is None:
+        return np.arange(runs)
     if len(changes) != runs:
         raise ValueError(f"changes of {len(changes)} runs, but there are {runs} runs")
     numbers: np.ndarray = np.unique(changes, return_inverse=True)[1]

@@ -314,6 +314,7 @@ class Trial:
         resolved = self.dataset.snapshot.resolved
         train_runs = [self.dataset.facts[position] for position in self.train_positions]
         tested_runs = [dataset.facts[position] for position in positions]
+        changes = dataset.changes(positions)
         baselines: dict[str, Any] = {}
         for name in numbers_for(resolved.definition):
             train_values = number_of(self.dataset.raw, name, train_runs)
@@ -321,7 +322,6 @@ class Trial:
             if train_values is None or tested_values is None:
                 continue
             probabilities = predict_by(name, train_values, self._train_labels, tested_values, len(resolved.classes))
-            changes = dataset.changes(positions)
             figures = scores(probabilities, labels, resolved.classes, self._train_labels, changes=changes)
             baselines[name] = {"what": NUMBERS[name]} | {key: figures[key] for key in COMPARED}
         return baselines
