@@ -11,7 +11,9 @@ from ciml.errors import EngineError
 from ciml.http.addresses import parse_address
 from ciml.transforms.fetch.artifacts import job_facts
 from ciml.transforms.fetch.schedule import Budget, Download, Schedule
-from tests.transforms.fetch.fetching import FACTS
+from ciml.transforms.ingest.run_stages import read_logs
+from tests.transforms.fetch.fetching import FACTS, Slow, allow, pending
+from tests.transforms.fetch.log_server import LogServer
 
 
 def test_the_last_host_gets_all_threads() -> None:
@@ -41,3 +43,14 @@ def test_a_failed_thread_ends_the_schedule() -> None:
     with pytest.raises(EngineError):
         work()
     assert list(schedule) == []
+
+
+def test_a_backfill_reads_in_later_rounds_what_it_had_no_time_for(server: LogServer, slow: Slow) -> None:
+    urls = [f"{server.url}/{path}/{number}" for number, path in enumerate(["drip"] * 2 + ["plain"] * 4)]
+    policy = allow(server, threads=1, total_s=20, batch_s=30)
+    pauses: list[float] = []
+    parts = list(read_logs([pending(url, number=n) for n, url in enumerate(urls)], policy, sleep=pauses.append))
+    outcomes = sorted((outcome.origin.offset, outcome.reason) for part in parts for outcome in part.settled)
+    assert outcomes == [(0, "log_timeout"), (1, "log_timeout"), *((n, "not_telemetry") for n in range(2, 6))]
+    assert slow.asked == ["/drip/0", "/drip/1"] * 3
+    assert pauses == [0.5, 2.0]
