@@ -44,15 +44,20 @@ T = TypeVar("T")
 
 
 class RequestError(Exception):
-    """A failed request: ``code`` names a gRPC status, ``http_status`` is the HTTP status."""
+    """A failed request: ``code`` names a gRPC status, ``http_status`` is the HTTP status.
 
-    def __init__(self, code: str, message: str, http_status: int | None = None) -> None:
+    Attributes:
+      limit: the server's limit that rejected the request before any work on it; "" for any other error.
+    """
+
+    def __init__(self, code: str, message: str, http_status: int | None = None, limit: str = "") -> None:
         # gRPC sends the message in a header of limited size, and it may quote the client's input.
         message = message if len(message) <= _MESSAGE_CHARACTERS else message[:_MESSAGE_CHARACTERS] + "…"
         super().__init__(message)
         self.code = code
         self.message = message
         self.http_status = http_status or HTTP_STATUS.get(code, 500)
+        self.limit = limit
 
 
 def invalid(message: str) -> RequestError:
@@ -65,9 +70,9 @@ def too_large(message: str) -> RequestError:
     return RequestError("INVALID_ARGUMENT", message, http_status=413)
 
 
-def busy(message: str) -> RequestError:
+def busy(message: str, limit: str) -> RequestError:
     """Return an UNAVAILABLE error: the server has too many requests, and the same one may succeed later."""
-    return RequestError("UNAVAILABLE", message)
+    return RequestError("UNAVAILABLE", f"{message} ({limit})", limit=limit)
 
 
 def not_found(message: str) -> RequestError:
@@ -242,8 +247,8 @@ class Intake:
           RequestError: the request is too slow (408), too large (413), or dropped in favour of others (503).
         """
         if len(self._reading) >= self._max_reading:
-            message = f"dropped as the oldest of {self._max_reading} incomplete requests (MAX_READING_REQUESTS)"
-            self._reject(next(iter(self._reading)), busy(message))
+            message = f"dropped as the oldest of {self._max_reading} incomplete requests"
+            self._reject(next(iter(self._reading)), busy(message, "MAX_READING_REQUESTS"))
         timeout = asyncio.timeout(self._body_s)
         self._reading[held] = timeout
         received: list[bytes] = []
@@ -257,7 +262,8 @@ class Intake:
                         break
         except TimeoutError:
             message = f"the request did not arrive within {self._body_s:g} s (MAX_BODY_S)"
-            raise held.rejection or RequestError("DEADLINE_EXCEEDED", message, http_status=408) from None
+            late = RequestError("DEADLINE_EXCEEDED", message, http_status=408, limit="MAX_BODY_S")
+            raise held.rejection or late from None
         finally:
             self._reading.pop(held, None)
         return b"".join(received)
@@ -268,7 +274,8 @@ class Intake:
             raise self._too_large(held)
 
     def _too_large(self, held: Held) -> RequestError:
-        return too_large(f"the request is larger than {held.max_bytes} bytes ({self._limit})")
+        message = f"the request is larger than {held.max_bytes} bytes ({self._limit})"
+        return RequestError("INVALID_ARGUMENT", message, http_status=413, limit=self._limit)
 
     def _resize(self, held: Held, size: int) -> None:
         self._counted_bytes += _counted(size) - _counted(held.size)
@@ -281,8 +288,8 @@ class Intake:
         if held.size > held.max_bytes:
             raise self._too_large(held)
         if self._counted_bytes > MAX_HELD_BYTES:
-            message = f"dropped as the largest: all requests hold more than {MAX_HELD_BYTES} bytes (MAX_HELD_BYTES)"
-            rejection = busy(message)
+            message = f"dropped as the largest: all requests hold more than {MAX_HELD_BYTES} bytes"
+            rejection = busy(message, "MAX_HELD_BYTES")
             largest = max(self._reading, key=lambda request: request.size)
             if largest is held:
                 raise rejection
@@ -339,8 +346,7 @@ class Workers:
           RequestError: UNAVAILABLE if too many requests wait.
         """
         if self._waiting >= MAX_WAITING_REQUESTS:
-            message = f"{MAX_WAITING_REQUESTS} requests are waiting already (MAX_WAITING_REQUESTS)"
-            raise busy(message)
+            raise busy(f"{MAX_WAITING_REQUESTS} requests are waiting already", "MAX_WAITING_REQUESTS")
         self._waiting += 1
         try:
             return await (self._large if size > LARGE_REQUEST_BYTES else self._small).run(work)

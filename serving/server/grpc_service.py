@@ -212,7 +212,7 @@ class GrpcApi:
 
         async def answer(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
             try:
-                with self.intake.hold() as held:
+                with self.metrics.rejections(api), self.intake.hold() as held:
                     data = await self.intake.read(held, messages, count=1)
                     with self.connections.request(context.peer()):
                         return await self.workers.run(len(data), lambda: work(data, context.time_remaining()))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 REQUESTS = metric("ciml_model_requests_total")
+REJECTIONS = metric("ciml_model_rejections_total")
 REQUEST_SECONDS = metric("ciml_model_request_seconds")
 LOADS = metric("ciml_model_loads_total")
 LOAD_SECONDS = metric("ciml_model_load_seconds")
@@ -36,6 +37,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry_of()
         self._requests = REQUESTS.counter(self.registry)
+        self._rejections = REJECTIONS.counter(self.registry)
         self._loads = LOADS.counter(self.registry)
         self._seconds = REQUEST_SECONDS.histogram(self.registry)
         self._load_seconds = LOAD_SECONDS.histogram(self.registry)
@@ -65,6 +67,16 @@ class Metrics:
         finally:
             self._requests.labels(label, api, code).inc()
             self._seconds.labels(label, api).observe(time.perf_counter() - started_s)
+
+    @contextmanager
+    def rejections(self, api: str) -> Iterator[None]:
+        """Count the rejection of a request by a limit, before any work on it; `request` counts the others."""
+        try:
+            yield
+        except RequestError as error:
+            if error.limit:
+                self._rejections.labels(api, error.limit).inc()
+            raise
 
     def record_load(self, model: str, outcome: str, seconds: float) -> None:
         """Count a load by its outcome: ``loaded``, ``refused`` (may not be served) or ``failed``."""

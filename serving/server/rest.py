@@ -94,14 +94,15 @@ class RestApi:
         path = request.url.path
         match = _PREDICT.fullmatch(path) if request.method == "POST" else None
         if match is not None:
-            with self.intake.hold() as held:
+            with self.metrics.rejections("rest_predict"), self.intake.hold() as held:
                 body = await self.intake.read(held, request.stream())
                 return await self.workers.run(len(body), lambda: self._predict(match, body))
         status_match = _STATUS.fullmatch(path) if request.method == "GET" else None
         if status_match is not None:
             if status_match["metadata"]:
-                # Without a body, the request has 0 bytes and counts as small.
-                return await self.workers.run(0, lambda: self._metadata(status_match))
+                with self.metrics.rejections("rest_metadata"):
+                    # Without a body, the request has 0 bytes and counts as small.
+                    return await self.workers.run(0, lambda: self._metadata(status_match))
             return self._status(status_match)
         if request.method == "GET" and path == "/v1/models":
             return _json(json.dumps({"models": self.manager.names()}))

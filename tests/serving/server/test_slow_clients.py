@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from ciml import limits
 from ciml.errors import CimlError
 from ciml.serving.server.server import ModelServer, ServerOptions
+from tests.scraping import scrape
 from tests.serving.models_fixture import columns, save_model
 from tests.serving.process import ServerProcess, server_process
 from tests.serving.siege import besiege, write_config
@@ -52,6 +54,12 @@ def read_all(one: socket.socket) -> bytes:
     return found
 
 
+def rejections(server: ServerProcess) -> Counter[tuple[str, ...]]:
+    """The rejected requests by API and limit."""
+    samples = scrape(f"http://127.0.0.1:{server.rest_port}/monitoring/prometheus/metrics")
+    return Counter(samples.get("ciml_model_rejections_total", {}))
+
+
 def post(body: bytes, length: int | None = None) -> bytes:
     length = len(body) if length is None else length
     return b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (length, body)
@@ -62,6 +70,7 @@ def test_rest_slow_requests_are_closed_with_the_reason(server: ServerProcess) ->
     header = "no complete request within 3 s (MAX_HEADER_S)"
     body = "the request did not arrive within 3.5 s (MAX_BODY_S)"
     half_body = post(b"{", 100_000)
+    before = rejections(server)
     sent = [(b"", header), (b"POST /v1/models/m:predict HTTP/1.1\r\nX: ", header), (half_body, body), (half_body, body)]
     clients = [connect(server, data) for data, _ in sent]
     clients[3].settimeout(0.1)
@@ -75,6 +84,7 @@ def test_rest_slow_requests_are_closed_with_the_reason(server: ServerProcess) ->
         head, _, text = (start + read_all(client)).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
         assert json.loads(text) == {"error": message}
+    assert rejections(server) - before == {("rest_predict", "MAX_BODY_S"): 2}
 
 
 def test_rest_a_client_that_does_not_read_its_answers_is_closed(server: ServerProcess) -> None:
@@ -118,12 +128,15 @@ def test_grpc_half_sent_messages_are_ended_and_use_no_thread(server: ServerProce
             assert await status(b"\x0a\x03\x0a\x01m", timeout=20)
             return await asyncio.gather(*calls, return_exceptions=True)
 
+    before = rejections(server)
     ended = [(one.code().name, one.details()) for one in asyncio.run(ask())]
     oldest = f"dropped as the oldest of {limits.MAX_READING_REQUESTS} incomplete requests (MAX_READING_REQUESTS)"
     assert set(ended) == {
         ("UNAVAILABLE", oldest),
         ("DEADLINE_EXCEEDED", "the request did not arrive within 3.5 s (MAX_BODY_S)"),
     }
+    limit_of = {"UNAVAILABLE": "MAX_READING_REQUESTS", "DEADLINE_EXCEEDED": "MAX_BODY_S"}
+    assert rejections(server) - before == Counter(("grpc_predict", limit_of[code]) for code, _ in ended)
 
 
 def test_good_requests_are_answered_during_a_siege(server: ServerProcess) -> None:
