@@ -44,15 +44,16 @@ def recorded(tmp_path: Path) -> bytes:
 
 
 def copiers(recorder: int) -> list[psutil.Process]:
-    """The processes that pass the output on: they alone have its file open, and nothing else of the recording.
+    """The processes that pass the output on: they have its file open, no other of the recording, and their own session.
 
-    A process that was just forked, such as the command before its exec, has the recording's lock as well.
+    A process that was just forked, such as the command before its exec, closes the recording's lock and the output's
+    file one after the other.
     """
     found = []
     for child in psutil.Process(recorder).children():
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
             names = {Path(file.path).name for file in child.open_files()}
-            if "job-output.txt" in names and "lock" not in names:
+            if "job-output.txt" in names and "lock" not in names and os.getsid(child.pid) == child.pid:
                 found.append(child)
     return found
 
