@@ -59,7 +59,7 @@ ROOMS = {
             *("tests/cli/data/test_trust.py", "tests/cli/test_options.py", "tests/serving/test_verdict.py"),
         ],
     ),
-    "trust": Room(["trust.py"], ["tests/ciml/test_trust.py", "tests/cli/data/test_trust.py"]),
+    "trust": Room(["trust.py"], ["tests/ciml/test_trust*.py", "tests/cli/data/test_trust.py"]),
     "redaction": Room(["events/redaction.py"], ["tests/ciml/events/test_redaction.py"]),
     "events": Room(["events/*"], ["tests/ciml/events"]),
     "manifest": Room(["manifest/*"], ["tests/ciml/manifest"]),

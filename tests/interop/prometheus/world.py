@@ -26,6 +26,7 @@ from ciml.engines.state import EngineState
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
+from ciml.limits import MAX_OUTPUT_STORED_LINE_BYTES
 from ciml.services.files import ServiceFiles
 from tests.corpus import CORPUS, builds
 from tests.interop.prometheus import plugins
@@ -37,6 +38,7 @@ from tests.verdicts.feedback.reviewing import SHA
 from tests.verdicts.feedback.stub import serving
 
 ROOT = Path(__file__).parents[3]
+LONG_OUTPUT = b"start\n" + b"word " * MAX_OUTPUT_STORED_LINE_BYTES + b"\nend\n"
 RECEIVERS = """
 [webhooks]
 port = {port}
@@ -188,18 +190,22 @@ class World:
     # ---- events
 
     def facts(self, sample: Sample, **changes: Any) -> RunFacts:
-        """A run like a recorded one that has just ended, of a change on the GitHub; its log is on the log server."""
+        """A run like a recorded one that has just ended, of a change on the GitHub.
+
+        Its log and its output, which has a line that is too long, are on the log server.
+        """
         now = datetime.now(UTC)
         made = run_ending_now(sample, {"change": "7", "head": SHA}, now)
         native = uuid.uuid4().hex
-        path = f"/{native}.csv.gz"
+        path, output = f"/{native}.csv.gz", f"/{native}.txt"
         facts = made.replace(
             run_id=RunId("github", native).encode(), build_uuid=native, source="github", project="octo/widget",
-            branch="main", patchset=SHA, log_url=f"{self.logs.url}{path}", **changes,
+            branch="main", patchset=SHA, log_url=f"{self.logs.url}{path}",
+            output_url=f"{self.logs.url}{output}", **changes,
         )  # fmt: skip
         started, begins = (datetime.fromtimestamp((one.start_us or 0) / 1e6, UTC) for one in (sample.facts, facts))
         log = shift_log((CORPUS / sample.log_path).read_bytes(), started, begins)
-        self.logs.answers[path] = (200, log, {})
+        self.logs.answers |= {path: (200, log, {}), output: (200, LONG_OUTPUT, {})}
         return facts
 
     def failed(self, number: int, **changes: Any) -> RunFacts:

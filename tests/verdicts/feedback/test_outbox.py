@@ -274,6 +274,15 @@ def test_an_unreachable_system_is_asked_less_and_less_often(world: World, faults
     assert [int(after - before) for before, after in itertools.pairwise(times)] == pauses
 
 
+@pytest.mark.parametrize(("fault", "calls"), [("away", 1), ("busy", 1), ("unauthorized", 1), ("refused", 2)])
+def test_a_system_that_fails_is_not_called_for_the_other_messages(world: World, fault: str, calls: int) -> None:
+    world.review.by_commit |= {"a1" * 20: "12", "b2" * 20: "13"}
+    world.review.script = [fault] * 2
+    world.take(prediction(1, change="1"), prediction(2, change="2"))
+    world.work()
+    assert len(world.review.calls) == calls
+
+
 @pytest.mark.parametrize(("asked_s", "wait_s"), [(-5.0, 1.0), (7.0, 7.0), (1e9, MAX_RETRY_AFTER_S)])
 def test_a_system_may_ask_to_wait_for_an_hour_at_most(world: World, asked_s: float, wait_s: float) -> None:
     def busy(change: ChangeRef) -> Head:

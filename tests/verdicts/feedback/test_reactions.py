@@ -304,3 +304,13 @@ def test_after_a_restart_old_messages_are_not_all_read_at_once(world: Said) -> N
         assert world.reader.due() == []
     world.now_s = NOW_S + 300.0 * 2**8
     assert len(world.reader.due()) == 1
+
+
+def test_the_reactions_to_the_latest_messages_are_read_first(world: Said) -> None:
+    for number in (3, 1, 2):
+        world.now_s += 60.0
+        world.say(prediction(number, change=str(number)))
+    with world.committing.state() as state:
+        latest = sorted(state.entries, key=lambda key: -state.entries[key].posted_us)
+    world.now_s += 300.0
+    assert world.reader.due() == latest
