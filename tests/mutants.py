@@ -62,7 +62,10 @@ ROOMS = {
     "trust": Room(["trust.py"], ["tests/ciml/test_trust*.py", "tests/cli/data/test_trust.py"]),
     "redaction": Room(["events/redaction.py"], ["tests/ciml/events/test_redaction.py"]),
     "events": Room(["events/*"], ["tests/ciml/events"]),
-    "manifest": Room(["manifest/*"], ["tests/ciml/manifest"]),
+    "manifest": Room(
+        ["manifest/*"],
+        ["tests/ciml/manifest", "tests/runs/test_verify.py", "tests/services/stored/test_erase.py"],
+    ),
     "runs": Room(["runs/*"], ["tests/runs/test_*.py"]),
     "feedback": Room(["verdicts/feedback/*"], ["tests/verdicts/feedback"]),
     "evidence": Room(["verdicts/evidence/*"], ["tests/verdicts/evidence"]),

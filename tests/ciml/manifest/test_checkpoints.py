@@ -379,13 +379,15 @@ def test_a_history_that_was_lost_is_not_begun_again(world: World) -> None:
 
 
 @pytest.mark.parametrize(("what", "kind"), [("segments", "segment"), ("checkpoints", "checkpoint"), ("index", "index")])
-def test_damage_is_found(world: World, what: str, kind: str) -> None:
+def test_damage_is_found(world: World, what: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     actor_of_20(world)
     assert list(verify_manifest(world.store())) == []
     for path in (world.folder / "_manifest" / what).rglob("*.*"):
         if path.is_file():
             data = path.read_bytes()
             path.write_bytes(data[:-40] + bytes(byte ^ 1 for byte in data[-40:]))
+    checkpoints = ManifestLog.checkpoints
+    monkeypatch.setattr(ManifestLog, "checkpoints", lambda log: [1, *checkpoints(log)])  # 1 is removed meanwhile
     assert {fault.kind for fault in verify_log(ManifestLog(world.store()), RAW)} == {kind}
 
 
@@ -414,29 +416,45 @@ def test_another_state_another_history_and_a_gap_are_found(world: World) -> None
     log, checkpoint = first.log, first.checkpoints.newest()
 
     def faults() -> list[str]:
-        return [fault.rsplit("/", 1)[-1].rpartition(": ")[2] for fault in verify_manifest(world.store())]
+        found = verify_log(ManifestLog(world.store()), RAW)
+        return [f"{fault.kind}: {fault.text.rsplit('/', 1)[-1].rpartition(': ')[2]}" for fault in found]
 
     assert checkpoint is not None
     state = {**checkpoint.state, "runs": checkpoint.state["runs"] + 1}
     tables = {**checkpoint.tables, "events": checkpoint.tables["events"][1:]}
     log.store.replace(log.checkpoint_path(14), checkpoint.replace(state=state, tables=tables).encode())
-    other_state = ["runs differs from the sum of the deltas", "the index of events differs from that of the deltas"]
-    assert faults() == other_state
+    assert faults() == [
+        "checkpoint: runs differs from the sum of the deltas",
+        "index: the index of events differs from that of the deltas",
+    ]
     log.store.replace(log.checkpoint_path(14), checkpoint.encode())
     data = log.store.read(log.path(15))  # the first one after the last segment
     log.store.replace(log.path(15), seal(canonical_json(log.read(15)), "0" * 64))
-    assert faults() == ["000000000015.json does not follow from the delta before it; restore a backup"]
+    assert faults() == ["delta: 000000000015.json does not follow from the delta before it; restore a backup"]
     log.store.replace(log.path(15), data)
+    segment = log.archive.read(14)
+    log.store.replace(log.archive.path(14), replace(segment, previous="0" * 64).encode())
+    assert faults() == [
+        "segment: 000000000014.jsonl.zst does not follow from the previous segment",
+        "checkpoint: 000000000014.json was made from different deltas",
+    ]
+    log.store.replace(log.archive.path(14), segment.encode())
+    last = log.read(20)
+    log.store.delete(log.path(20))
+    assert ManifestLog(world.store()).try_append(20, {**last, "closes": [[["ci-events", 0, 999_999], "x"]]})
+    assert faults() == ["delta: ci-events[0] 999999 x is closed but was not open"]
+    log.store.delete(log.path(20))
+    assert ManifestLog(world.store()).try_append(20, last)
     delta = log.read(3)
     log.store.replace(log.path(3), log.store.read(log.path(3)).replace(b'"time_us":', b'"time_us":1'))
-    assert faults() == ["000000000003.json differs from its segment"]
+    assert faults() == ["delta: 000000000003.json differs from its segment"]
     assert ManifestLog(world.store()).read(3) == delta
     log.store.delete(log.path(3))
     log.store.delete(log.path(17))
-    assert faults() == ["000000000018.json exists, but version 17 is missing"]
+    assert faults() == ["delta: 000000000018.json exists, but version 17 is missing"]
     log.store.delete(log.archive.path(7))
-    lost = ["000000000014.jsonl.zst begins with version 8, but version 1 is in no segment"]
-    assert faults() == [*lost, "000000000004.json exists, but version 3 is missing"]
+    lost = "segment: 000000000014.jsonl.zst begins with version 8, but version 1 is in no segment"
+    assert faults() == [lost, "delta: 000000000004.json exists, but version 3 is missing"]
 
 
 def test_broken_checkpoints_and_segments_are_errors() -> None:

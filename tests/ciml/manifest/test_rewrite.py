@@ -46,4 +46,10 @@ def test_steps_of_a_rewriting(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     assert all("note" in delta for delta in deltas.values())
     assert content_of(plain(world, deltas)) == before
     assert list(verify_manifest(world.store())) == []
-    assert rewrite_log(log, noted, RAW) == 0
+    steps.steps.clear()
+    with steps.recording():
+        assert rewrite_log(log, noted, RAW) == 0
+        assert steps.steps == []
+        # A delta after the segments is in no checkpoint, so these stay.
+        assert rewrite_log(log, lambda delta: {**delta, "note": 2} if delta["version"] == 17 else None, RAW) == 1
+    assert [*map(brief, steps.steps)] == ["replace rewritten", "wait 15 s", "replace 17.json", "replace rewritten"]
