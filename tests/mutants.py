@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,8 @@ BUILD = ROOT / "build" / "mutants"
 _READ = ["docs", "examples", "deploy", "setup.py", "README.md", "SECURITY.md", "CHANGELOG.md", "requirements.lock"]
 #: The environment variable for the most seconds that the tests of a change take.
 _LIMIT = "CIML_MUTANT_SECONDS"
+#: The most memory of a process: some changes make a program that takes all there is.
+_MOST_BYTES = 6 << 30
 _SELECTED = "not engines and not bench and not interop and not whole"
 #: mutmut's exit codes of a change.
 _STATES = {0: "survived", 1: "killed", 3: "killed", 33: "untested", 36: "timeout", 37: "killed", None: "not tried"}
@@ -125,6 +128,7 @@ def main() -> None:
     options = parser.parse_args()
     room, work = ROOMS[options.room], BUILD / options.room
     os.environ[_LIMIT] = str(options.seconds)
+    resource.setrlimit(resource.RLIMIT_DATA, (_MOST_BYTES, _MOST_BYTES))
     copy_checkout(work, room)
     mutmut(work, "run", "no_such_change", minutes=options.minutes)  # makes all, and finds the tests of each
     count_fixtures(work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import select
 import signal
 import socket
 import struct
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
 _START_S = 300.0  # for the import of TensorFlow on a busy machine
 _Reply = TypeVar("_Reply", Loaded, Answer)
+
+
+class _EndedBeforeError(EOFError):
+    """The process had ended before it was asked, for example because the system had no memory."""
 
 
 class _Forker:
@@ -196,8 +201,9 @@ class ModelProcess:
                 "its process was killed"
             )
             raise RequestError("DEADLINE_EXCEEDED", message) from None
-        except (EOFError, OSError, ValueError):
-            if self.ended:
+        except (EOFError, OSError, ValueError) as error:
+            if self.ended or isinstance(error, _EndedBeforeError):
+                self.end()
                 raise _unavailable() from None
             message = f"signature {signature.name!r}: the model's process {self.end()}"
             raise RequestError("INTERNAL", message) from None
@@ -206,8 +212,8 @@ class ModelProcess:
         """Return the process's answer. Raises `BlockingIOError` after ``limit_s`` seconds, and as `receive` does."""
         connection, present_limit_s = idle
         try:
-            if self.ended:
-                raise _unavailable()
+            if self.ended or _is_closed(connection):
+                raise _EndedBeforeError
             if limit_s != present_limit_s:
                 _limit_silence(connection, limit_s)
             send(connection, request)
@@ -226,6 +232,13 @@ class ModelProcess:
             self.ended = True
             self._ending = self._finish() or self._ending
             return self._ending
+
+
+def _is_closed(connection: Connection) -> bool:
+    """Return whether the other end is closed."""
+    poll = select.poll()
+    poll.register(connection, 0)
+    return bool(poll.poll(0))
 
 
 def _limit_silence(connection: Connection, seconds: float) -> None:

@@ -102,7 +102,7 @@ def test_nothing_is_lost_or_twice_when_a_part_dies(play: Play, tmp_path: Path) -
     play.kill("taskmanager-1")
     play.wave()
     assert play.restarts() == {**before, "taskmanager-1": before["taskmanager-1"] + 1}
-    assert checkpoint_counts(play.job(job.name))["restored"] == 1
+    assert checkpoint_counts(play.job(job.name))["restored"] >= 1  # by each attempt until there is a TaskManager
 
     # The one Python worker that has work, and then the pool with all its workers.
     pool = psutil.Process(play.pid("workers-1"))

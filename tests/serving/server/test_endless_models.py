@@ -66,6 +66,22 @@ def test_a_call_that_takes_all_memory_fails_alone(endless: dict[Kind, Path]) -> 
     model.close()
 
 
+def test_a_process_that_was_killed_before_a_call_is_no_failure_of_the_model(good: dict[int, Path]) -> None:
+    """As Linux kills it first when memory runs out. A client may try again: the model is loaded again."""
+    server = psutil.Process()
+    others = set(server.children(recursive=True))
+    model = load_model(open_store(good[1]))
+    (process,) = (child for child in set(server.children(recursive=True)) - others if not child.children())
+    process.kill()
+    until(lambda: not is_running(process.pid))
+    inputs, n_windows = runs(3)
+    with pytest.raises(RequestError) as failure:
+        model.predict("", {"inputs": inputs, "n_windows": n_windows})
+    assert failure.value.code == "UNAVAILABLE"
+    assert model.ended
+    model.close()
+
+
 @contextmanager
 def serving(config: Path, *models: Path) -> Iterator[httpx.Client]:
     """A client of a server with version 1 of models, for none of which it waits."""
