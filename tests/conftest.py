@@ -135,6 +135,19 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _connections_end() -> Iterator[None]:
+    """Close what ciml keeps open for the rest of a process: for all tests, that is more than select(2) knows."""
+    yield
+    if reader := sys.modules.get("ciml.pipelines.kafka.reader"):
+        reader.close_readers()
+    if connect := sys.modules.get("ciml.kafka.connect"):
+        connect._admin_clients.clear()
+    if fetch := sys.modules.get("ciml.transforms.fetch.fetch"):
+        while fetch._fetchers:
+            fetch._fetchers.popitem()[1].close()
+
+
 def _engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from ciml import engines
 

@@ -229,7 +229,7 @@ def kind_of(name: str, one: Scene, request: pytest.FixtureRequest) -> Kind:
     else:
         server = FakeGerrit(folder / "gerrit")
         server.start()
-        request.addfinalizer(server.stop)
+        request.addfinalizer(server.close)
         secret = server.folder / "key"
         write(config, source(server.folder, server.ssh, server.rest))
     return Kind(("--config", str(config), *kafka), secret, config, uses=("broker",), own_port=port)

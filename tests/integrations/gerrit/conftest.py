@@ -21,4 +21,4 @@ def gerrit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGerr
     server = FakeGerrit(tmp_path / "gerrit")
     server.start()
     yield server
-    server.stop()
+    server.close()

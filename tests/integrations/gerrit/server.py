@@ -66,7 +66,8 @@ class FakeGerrit:
         self._thawed = threading.Event()
         self._streams: list[asyncssh.SSHServerProcess[bytes]] = []
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
         self._server: asyncssh.SSHAcceptor | None = None
         self._http: ThreadingHTTPServer | None = None
 
@@ -83,6 +84,13 @@ class FakeGerrit:
             self._http.shutdown()
             self._http.server_close()
         self._server = self._http = None
+
+    def close(self) -> None:
+        """Stop for good."""
+        self.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(30)
+        self._loop.close()
 
     def write(self, *lines: bytes | dict[str, Any]) -> None:
         """Write lines to the streams."""

@@ -146,6 +146,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, changes: dict[str, object], said:
     gerrit = FakeGerrit(tmp_path / "gerrit")  # which need not listen
     config = tmp_path / "receivers.toml"
     config.write_text(source(gerrit.folder, gerrit.ssh, gerrit.rest, **changes))
+    gerrit.close()
     with pytest.raises(CimlError) as caught:
         GerritService(load_receivers(config), KafkaOptions("127.0.0.1:1"), "events")
     assert said.replace("FOLDER", str(tmp_path)) in str(caught.value)
