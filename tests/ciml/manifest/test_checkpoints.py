@@ -6,6 +6,7 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -346,6 +347,26 @@ def test_a_replica_on_a_replaced_checkpoint_starts_over_though_its_clock_has_sto
     with replica.state() as state:
         ask_much(state)
         assert state.version == first.state.version
+
+
+def test_a_replica_looks_for_checkpoints_of_others_once_a_minute_or_every_hundred_commits(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor_of_20(world, maintain=False)
+    replica = LogReplica(ManifestLog(world.store(), clock=lambda: world.clock.now_s), RAW, LIMITS)
+    looks = Mock(wraps=replica.log.newest_checkpoint)
+    monkeypatch.setattr(replica.log, "newest_checkpoint", looks)
+    counts = []
+    for wait_s in (0, 59, 1, 59, 1):
+        world.clock.now_s += wait_s
+        with replica.state():
+            counts.append(looks.call_count)
+    assert counts == [1, 1, 2, 2, 3]
+    for batches in list(deliveries(1, 120))[20:]:
+        assert looks.call_count == 3
+        replica.append(lambda state, batches=batches: reconcile(state, batches, 0))  # type: ignore[misc]
+    with replica.state():
+        assert looks.call_count == 4
 
 
 def test_lost_checkpoints_are_rebuilt_from_segments(world: World) -> None:
