@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.records import LISTS, UNJUDGED, Origin, Outcome, RawFile, RunFacts, Trust, rows_of
 from ciml.manifest.log import ManifestLog
+from ciml.runs.latest_runs import latest_runs
 from ciml.runs.run_log import Settled, StoredRunLog, outcomes_of, stored_rows
+from ciml.runs.state import open_raw
 from ciml.storage import open_store
+from tests.runs.compacting import run
+from tests.runs.scenes import RawStore
 
 TRUST = Trust(True, "gated", "p")
 
@@ -99,6 +104,14 @@ def test_a_broken_delta_is_named(tmp_path: Path, data: bytes, message: str) -> N
     with pytest.raises(IntegrityError, match=message) as caught:
         list(StoredRunLog(log, judge).since(0))
     assert log.path(1) in str(caught.value)
+
+
+def test_the_outcome_of_a_run_is_the_corrected_one(tmp_path: Path) -> None:
+    raw = RawStore(DataRoot.open(tmp_path / "data"))
+    facts, telemetry = run(1)
+    raw.add([(facts, telemetry)], corrections=[facts.replace(outcome="failure")])
+    (found,) = latest_runs(*open_raw(raw.store))
+    assert (facts.outcome, found.own.outcome, found.outcome) == ("success", "success", "failure")
 
 
 def test_the_file_of_a_run_is_that_of_its_last_row(tmp_path: Path) -> None:

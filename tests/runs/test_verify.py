@@ -80,6 +80,7 @@ def test_all_is_well(events: Events) -> None:
     assert (found.findings, found.number) == ([], 0)
     assert (found.version, found.records, found.runs, found.objects) == (5, 9, 4, 4)
     assert (found.read, found.single, found.packed) == (4, 4, 0)
+    assert found.formats["run"].total() == 4
     assert found.notes == ["ci[0]: 2 of 9 covered offsets hold no event of a run"]
     squeeze(events.store, grace_s=3_000_000_000)
     found = verified(events.store)
