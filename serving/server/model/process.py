@@ -120,9 +120,6 @@ class ModelProcess:
       call_s: limit of a call, seconds.
       load_s: limit of loading, seconds.
 
-    Attributes:
-      ended: whether it ended by itself or by its limits, so that it answers no call any more.
-
     Raises:
       EngineError: it cannot be started.
     """
@@ -130,16 +127,22 @@ class ModelProcess:
     def __init__(self, call_s: float, load_s: float) -> None:
         self._call_s = call_s
         self._load_s = load_s
-        self.ended = False
+        self._is_ended = False  # by `end`
         pipes = [Pipe() for _ in range(CONNECTIONS)]
         forker, pid = _fork([theirs.fileno() for _, theirs in pipes])
         self._idle: queue.LifoQueue[tuple[Connection, float]] = queue.LifoQueue()  # with their present limits, seconds
         for ours, theirs in reversed(pipes):  # the first one, on which the process waits for `Load`, is used first
             theirs.close()
             self._idle.put((ours, 0.0))
+        self._watched = pipes[0][0]
         self._lock = threading.Lock()
         self._ending = ""
         self._finish = weakref.finalize(self, _end, forker, pid)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it ended by itself, by its limits or by the system, so that it answers no call any more."""
+        return self._is_ended or _is_closed(self._watched)
 
     def load(self, folder: Path, where: str) -> dict[str, Signature]:
         """Load the model in a folder, and return its signatures.
@@ -202,7 +205,7 @@ class ModelProcess:
             )
             raise RequestError("DEADLINE_EXCEEDED", message) from None
         except (EOFError, OSError, ValueError) as error:
-            if self.ended or isinstance(error, _EndedBeforeError):
+            if self._is_ended or isinstance(error, _EndedBeforeError):
                 self.end()
                 raise _unavailable() from None
             message = f"signature {signature.name!r}: the model's process {self.end()}"
@@ -212,7 +215,7 @@ class ModelProcess:
         """Return the process's answer. Raises `BlockingIOError` after ``limit_s`` seconds, and as `receive` does."""
         connection, present_limit_s = idle
         try:
-            if self.ended or _is_closed(connection):
+            if self.ended:
                 raise _EndedBeforeError
             if limit_s != present_limit_s:
                 _limit_silence(connection, limit_s)
@@ -229,7 +232,7 @@ class ModelProcess:
     def end(self) -> str:
         """Kill the process, which ends its calls. Return how it ended, for messages."""
         with self._lock:
-            self.ended = True
+            self._is_ended = True
             self._ending = self._finish() or self._ending
             return self._ending
 

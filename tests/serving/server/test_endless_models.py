@@ -19,6 +19,7 @@ import pytest
 from ciml.errors import EngineError
 from ciml.http.intake import RequestError
 from ciml.serving.model_files import ModelEntry, render_config
+from ciml.serving.predict.answers import RunningModel
 from ciml.serving.server import server as server_module
 from ciml.serving.server.model.loaded_model import load_model
 from ciml.serving.server.server import ModelServer, ServerOptions
@@ -71,17 +72,20 @@ def test_a_process_that_was_killed_before_a_call_is_no_failure_of_the_model(good
     """As Linux kills it first when memory runs out. A client may try again: the model is loaded again."""
     server = psutil.Process()
     others = set(server.children(recursive=True))
-    model = load_model(open_store(good[1]))
+    running = RunningModel(lambda: load_model(open_store(good[1])))
+    model = running.loaded()
     (process,) = (child for child in set(server.children(recursive=True)) - others if not child.children())
     process.kill()
     # Its other threads close its end of the connections after the first one has ended.
     until(lambda: not is_running(process.pid) and len(os.listdir(f"/proc/{process.pid}/task")) == 1)
-    inputs, n_windows = runs(3)
-    with pytest.raises(RequestError) as failure:
-        model.predict("", {"inputs": inputs, "n_windows": n_windows})
-    assert failure.value.code == "UNAVAILABLE"
     assert model.ended
-    model.close()
+    inputs, n_windows = runs(3)
+    named = {"inputs": inputs, "n_windows": n_windows}
+    with pytest.raises(RequestError) as failure:
+        model.predict("", named)
+    assert failure.value.code == "UNAVAILABLE"
+    assert len(running.loaded().predict("", named)["probabilities"]) == 3
+    running.close()
 
 
 @contextmanager
