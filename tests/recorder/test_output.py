@@ -219,7 +219,7 @@ def test_the_file_has_the_head_and_the_latest_bytes(
 ) -> None:
     path = tmp_path_factory.mktemp("kept") / "file"
     file = os.open(path, os.O_RDWR | os.O_CREAT)
-    kept = Output(file, limit)._streams[0]._kept
+    kept = module._Kept(file, limit, memoryview(bytearray(64)).cast("Q"))
     for piece in pieces:
         kept.add(memoryview(piece))
     data = path.read_bytes()
