@@ -65,9 +65,9 @@ def invalid(message: str) -> RequestError:
     return RequestError("INVALID_ARGUMENT", message)
 
 
-def too_large(message: str) -> RequestError:
+def too_large(message: str, limit: str = "") -> RequestError:
     """Return an INVALID_ARGUMENT error (HTTP 413) whose message names the exceeded limit."""
-    return RequestError("INVALID_ARGUMENT", message, http_status=413)
+    return RequestError("INVALID_ARGUMENT", message, http_status=413, limit=limit)
 
 
 def busy(message: str, limit: str) -> RequestError:
@@ -274,8 +274,7 @@ class Intake:
             raise self._too_large(held)
 
     def _too_large(self, held: Held) -> RequestError:
-        message = f"the request is larger than {held.max_bytes} bytes ({self._limit})"
-        return RequestError("INVALID_ARGUMENT", message, http_status=413, limit=self._limit)
+        return too_large(f"the request is larger than {held.max_bytes} bytes ({self._limit})", self._limit)
 
     def _resize(self, held: Held, size: int) -> None:
         self._counted_bytes += _counted(size) - _counted(held.size)

@@ -86,7 +86,7 @@ class FakeGerrit:
         self._server = self._http = None
 
     def close(self) -> None:
-        """Stop for good."""
+        """Stop, and end the event loop: the server cannot start again."""
         self.stop()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(30)

@@ -276,7 +276,6 @@ def test_an_unreachable_system_is_asked_less_and_less_often(world: World, faults
 
 @pytest.mark.parametrize(("fault", "calls"), [("away", 1), ("busy", 1), ("unauthorized", 1), ("refused", 2)])
 def test_a_system_that_fails_is_not_called_for_the_other_messages(world: World, fault: str, calls: int) -> None:
-    world.review.by_commit |= {"a1" * 20: "12", "b2" * 20: "13"}
     world.review.script = [fault] * 2
     world.take(prediction(1, change="1"), prediction(2, change="2"))
     world.work()
